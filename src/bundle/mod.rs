@@ -1,0 +1,1 @@
+//! config.json: loading, validation, and the templates that `spec` and `features` print.

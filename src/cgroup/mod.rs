@@ -1,0 +1,1 @@
+//! Control groups behind one small interface: v1, hybrid and v2.

@@ -1,0 +1,151 @@
+//! What the rooms share while a dump or a restore is under way.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::checkpoint::model::Model;
+use crate::checkpoint::remote::{Injection, Thread};
+
+/// What the caller asked of `checkpoint` and `restore`. Flags that mean nothing to one of the two are ignored by it.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Directory that holds the images.
+    pub image_path: PathBuf,
+    /// Directory for the log and statistics.
+    pub work_path: Option<PathBuf>,
+    /// The container goes on after the dump.
+    pub leave_running: bool,
+    /// Established TCP connections are kept.
+    pub tcp_established: bool,
+    /// Unix sockets connected to a peer outside the container are allowed.
+    pub ext_unix_sk: bool,
+    /// A terminal that belongs to a session outside the container is allowed.
+    pub shell_job: bool,
+    /// File locks are kept.
+    pub file_locks: bool,
+    /// The network namespace is restored empty.
+    pub empty_network: bool,
+    /// Print the statistics of the operation.
+    pub print_stats: bool,
+    /// What to do with control groups: `soft`, `full`, `strict`, `ignore`.
+    pub manage_cgroups: Option<String>,
+    /// Images, directory and parents are not flushed to the disk before the dump is reported.
+    pub no_sync: bool,
+}
+
+/// The container a dump reads: facts that the caller takes from its state and config.json.
+#[derive(Debug, Clone)]
+pub struct Source {
+    /// Container id.
+    pub id: String,
+    /// Init of the container, as a pid of this host.
+    pub init: i32,
+    /// Root file system on the host.
+    pub rootfs: PathBuf,
+    /// config.json.
+    pub spec: oci_spec::runtime::Spec,
+    /// Mount destinations that come from outside (bind mounts of config.json), with their sources on the host.
+    pub external_mounts: BTreeMap<PathBuf, PathBuf>,
+    /// What descriptors 0, 1 and 2 of init were at its start, as readlink(2) of /proc/PID/fd/N prints them.
+    pub stdio: Vec<String>,
+    /// Control groups of the container by controller name ("" for v2), absolute directories.
+    pub cgroups: BTreeMap<String, PathBuf>,
+}
+
+/// One process of the container, stopped.
+#[derive(Debug)]
+pub struct LiveTask {
+    /// Pid on this host.
+    pub pid: i32,
+    /// Pid inside the container's pid namespace; the images know only this one.
+    pub vpid: i32,
+    /// Handle for `pidfd_getfd(2)`.
+    pub pidfd: OwnedFd,
+    /// True for a process that has exited and was not waited for: it has no threads, memory or descriptors.
+    pub zombie: bool,
+    /// Its threads, the leader first, each seized and stopped. Empty for a zombie.
+    pub threads: Vec<Thread>,
+    /// Ready to run batches in the leader, from freeze to thaw.
+    pub injection: Option<Injection>,
+}
+
+/// A dump under way.
+pub struct Dump<'a> {
+    /// What was asked.
+    pub options: &'a Options,
+    /// What is dumped.
+    pub source: &'a Source,
+    /// Its processes, parents before children; the first is init.
+    pub tasks: Vec<LiveTask>,
+    /// What has been captured so far.
+    pub model: Model,
+    /// Where the images are being written: a temporary directory, published at the end.
+    pub images: &'a crate::checkpoint::image::ImageDir,
+    /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
+    next_id: u32,
+}
+
+impl<'a> Dump<'a> {
+    /// A dump of `tasks` that has captured nothing yet.
+    pub fn new(
+        options: &'a Options,
+        source: &'a Source,
+        images: &'a crate::checkpoint::image::ImageDir,
+        tasks: Vec<LiveTask>,
+    ) -> Self {
+        Self { options, source, tasks, model: Model::default(), images, next_id: 1 }
+    }
+
+    /// An object id that no other object of this dump has.
+    pub fn new_id(&mut self) -> u32 {
+        let id = self.next_id;
+        self.next_id += 1;
+        id
+    }
+}
+
+/// The container a restore fills: built from *this* bundle's config.json, its init stub seized and stopped
+/// inside the new namespaces, root file system in place, no program started.
+pub struct Target {
+    /// Container id.
+    pub id: String,
+    /// The init stub, as a pid of this host.
+    pub init: i32,
+    /// Its pidfd.
+    pub init_pidfd: OwnedFd,
+    /// O_PATH descriptor of the container's root directory, in the container's mount namespace.
+    pub root: OwnedFd,
+    /// config.json of the destination.
+    pub spec: oci_spec::runtime::Spec,
+    /// Control groups of the new container by controller name ("" for v2), absolute directories.
+    pub cgroups: BTreeMap<String, PathBuf>,
+    /// Descriptors 0, 1 and 2 that the caller gives the container, where it has no terminal.
+    pub stdio: [Option<OwnedFd>; 3],
+    /// The slave of the new terminal, where config.json asks for one.
+    pub console: Option<OwnedFd>,
+}
+
+/// A restore under way.
+pub struct Restore<'a> {
+    /// What was asked.
+    pub options: &'a Options,
+    /// What is filled.
+    pub target: &'a Target,
+    /// The images, read and validated.
+    pub model: &'a Model,
+    /// Where the images are, for pages and other bulk data.
+    pub images: &'a crate::checkpoint::image::ImageDir,
+}
+
+/// A process being restored: it exists under its old pid, runs batches, and has no memory or descriptors of its own yet.
+pub struct NewTask {
+    /// Pid on this host.
+    pub pid: i32,
+    /// Pid inside the container, the one the images know it by.
+    pub vpid: i32,
+    /// Handle for `pidfd_getfd(2)`.
+    pub pidfd: OwnedFd,
+    /// Runs batches in its only thread, from code and scratch memory that lie outside every mapping of the images.
+    pub injection: Injection,
+}

@@ -1,0 +1,1 @@
+//! Descriptors, one file a kind.

@@ -1,0 +1,1 @@
+//! What runs inside a new container before its program does.

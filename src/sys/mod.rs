@@ -1,0 +1,1 @@
+//! Thin, safe wrappers of system calls that `nix` lacks.
