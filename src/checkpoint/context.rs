@@ -51,6 +51,9 @@ pub struct Source {
     pub stdio: Vec<String>,
     /// Control groups of the container by controller name ("" for v2), absolute directories.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// The container's state directory, where the recovery record stands while a dump is under way.
+    /// None where nobody would read one, as in tests.
+    pub state_dir: Option<PathBuf>,
 }
 
 /// One process of the container, stopped.

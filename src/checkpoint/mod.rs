@@ -1,13 +1,19 @@
 //! The engine: checkpoint and restore of a container, from outside, without a program injected into it.
 
+pub mod check;
 pub mod context;
+pub mod dump;
 pub mod error;
 pub mod files;
 pub mod image;
 pub mod memory;
 pub mod model;
 pub mod namespaces;
+pub mod recovery;
 pub mod remote;
+pub mod report;
+pub mod restore;
 pub mod task;
 
 pub use error::{Error, Result};
+pub use task::freeze::Freezer;

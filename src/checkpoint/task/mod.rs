@@ -1,1 +1,15 @@
-//! Processes and threads.
+//! Processes and threads: which there are, what they are made of apart from memory and descriptors, and how they are
+//! stopped, recreated and let go.
+//!
+//! One file a concern, each with its dump, its restore and its refusals:
+//!
+//! ```text
+//!  freeze       seize every thread of the cgroup's subtree         tree         pids, sessions, groups, zombies; the plan
+//!  status       /proc/PID/status and its kin, parsed               threads      per-thread state: robust list, rseq, comm, ...
+//!  registers    general registers, xsave, interrupted calls        signals      actions, masks, queues, alternate stack
+//!  credentials  ids, capabilities, securebits, no_new_privs        seccomp      filters; the destination's replaces the lowest
+//!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
+//!  scheduling   policy, nice, affinity
+//! ```
+
+pub mod freeze;
