@@ -1,0 +1,220 @@
+//! Engine tests: every fixture in `tests/fixtures`, in a real container, checkpointed and restored in several ways.
+//!
+//! Needs root and gcc; skipped aloud without. `RUNTIME=/path` drives another runtime (one without a working
+//! checkpoint runs the `plain` mode only). Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
+//! `docs/testing.md` describes the protocol and the directives.
+
+// A test program has no callers to document for.
+#![allow(missing_docs)]
+
+#[path = "engine/console.rs"]
+mod console;
+#[path = "engine/container.rs"]
+mod container;
+#[path = "engine/fixture.rs"]
+mod fixture;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use container::{Container, Place};
+use fixture::{Fixture, Mode};
+
+enum Outcome {
+    Passed,
+    Failed(String),
+    Skipped(String),
+}
+
+fn main() -> ExitCode {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    if std::env::args().any(|a| a == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    let fixtures = match load() {
+        Ok(fixtures) => fixtures,
+        Err(e) => {
+            eprintln!("{e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let tests: Vec<(&Fixture, Mode)> = fixtures
+        .iter()
+        .flat_map(|f| f.modes.iter().map(move |m| (f, *m)))
+        .filter(|(f, m)| {
+            let name = format!("{}/{}", f.name, m.name());
+            filters.is_empty() || filters.iter().any(|x| name.contains(x.as_str()))
+        })
+        .collect();
+
+    if !nix::unistd::geteuid().is_root() {
+        println!("engine: 0 passed, 0 failed, {} skipped: containers of the test need root", tests.len());
+        return ExitCode::SUCCESS;
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = target.join(format!("engine-{}", std::process::id()));
+    let programs = target.join("fixtures");
+    let runtime = std::env::var_os("RUNTIME")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_stasis")), PathBuf::from);
+    for d in [&dir, &programs] {
+        if let Err(e) = std::fs::create_dir_all(d) {
+            eprintln!("{}: {e}", d.display());
+            return ExitCode::FAILURE;
+        }
+    }
+    if let Err(e) = private_mounts() {
+        eprintln!("a mount namespace of our own: {e}");
+        return ExitCode::FAILURE;
+    }
+    let place = Place { runtime, dir };
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some((fixture, mode)) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let started = Instant::now();
+                    let name = format!("{}/{}", fixture.name, mode.name());
+                    let outcome = run(&place, fixture, *mode, &programs);
+                    let spent = started.elapsed().as_secs_f32();
+                    match &outcome {
+                        Outcome::Passed => println!("ok      {name} ({spent:.2} s)"),
+                        Outcome::Failed(why) => println!("FAILED  {name} ({spent:.2} s)\n{}", indent(why)),
+                        Outcome::Skipped(why) => println!("SKIPPED {name}: {why}"),
+                    }
+                    if let Ok(mut all) = results.lock() {
+                        all.push((name, outcome));
+                    }
+                }
+            });
+        }
+    });
+    let results = results.into_inner().unwrap_or_default();
+    let failed: Vec<&str> =
+        results.iter().filter(|(_, o)| matches!(o, Outcome::Failed(_))).map(|(n, _)| n.as_str()).collect();
+    let skipped = results.iter().filter(|(_, o)| matches!(o, Outcome::Skipped(_))).count();
+    if failed.is_empty() {
+        let _ = std::fs::remove_dir_all(&place.dir);
+    } else {
+        println!("\nfailed: {}\nleft for a look: {}", failed.join(" "), place.dir.display());
+    }
+    println!(
+        "engine: {} passed, {} failed, {skipped} skipped",
+        results.len() - failed.len() - skipped,
+        failed.len()
+    );
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// All fixtures, by name. A directive that can't be read is an error, not a fixture fewer.
+fn load() -> Result<Vec<Fixture>, String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let entries = std::fs::read_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    let mut sources: Vec<PathBuf> =
+        entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "c")).collect();
+    sources.sort();
+    sources.iter().map(|s| Fixture::parse(s)).collect()
+}
+
+/// Whatever a failing test leaves mounted goes away with this process.
+fn private_mounts() -> Result<(), nix::Error> {
+    use nix::mount::{MsFlags, mount};
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+}
+
+fn run(place: &Place, fixture: &Fixture, mode: Mode, programs: &Path) -> Outcome {
+    if let Some(why) = fixture.skipped() {
+        return Outcome::Skipped(why);
+    }
+    if mode != Mode::Plain
+        && std::env::var_os("RUNTIME").is_some_and(|r| r.to_string_lossy().ends_with("runc"))
+    {
+        return Outcome::Skipped("this runtime's checkpoint doesn't work here".to_owned());
+    }
+    let id = format!("{}-{}-{}", fixture.name, mode.name(), std::process::id());
+    let program = match fixture.build(programs) {
+        Ok(program) => program,
+        Err(e) => return Outcome::Failed(e),
+    };
+    let mut container = match Container::new(place, fixture, &program, &id) {
+        Ok(container) => container,
+        Err(e) => return Outcome::Failed(e),
+    };
+    match walk(&mut container, fixture, mode) {
+        Ok(()) => {
+            container.delete();
+            let _ = std::fs::remove_dir_all(place.dir.join(&id));
+            Outcome::Passed
+        }
+        Err(e) => Outcome::Failed(format!("{e}\n{}", container.story())),
+    }
+}
+
+/// One mode, step by step.
+fn walk(c: &mut Container, fixture: &Fixture, mode: Mode) -> Result<(), String> {
+    c.start()?;
+    match mode {
+        Mode::Plain => c.check(),
+        Mode::Stop => {
+            c.checkpoint("image", &[])?;
+            c.assert_gone()?;
+            decode(&c.dir("image"))?;
+            c.restore("image")?;
+            c.check()
+        }
+        Mode::Leave => {
+            c.checkpoint("image", &["--leave-running"])?;
+            let original = c.move_to_copy()?;
+            let copy = c.use_bundle(original);
+            c.check().map_err(|e| format!("the one left running: {e}"))?;
+            c.delete();
+            c.use_bundle(copy);
+            c.restore("image")?;
+            c.check().map_err(|e| format!("the restored one: {e}"))
+        }
+        Mode::Twice => {
+            for images in ["image", "again"] {
+                c.checkpoint(images, &[]).map_err(|e| format!("{images}: {e}"))?;
+                c.assert_gone()?;
+                c.restore(images).map_err(|e| format!("{images}: {e}"))?;
+            }
+            c.check()
+        }
+        Mode::Refused => {
+            match c.checkpoint("image", &[]) {
+                Ok(()) => return Err("the checkpoint wasn't refused".to_owned()),
+                Err(e) => {
+                    if let Some(missing) = fixture.refused.iter().find(|t| !e.contains(t.as_str())) {
+                        return Err(format!("refused, but without \"{missing}\": {e}"));
+                    }
+                }
+            }
+            if c.status() != "running" {
+                return Err(format!("after the refusal the container is {}", c.status()));
+            }
+            c.check()
+        }
+    }
+}
+
+/// CRIU's own tool must be able to read every image. Nothing to check where it's not installed.
+fn decode(images: &Path) -> Result<(), String> {
+    if !Path::new("/usr/bin/crit").exists() {
+        return Ok(());
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/engine/decode.py");
+    let output =
+        Command::new("/usr/bin/python3").arg(script).arg(images).output().map_err(|e| e.to_string())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("crit can't read the images: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
+fn indent(text: &str) -> String {
+    text.trim_end().lines().map(|l| format!("        {l}\n")).collect::<String>().trim_end().to_owned()
+}

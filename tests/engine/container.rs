@@ -1,0 +1,310 @@
+//! A container that runs one fixture: its bundle, and the runtime's commands on it.
+
+use std::fs;
+use std::io::{PipeReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::console::Console;
+use crate::fixture::Fixture;
+
+/// Where a test keeps everything, and which runtime it drives.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The runtime's binary.
+    pub runtime: PathBuf,
+    /// A directory of the run's own.
+    pub dir: PathBuf,
+}
+
+/// One container. Dropping it deletes it, whatever happened.
+pub struct Container<'a> {
+    place: &'a Place,
+    fixture: &'a Fixture,
+    id: String,
+    bundle: PathBuf,
+    /// What the container, and the commands it inherits its output from, have printed.
+    printed: Arc<Mutex<Vec<u8>>>,
+    console: Option<Console>,
+    log: String,
+}
+
+impl<'a> Container<'a> {
+    /// Lays out a bundle for the fixture's program. Nothing runs yet.
+    pub fn new(place: &'a Place, fixture: &'a Fixture, program: &Path, id: &str) -> Result<Self, String> {
+        let bundle = place.dir.join(id).join("bundle");
+        let rootfs = bundle.join("rootfs");
+        for dir in ["t", "proc", "dev", "sys", "tmp", "etc", "work"] {
+            fs::create_dir_all(rootfs.join(dir)).map_err(|e| format!("{}: {e}", rootfs.display()))?;
+        }
+        use std::os::unix::fs::PermissionsExt;
+        for dir in ["t", "tmp", "work"] {
+            fs::set_permissions(rootfs.join(dir), fs::Permissions::from_mode(0o1777))
+                .map_err(|e| e.to_string())?;
+        }
+        fs::copy(program, rootfs.join("fixture")).map_err(|e| format!("{}: {e}", program.display()))?;
+        let mut config: Value =
+            serde_json::from_str(include_str!("config.json")).map_err(|e| e.to_string())?;
+        for patch in &fixture.config {
+            merge(&mut config, patch);
+        }
+        if let Some(args) = config.pointer_mut("/process/args").and_then(Value::as_array_mut) {
+            args.extend(fixture.args.iter().map(|a| json!(a)));
+        }
+        config["process"]["terminal"] = json!(fixture.tty);
+        let text = serde_json::to_string_pretty(&config).map_err(|e| e.to_string())?;
+        fs::write(bundle.join("config.json"), text).map_err(|e| e.to_string())?;
+        let printed = Arc::new(Mutex::new(Vec::new()));
+        Ok(Self { place, fixture, id: id.to_owned(), bundle, printed, console: None, log: String::new() })
+    }
+
+    /// The runtime's command line for `words` on this container.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut c = Command::new(&self.place.runtime);
+        c.arg("--root").arg(self.place.dir.join("root")).args(words).stdin(Stdio::null());
+        c
+    }
+
+    /// Runs a command that starts or restores: it and the container share a new pipe (or terminal) for output.
+    fn launch(&mut self, words: &[&str], arguments: &[String]) -> Result<(), String> {
+        let mut command = self.command(words);
+        command.args(arguments);
+        if self.fixture.tty {
+            let console = Console::listen(&self.place.dir.join(format!("{}.tty", self.id)))?;
+            command.arg("--console-socket").arg(console.path());
+            self.console = Some(console);
+        }
+        let (reader, writer) = std::io::pipe().map_err(|e| e.to_string())?;
+        let copy = writer.try_clone().map_err(|e| e.to_string())?;
+        command.arg(&self.id).stdout(writer).stderr(copy);
+        self.log += &format!("$ {command:?}\n");
+        let mut child = command.spawn().map_err(|e| format!("{command:?}: {e}"))?;
+        drop(command);
+        drain(reader, Arc::clone(&self.printed));
+        let status =
+            self.wait_for(|| child.try_wait().map_err(|e| e.to_string()), &format!("{} to return", words[0]));
+        if status.is_err() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let status = status?;
+        if let Some(console) = &mut self.console {
+            if status.success() {
+                console.receive(Arc::clone(&self.printed), Duration::from_secs(self.fixture.timeout))?;
+            }
+        }
+        if status.success() { Ok(()) } else { Err(format!("{} failed: {status}", words[0])) }
+    }
+
+    /// `run --detach`, and the fixture says it's ready.
+    pub fn start(&mut self) -> Result<(), String> {
+        let bundle = self.bundle.to_string_lossy().into_owned();
+        self.launch(&["run", "--detach", "--bundle", &bundle], &[])?;
+        let t = self.bundle.join("rootfs/t");
+        self.wait_for(
+            || match (t.join("ready").exists(), fs::read_to_string(t.join("result"))) {
+                (_, Ok(result)) if result != "ok" => {
+                    Err(format!("the fixture failed before it was ready: {result}"))
+                }
+                (true, _) => Ok(Some(())),
+                _ => Ok(None),
+            },
+            "the fixture to be ready",
+        )
+    }
+
+    /// `checkpoint` into `images`; the error holds what the runtime printed.
+    pub fn checkpoint(&mut self, images: &str, flags: &[&str]) -> Result<(), String> {
+        let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));
+        let mut command = self.command(&["checkpoint", "--image-path"]);
+        command
+            .arg(&images)
+            .arg("--work-path")
+            .arg(&work)
+            .args(flags)
+            .args(&self.fixture.checkpoint)
+            .arg(&self.id);
+        self.log += &format!("$ {command:?}\n");
+        let output = bounded(command, Duration::from_secs(self.fixture.timeout))?;
+        self.log += &output.1;
+        if output.0 {
+            if !images.join("inventory.img").exists() {
+                return Err("checkpoint succeeded but there is no inventory.img".to_owned());
+            }
+            return Ok(());
+        }
+        Err(format!("checkpoint failed: {}\n{}", output.1, tail(&work.join("dump.log"))))
+    }
+
+    /// `restore --detach` from `images`.
+    pub fn restore(&mut self, images: &str) -> Result<(), String> {
+        let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));
+        let words: Vec<String> =
+            [&self.bundle, &images, &work].iter().map(|p| p.to_string_lossy().into_owned()).collect();
+        let words = [
+            "restore",
+            "--detach",
+            "--bundle",
+            &words[0],
+            "--image-path",
+            &words[1],
+            "--work-path",
+            &words[2],
+        ];
+        let flags = self.fixture.restore.clone();
+        self.launch(&words, &flags).map_err(|e| format!("{e}\n{}", tail(&work.join("restore.log"))))
+    }
+
+    /// Lets the fixture check itself.
+    pub fn check(&mut self) -> Result<(), String> {
+        let t = self.bundle.join("rootfs/t");
+        fs::write(t.join("go"), "").map_err(|e| e.to_string())?;
+        let verdict = self.wait_for(
+            || match fs::read_to_string(t.join("result")) {
+                Ok(result) => Ok(Some(result)),
+                Err(_) if self.status() == "stopped" && !t.join("result").exists() => {
+                    Ok(Some("it died".to_owned()))
+                }
+                Err(_) => Ok(None),
+            },
+            "the fixture's result",
+        )?;
+        if verdict == "ok" { Ok(()) } else { Err(format!("the fixture says: {verdict}")) }
+    }
+
+    /// `status` as `state` prints it; empty when there is no such container.
+    pub fn status(&self) -> String {
+        let output = self.command(&["state", &self.id]).output();
+        let state: Value =
+            output.ok().and_then(|o| serde_json::from_slice(&o.stdout).ok()).unwrap_or_default();
+        state["status"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// The container must not run any more: that's what a stopping checkpoint leaves.
+    pub fn assert_gone(&self) -> Result<(), String> {
+        match self.status().as_str() {
+            "" | "stopped" => Ok(()),
+            other => Err(format!("the container is {other} after a stopping checkpoint")),
+        }
+    }
+
+    /// From now on the bundle is a copy of what it is at this moment, in another directory, as when Docker restores.
+    pub fn move_to_copy(&mut self) -> Result<PathBuf, String> {
+        let copy = self.place.dir.join(&self.id).join("bundle-copy");
+        let status =
+            Command::new("cp").arg("-a").arg(&self.bundle).arg(&copy).status().map_err(|e| e.to_string())?;
+        if !status.success() {
+            return Err("cp -a of the bundle failed".to_owned());
+        }
+        Ok(std::mem::replace(&mut self.bundle, copy))
+    }
+
+    /// Uses the bundle at `path` from now on.
+    pub fn use_bundle(&mut self, path: PathBuf) -> PathBuf {
+        std::mem::replace(&mut self.bundle, path)
+    }
+
+    /// `delete --force`, which succeeds when there is nothing to delete.
+    pub fn delete(&self) {
+        let _ = bounded(self.command(&["delete", "--force", &self.id]), Duration::from_secs(20));
+    }
+
+    /// A directory of this container's.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        self.place.dir.join(&self.id).join(name)
+    }
+
+    /// Commands run and everything printed, for the report of a failure.
+    pub fn story(&self) -> String {
+        let printed =
+            self.printed.lock().map(|p| String::from_utf8_lossy(&p).into_owned()).unwrap_or_default();
+        format!("{}{printed}", self.log)
+    }
+
+    fn wait_for<T>(&self, mut f: impl FnMut() -> Result<Option<T>, String>, what: &str) -> Result<T, String> {
+        let end = Instant::now() + Duration::from_secs(self.fixture.timeout);
+        loop {
+            if let Some(value) = f()? {
+                return Ok(value);
+            }
+            if Instant::now() > end {
+                return Err(format!("no end to waiting for {what}"));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        self.delete();
+    }
+}
+
+/// RFC 7386: objects merge, null deletes, everything else replaces.
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(patch) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in patch {
+        if value.is_null() {
+            into.as_object_mut().map(|o| o.remove(key));
+        } else {
+            merge(&mut into[key.as_str()], value);
+        }
+    }
+}
+
+/// Collects what comes out of a pipe until its last writer is gone.
+fn drain(mut reader: PipeReader, into: Arc<Mutex<Vec<u8>>>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(n @ 1..) = reader.read(&mut buffer) {
+            if let Ok(mut all) = into.lock() {
+                all.extend_from_slice(&buffer[..n]);
+            }
+        }
+    });
+}
+
+/// Runs a command that must end in time; whether it succeeded, and what it printed.
+fn bounded(mut command: Command, limit: Duration) -> Result<(bool, String), String> {
+    let (reader, writer) = std::io::pipe().map_err(|e| e.to_string())?;
+    let copy = writer.try_clone().map_err(|e| e.to_string())?;
+    let text = format!("{command:?}");
+    let mut child = command.stdout(writer).stderr(copy).spawn().map_err(|e| format!("{text}: {e}"))?;
+    drop(command);
+    let printed = Arc::new(Mutex::new(Vec::new()));
+    drain(reader, Arc::clone(&printed));
+    let end = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+            break status;
+        }
+        if Instant::now() > end {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(format!("{text} did not end in {limit:?} and was killed"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    // The drain may be a moment behind the exit.
+    std::thread::sleep(Duration::from_millis(5));
+    let printed = printed.lock().map(|p| String::from_utf8_lossy(&p).into_owned()).unwrap_or_default();
+    Ok((status.success(), printed))
+}
+
+/// The last lines of a log, for a failure's report.
+fn tail(path: &Path) -> String {
+    let Ok(text) = fs::read_to_string(path) else { return String::new() };
+    let lines: Vec<&str> = text.lines().collect();
+    format!("{}:\n{}", path.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+}

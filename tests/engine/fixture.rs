@@ -1,0 +1,140 @@
+//! A fixture: one C file in `tests/fixtures`, its directives, and the static program gcc makes of it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// The ways a fixture is put to the test, in the order they are tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// No checkpoint at all: is the fixture itself right?
+    Plain,
+    /// Checkpoint (which ends the container), restore, check.
+    Stop,
+    /// Checkpoint with `--leave-running`, check the running one, end it, restore the image, check.
+    Leave,
+    /// Checkpoint, restore, checkpoint again, restore again, check.
+    Twice,
+    /// The checkpoint is refused by name, and the container goes on.
+    Refused,
+}
+
+impl Mode {
+    /// Its name in directives and in test names.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Stop => "stop",
+            Self::Leave => "leave",
+            Self::Twice => "twice",
+            Self::Refused => "refused",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused]
+            .into_iter()
+            .find(|m| m.name() == name)
+    }
+}
+
+/// What the `//@ key: value` lines of a fixture say. `docs/testing.md` lists them.
+#[derive(Debug, Clone, Default)]
+pub struct Fixture {
+    pub name: String,
+    pub source: PathBuf,
+    pub modes: Vec<Mode>,
+    /// Texts that the refusal must contain, every one.
+    pub refused: Vec<String>,
+    /// JSON merge patch on the base config.json.
+    pub config: Vec<Value>,
+    pub args: Vec<String>,
+    pub cflags: Vec<String>,
+    pub checkpoint: Vec<String>,
+    pub restore: Vec<String>,
+    pub tty: bool,
+    /// Paths on the host without which the fixture is skipped.
+    pub needs: Vec<String>,
+    /// Why the fixture can't pass yet: it's skipped, aloud.
+    pub skip: Option<String>,
+    /// Seconds for each step.
+    pub timeout: u64,
+}
+
+impl Fixture {
+    /// Reads the directives of one C file.
+    pub fn parse(source: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(source).map_err(|e| format!("{}: {e}", source.display()))?;
+        let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let mut f = Self { name, source: source.to_owned(), timeout: 20, ..Self::default() };
+        for line in text.lines() {
+            let Some(directive) = line.strip_prefix("//@") else { continue };
+            let (key, value) = directive.split_once(':').unwrap_or((directive, ""));
+            let (key, value) = (key.trim(), value.trim());
+            let words = || value.split_whitespace().map(str::to_owned);
+            let bad = |what: &str| format!("{}: //@ {key}: {what}", source.display());
+            match key {
+                "modes" => {
+                    for word in value.split_whitespace() {
+                        f.modes.push(Mode::parse(word).ok_or_else(|| bad("no such mode"))?);
+                    }
+                }
+                "refused" => f.refused.push(value.to_owned()),
+                "config" => f.config.push(serde_json::from_str(value).map_err(|e| bad(&e.to_string()))?),
+                "args" => f.args.extend(words()),
+                "cflags" => f.cflags.extend(words()),
+                "checkpoint" => f.checkpoint.extend(words()),
+                "restore" => f.restore.extend(words()),
+                "tty" => f.tty = true,
+                "needs" => f.needs.extend(words()),
+                "skip" => f.skip = Some(value.to_owned()),
+                "timeout" => f.timeout = value.parse().map_err(|_| bad("not a number of seconds"))?,
+                _ => return Err(bad("no such directive")),
+            }
+        }
+        if f.modes.is_empty() {
+            f.modes = if f.refused.is_empty() {
+                vec![Mode::Plain, Mode::Stop, Mode::Leave, Mode::Twice]
+            } else {
+                vec![Mode::Plain, Mode::Refused]
+            };
+        }
+        Ok(f)
+    }
+
+    /// Builds the program into `dir`, unless it is there already and newer than its sources.
+    pub fn build(&self, dir: &Path) -> Result<PathBuf, String> {
+        let program = dir.join(&self.name);
+        let header = self.source.with_file_name("fixture.h");
+        let age = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
+        if age(&program).is_some_and(|built| {
+            [self.source.as_path(), &header].iter().all(|s| age(s).is_some_and(|changed| changed < built))
+        }) {
+            return Ok(program);
+        }
+        let output = Command::new("gcc")
+            .args(["-static", "-O1", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+            .arg(&program)
+            .arg(&self.source)
+            .args(&self.cflags)
+            .output()
+            .map_err(|e| format!("gcc: {e}"))?;
+        if !output.status.success() {
+            return Err(format!(
+                "gcc {}:\n{}",
+                self.source.display(),
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        Ok(program)
+    }
+
+    /// Why the fixture can't run on this machine, if it can't.
+    pub fn skipped(&self) -> Option<String> {
+        if let Some(why) = &self.skip {
+            return Some(why.clone());
+        }
+        self.needs.iter().find(|p| !Path::new(p).exists()).map(|p| format!("{p} is not there"))
+    }
+}
