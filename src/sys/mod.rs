@@ -1,10 +1,34 @@
 //! Thin, safe wrappers of system calls that `nix` lacks.
 //!
 //! One family of calls a file. A wrapper checks nothing the kernel checks: it only makes the call safe to write
-//! and gives its answer a type.
+//! and gives its answer a type. It returns the errno unchanged; what the failure means is for the caller to say,
+//! the runtime with [`Error`], the engine with its own.
 
+pub mod bpf;
+pub mod error;
 pub mod fcntl;
+pub mod fd;
 pub mod ioctl;
 pub mod kcmp;
+pub mod keyring;
+pub mod mount;
 pub mod pidfd;
+pub mod prctl;
+pub mod procfs;
+pub mod resolve;
+pub mod sched;
+pub mod seccomp;
 pub mod sockopt;
+pub mod stat;
+#[cfg(test)]
+pub mod testing;
+pub mod uts;
+
+pub use error::{Context, Error, Result};
+
+use nix::errno::Errno;
+
+/// The result of a raw system call: -1 becomes the errno.
+pub(crate) fn check(ret: libc::c_long) -> Result<libc::c_long, Errno> {
+    if ret == -1 { Err(Errno::last()) } else { Ok(ret) }
+}

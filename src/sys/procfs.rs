@@ -1,0 +1,143 @@
+//! A /proc that is known to be one.
+//!
+//! Inside a root file system that somebody else made, `/proc/sys/kernel/hostname` may be anything: another file under
+//! a bind mount, a tmpfs, a link. Writing a label or a sysctl there would write to the attacker's file, or worse to
+//! `/proc/sysrq-trigger` (CVE-2025-31133, CVE-2025-52881). So every write goes through a procfs of our own, mounted
+//! nowhere; and where the kernel denies one, through the root of a mounted procfs, every step checked not to cross
+//! into another mount.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, readlinkat};
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+
+use super::mount::FsContext;
+use super::resolve::open_beneath;
+use super::{Context, Error, Result};
+
+/// The inode number of the root of every procfs.
+const ROOT_INODE: u64 = 1;
+
+/// The root directory of a procfs.
+#[derive(Debug)]
+pub struct Procfs {
+    root: OwnedFd,
+    /// What `self` means in this procfs.
+    pid: String,
+}
+
+impl Procfs {
+    /// A procfs of the current pid namespace: a private one, or, if the kernel denies that, the one at /proc.
+    pub fn open() -> Result<Self> {
+        match FsContext::open(c"proc").and_then(|context| context.mount(0)) {
+            Ok(root) => Self::from_root(root),
+            Err(_) => Self::mounted(),
+        }
+    }
+
+    /// The procfs mounted at /proc, after proving that it is one.
+    pub fn mounted() -> Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open("/proc", flags, Mode::empty()).context(|| "open /proc")?;
+        Self::from_root(root)
+    }
+
+    fn from_root(root: OwnedFd) -> Result<Self> {
+        let kind = fstatfs(&root).context(|| "fstatfs /proc")?.filesystem_type();
+        let inode = fstat(&root).context(|| "fstat /proc")?.st_ino;
+        if kind != PROC_SUPER_MAGIC || inode != ROOT_INODE {
+            return Err(Error::new("/proc is not the root of a procfs"));
+        }
+        let pid = readlinkat(&root, "self").context(|| "readlink /proc/self")?;
+        let pid = pid.into_string().ok().filter(|p| p.bytes().all(|b| b.is_ascii_digit()));
+        let pid = pid.ok_or_else(|| Error::new("/proc/self is not a process"))?;
+        Ok(Self { root, pid })
+    }
+
+    /// Opens a file of the procfs; `self/...` is this process.
+    pub fn file(&self, path: impl AsRef<Path>, flags: OFlag) -> Result<File, Errno> {
+        let path = path.as_ref();
+        let fd = match path.strip_prefix("self") {
+            Ok(rest) => open_beneath(&self.root, Path::new(&self.pid).join(rest), flags)?,
+            Err(_) => open_beneath(&self.root, path, flags)?,
+        };
+        Ok(File::from(fd))
+    }
+
+    /// Reads a whole (small) file.
+    pub fn read(&self, path: impl AsRef<Path>) -> Result<String> {
+        let path = path.as_ref();
+        let name = || format!("open /proc/{}", path.display());
+        let mut text = String::new();
+        let mut file = self.file(path, OFlag::O_RDONLY).context(name)?;
+        file.read_to_string(&mut text).context(|| format!("read /proc/{}", path.display()))?;
+        Ok(text)
+    }
+
+    /// Writes a file in one write(2), as procfs wants it.
+    pub fn write(&self, path: impl AsRef<Path>, value: impl AsRef<[u8]>) -> Result<()> {
+        let path = path.as_ref();
+        let mut file =
+            self.file(path, OFlag::O_WRONLY).context(|| format!("open /proc/{}", path.display()))?;
+        file.write_all(value.as_ref()).context(|| format!("write /proc/{}", path.display()))
+    }
+
+    /// The path that a descriptor of this process has, as the kernel prints it.
+    pub fn path_of(&self, fd: impl AsFd) -> Result<std::path::PathBuf> {
+        use std::os::fd::AsRawFd;
+        let name = format!("{}/fd/{}", self.pid, fd.as_fd().as_raw_fd());
+        readlinkat(&self.root, name.as_str()).map(Into::into).context(|| format!("readlink /proc/{name}"))
+    }
+
+    /// The root directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+    use nix::mount::{MsFlags, mount};
+
+    const NONE: Option<&str> = None;
+
+    #[test]
+    fn a_private_procfs_does_not_see_what_is_mounted_over_proc() {
+        in_child(libc::CLONE_NEWNS, || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), "forged").unwrap();
+            mount(Some(file.path()), "/proc/self/status", NONE, MsFlags::MS_BIND, NONE).unwrap();
+            assert_eq!(std::fs::read_to_string("/proc/self/status").unwrap(), "forged");
+            assert!(Procfs::open().unwrap().read("self/status").unwrap().starts_with("Name:"));
+        });
+    }
+
+    #[test]
+    fn the_mounted_one_refuses_what_is_mounted_over_it() {
+        in_child(libc::CLONE_NEWNS, || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            mount(Some(file.path()), "/proc/sys/kernel/hostname", NONE, MsFlags::MS_BIND, NONE).unwrap();
+            let e = Procfs::mounted().unwrap().write("sys/kernel/hostname", "x").unwrap_err();
+            assert_eq!(e.errno(), Some(Errno::EXDEV));
+        });
+    }
+
+    #[test]
+    fn a_proc_that_is_none_is_refused() {
+        in_child(libc::CLONE_NEWNS, || {
+            mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            assert!(Procfs::mounted().is_err());
+            // A directory of a real procfs is not its root either.
+            let private = Procfs::open().unwrap();
+            let sys = private.file("sys", OFlag::O_PATH | OFlag::O_DIRECTORY).unwrap();
+            assert!(Procfs::from_root(sys.into()).is_err());
+        });
+    }
+}

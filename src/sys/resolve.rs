@@ -1,0 +1,176 @@
+//! Paths inside a directory that belongs to somebody else: openat2(2) and nothing before it.
+//!
+//! ```text
+//!     root ──/a/b/c──>  openat2(root, "a/b/c", RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+//! ```
+//!
+//! Symbolic links, absolute or full of `..`, end inside `root`, whatever is renamed meanwhile. What was resolved is
+//! a descriptor, and everything later is done through it; a path is never resolved twice.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+/// How often a lookup is tried again while somebody renames directories under it.
+const TRIES: usize = 128;
+
+fn how(flags: OFlag, resolve: ResolveFlag) -> OpenHow {
+    OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+fn open(dir: impl AsFd, path: &Path, how: OpenHow) -> Result<OwnedFd, Errno> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    for _ in 0..TRIES {
+        match openat2(&dir, path, how) {
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::EAGAIN)
+}
+
+/// Opens `path` as a process with `root` as its root directory would.
+pub fn open_in_root(root: impl AsFd, path: impl AsRef<Path>, flags: OFlag) -> Result<OwnedFd, Errno> {
+    open(root, path.as_ref(), how(flags, ResolveFlag::RESOLVE_IN_ROOT))
+}
+
+/// Opens `path` below `dir`, refusing symbolic links, `..` and other mounts altogether.
+pub fn open_beneath(dir: impl AsFd, path: impl AsRef<Path>, flags: OFlag) -> Result<OwnedFd, Errno> {
+    let resolve =
+        ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV;
+    open(dir, path.as_ref(), how(flags, resolve))
+}
+
+/// Opens a name of a directory, which must not be a symbolic link.
+fn open_entry(dir: impl AsFd, name: &OsStr, flags: OFlag) -> Result<OwnedFd, Errno> {
+    openat(dir, name, flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+}
+
+/// The components of a path below the root, `.` left out; `..` is kept for the kernel to resolve.
+fn components(path: &Path) -> Vec<&OsStr> {
+    path.components()
+        .filter_map(|c| match c {
+            Component::Normal(name) => Some(name),
+            Component::ParentDir => Some(OsStr::new("..")),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        })
+        .collect()
+}
+
+/// Opens the directory `path` inside `root` (O_PATH), making what is missing with `mode`. A missing part may not
+/// contain `..`, and what is made is never a way through a dangling symbolic link.
+pub fn make_dir_in_root(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> Result<OwnedFd, Errno> {
+    let path = path.as_ref();
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    match open_in_root(&root, path, flags) {
+        Err(Errno::ENOENT) => {}
+        other => return other,
+    }
+    // The longest part that is there, by cutting from the end.
+    let names = components(path);
+    let mut there = names.len();
+    let mut current = loop {
+        there = there.checked_sub(1).ok_or(Errno::ENOENT)?;
+        match open_in_root(&root, names[..there].iter().collect::<PathBuf>(), flags) {
+            Err(Errno::ENOENT) => {}
+            other => break other?,
+        }
+    };
+    for name in &names[there..] {
+        if name.as_bytes() == b".." {
+            return Err(Errno::ENOENT);
+        }
+        match mkdirat(&current, *name, mode) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e),
+        }
+        current = open_entry(&current, name, flags)?;
+    }
+    Ok(current)
+}
+
+/// Splits off the last component and opens (making it) the directory before it.
+pub fn parent_in_root(root: impl AsFd, path: &Path, mode: Mode) -> Result<(OwnedFd, &OsStr), Errno> {
+    // `file_name` is none for `..` and `/`, neither of which can be made.
+    let name = path.file_name().ok_or(Errno::EINVAL)?;
+    let parent = path.parent().unwrap_or(Path::new(""));
+    Ok((make_dir_in_root(root, parent, mode)?, name))
+}
+
+/// Makes an empty file where there is none, with the directories before it, and opens it (O_PATH).
+pub fn make_file_in_root(root: impl AsFd, path: &Path, dir_mode: Mode, mode: Mode) -> Result<OwnedFd, Errno> {
+    let (dir, name) = parent_in_root(root, path, dir_mode)?;
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(&dir, name, flags, mode) {
+        Ok(_) | Err(Errno::EEXIST) => {}
+        Err(e) => return Err(e),
+    }
+    open_entry(&dir, name, OFlag::O_PATH)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    fn root() -> (tempfile::TempDir, fs::File, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root");
+        fs::create_dir(&path).unwrap();
+        let fd = fs::File::open(&path).unwrap();
+        (dir, fd, path)
+    }
+    const DIR: Mode = Mode::from_bits_truncate(0o755);
+
+    #[test]
+    fn links_cannot_lead_out() {
+        let (outer, fd, path) = root();
+        fs::write(outer.path().join("secret"), b"outside").unwrap();
+        symlink("../secret", path.join("up")).unwrap();
+        symlink(outer.path().join("secret"), path.join("absolute")).unwrap();
+        for name in ["up", "absolute", "../secret", "/../../secret"] {
+            assert_eq!(open_in_root(&fd, name, OFlag::O_PATH).unwrap_err(), Errno::ENOENT, "{name}");
+        }
+    }
+
+    #[test]
+    fn directories_are_made_inside_only() {
+        let (outer, fd, path) = root();
+        symlink("/", path.join("slash")).unwrap();
+        symlink(outer.path(), path.join("escape")).unwrap();
+        make_dir_in_root(&fd, "/slash/a/b", DIR).unwrap();
+        assert!(path.join("a/b").is_dir());
+        // A dangling link: nothing may be made through it.
+        assert!(make_dir_in_root(&fd, "/escape/c", DIR).is_err());
+        assert!(!outer.path().join("c").exists());
+        assert!(make_dir_in_root(&fd, "/missing/../d", DIR).is_err());
+        make_dir_in_root(&fd, "../../e", DIR).unwrap();
+        assert!(path.join("e").is_dir());
+    }
+
+    #[test]
+    fn files_are_made_but_not_through_links() {
+        let (outer, fd, path) = root();
+        symlink(outer.path().join("made"), path.join("link")).unwrap();
+        make_file_in_root(&fd, Path::new("/x/y"), DIR, DIR).unwrap();
+        assert!(path.join("x/y").is_file());
+        // The link itself is opened (O_PATH with O_NOFOLLOW), its target never made.
+        let _ = make_file_in_root(&fd, Path::new("/link"), DIR, DIR);
+        assert!(!outer.path().join("made").exists());
+    }
+
+    #[test]
+    fn beneath_refuses_links_and_mounts() {
+        let proc = fs::File::open("/proc").unwrap();
+        assert!(open_beneath(&proc, "self/status", OFlag::O_RDONLY).is_err());
+        let pid = std::process::id();
+        assert!(open_beneath(&proc, format!("{pid}/status"), OFlag::O_RDONLY).is_ok());
+        assert!(open_beneath(&proc, "../etc/passwd", OFlag::O_RDONLY).is_err());
+    }
+}
