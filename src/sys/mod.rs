@@ -11,7 +11,9 @@ pub mod fd;
 pub mod ioctl;
 pub mod kcmp;
 pub mod keyring;
+pub mod memory;
 pub mod mount;
+pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;
 pub mod procfs;
@@ -22,6 +24,7 @@ pub mod sockopt;
 pub mod stat;
 #[cfg(test)]
 pub mod testing;
+pub mod userfaultfd;
 pub mod uts;
 
 pub use error::{Context, Error, Result};

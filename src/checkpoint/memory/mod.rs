@@ -1,1 +1,4 @@
-//! Mappings and pages.
+//! Memory: mappings and pages.
+
+pub mod maps;
+pub mod pages;

@@ -1,0 +1,95 @@
+//! The ioctls of userfaultfd(2) by which one process fills the memory of another.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+
+/// Only faults of user mode are handled: makes userfaultfd(2) available without privilege.
+pub const UFFD_USER_MODE_ONLY: i32 = 1;
+
+const UFFD_API: u64 = 0xAA;
+const REGISTER_MODE_MISSING: u64 = 1;
+const COPY_MODE_DONTWAKE: u64 = 1;
+
+#[repr(C)]
+struct Api {
+    api: u64,
+    features: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Range {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
+struct Register {
+    start: u64,
+    len: u64,
+    mode: u64,
+    ioctls: u64,
+}
+
+#[repr(C)]
+struct Copy {
+    dst: u64,
+    src: u64,
+    len: u64,
+    mode: u64,
+    copy: i64,
+}
+
+mod raw {
+    #![allow(missing_docs)]
+    use super::{Api, Copy, Range, Register};
+    nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, Api);
+    nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, Register);
+    nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Range);
+    nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+}
+
+/// The handshake that comes first on every descriptor.
+pub fn api(uffd: BorrowedFd<'_>) -> nix::Result<()> {
+    let mut arg = Api { api: UFFD_API, features: 0, ioctls: 0 };
+    // SAFETY: `arg` has the layout of struct uffdio_api.
+    unsafe { raw::uffdio_api(uffd.as_raw_fd(), &raw mut arg)? };
+    Ok(())
+}
+
+/// Registers missing pages of `start..start + len` in the address space that made the descriptor.
+pub fn register_missing(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()> {
+    let mut arg = Register { start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    // SAFETY: `arg` has the layout of struct uffdio_register.
+    unsafe { raw::uffdio_register(uffd.as_raw_fd(), &raw mut arg)? };
+    Ok(())
+}
+
+/// Takes the registration back.
+pub fn unregister(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()> {
+    let mut arg = Range { start, len };
+    // SAFETY: `arg` has the layout of struct uffdio_range.
+    unsafe { raw::uffdio_unregister(uffd.as_raw_fd(), &raw mut arg)? };
+    Ok(())
+}
+
+/// Puts whole pages from `from`, in this process, to `to`, in the other one, where no pages may be yet.
+/// Returns how many bytes were put; less than all of `from` when the other address space was busy.
+pub fn copy(uffd: BorrowedFd<'_>, to: u64, from: &[u8]) -> nix::Result<usize> {
+    let mut arg = Copy {
+        dst: to,
+        src: from.as_ptr() as u64,
+        len: from.len() as u64,
+        mode: COPY_MODE_DONTWAKE,
+        copy: 0,
+    };
+    // SAFETY: `arg` has the layout of struct uffdio_copy, and `src` points to `len` readable bytes. The memory written
+    // to is of the process that made the descriptor; a descriptor of this process's own would have been made by
+    // userfaultfd(2), which nothing here calls.
+    match unsafe { raw::uffdio_copy(uffd.as_raw_fd(), &raw mut arg) } {
+        Ok(_) => Ok(from.len()),
+        Err(Errno::EAGAIN) => usize::try_from(arg.copy.max(0)).map_err(|_| Errno::EIO),
+        Err(errno) => Err(errno),
+    }
+}
