@@ -187,8 +187,13 @@ VmFlags: ex
 
     #[test]
     fn malformed_lines_are_named() {
-        for text in ["x-y rw-p 0 0:0 0", "2000-1000 rw-p 0 0:0 0", "1000-2000 rw- 0 0:0 0", "1000-2000 rw-q 0 0:0 0", "1000"]
-        {
+        for text in [
+            "x-y rw-p 0 0:0 0",
+            "2000-1000 rw-p 0 0:0 0",
+            "1000-2000 rw- 0 0:0 0",
+            "1000-2000 rw-q 0 0:0 0",
+            "1000",
+        ] {
             let error = line(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(text), "{error}");
         }

@@ -34,8 +34,7 @@ const SAVED: Query = Query {
     // Nothing is reported, so that ranges are cut only where a page is left out.
     report: 0,
 };
-const GUARDS: Query =
-    Query { inverted: 0, all: scan::PAGE_IS_GUARD, any: 0, report: scan::PAGE_IS_GUARD };
+const GUARDS: Query = Query { inverted: 0, all: scan::PAGE_IS_GUARD, any: 0, report: scan::PAGE_IS_GUARD };
 
 // proc_pid_pagemap(5)
 const ENTRY_PRESENT: u64 = 1 << 63;
@@ -119,7 +118,8 @@ impl Pagemap {
         let mut entries = vec![0u8; 64 << 10];
         let mut at = within.start;
         while at < within.end {
-            let bytes = usize::try_from((within.end - at) / PAGE * 8).unwrap_or(usize::MAX).min(entries.len());
+            let bytes =
+                usize::try_from((within.end - at) / PAGE * 8).unwrap_or(usize::MAX).min(entries.len());
             let part = &mut entries[..bytes];
             self.file
                 .read_exact_at(part, at / PAGE * 8)
@@ -144,6 +144,7 @@ fn push(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use std::num::NonZeroUsize;
 
@@ -194,7 +195,7 @@ mod tests {
         }
         let base = range.start;
         let mut map = Pagemap::open(pid()).unwrap();
-        assert_eq!(map.guards(range.clone()).unwrap(), [base + 3 * PAGE..base + 5 * PAGE]);
+        assert_eq!(map.guards(range.clone()).unwrap(), vec![base + 3 * PAGE..base + 5 * PAGE]);
         assert_eq!(map.saved(range).unwrap(), [base..base + PAGE]);
     }
 }
