@@ -92,10 +92,8 @@ impl<'a> Container<'a> {
             let _ = child.wait();
         }
         let status = status?;
-        if let Some(console) = &mut self.console {
-            if status.success() {
-                console.receive(Arc::clone(&self.printed), Duration::from_secs(self.fixture.timeout))?;
-            }
+        if let Some(console) = self.console.as_mut().filter(|_| status.success()) {
+            console.receive(Arc::clone(&self.printed), Duration::from_secs(self.fixture.timeout))?;
         }
         if status.success() { Ok(()) } else { Err(format!("{} failed: {status}", words[0])) }
     }

@@ -114,7 +114,7 @@ impl Fixture {
             return Ok(program);
         }
         let output = Command::new("gcc")
-            .args(["-static", "-O1", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+            .args(["-static", "-O1", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE", "-o"])
             .arg(&program)
             .arg(&self.source)
             .args(&self.cflags)
