@@ -1,0 +1,272 @@
+//! The directory of a checkpoint.
+//!
+//! Callers pass directories that exist, are not empty, or are mount points. So images are written into a directory
+//! beside the final ones, and moved up when all of them are there; inventory.img comes last and says so.
+//!
+//! ```text
+//!   DIR/                       create: make it, clear what dead dumps left
+//!   ├── .stasis-1234/          write:  all new images
+//!   │   ├── inventory.img
+//!   │   └── ...                publish: 1 flush them   2 unlink the old inventory.img, then the other old images
+//!   ├── inventory.img                   3 move up      4 inventory.img last
+//!   └── ...                    at no moment is there an inventory.img beside a mixture of images
+//! ```
+//!
+//! Everything is relative to descriptors: the directory may belong to somebody who changes it under our hands.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
+use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::kind::Kind;
+use crate::checkpoint::image::record::Record;
+use crate::checkpoint::image::stream::{Reader, Writer};
+
+/// Name of the image that completes a set.
+pub const INVENTORY: &str = "inventory.img";
+/// How staging directories begin.
+const STAGING: &str = ".stasis-";
+
+/// A directory of images, being read or being written.
+#[derive(Debug)]
+pub struct ImageDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    staging: Option<Staging>,
+}
+
+#[derive(Debug)]
+struct Staging {
+    name: String,
+    /// Locked, so that other dumps know that this one lives.
+    dir: Flock<OwnedFd>,
+    over: AtomicBool,
+}
+
+impl ImageDir {
+    /// Opens a directory to read images from.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        let dir = open_directory(nix::fcntl::AT_FDCWD, &path)?;
+        Ok(Self { path, dir, staging: None })
+    }
+
+    /// Makes a directory to write images to, with its parents, and a staging directory in it.
+    pub fn create(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref().to_owned();
+        std::fs::create_dir_all(&path)
+            .during("cannot make the image directory", || format!("mkdir({path:?}, 0777)"))?;
+        let dir = open_directory(nix::fcntl::AT_FDCWD, &path)?;
+        clear_leftovers(dir.as_fd());
+        for attempt in 0u32.. {
+            let name = format!("{STAGING}{}-{attempt}", std::process::id());
+            match mkdirat(&dir, name.as_str(), Mode::S_IRWXU) {
+                Err(Errno::EEXIST) if attempt < 1000 => {}
+                Err(errno) => {
+                    return Err(Error::new("cannot make the staging directory")
+                        .call(format!("mkdirat({path:?}, {name:?}, 0700)"), errno)
+                        .path(path));
+                }
+                Ok(()) => {
+                    let staging = open_directory(dir.as_fd(), Path::new(&name))?;
+                    let staging =
+                        Flock::lock(staging, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| {
+                            Error::new("cannot lock the staging directory")
+                                .call("flock(_, LOCK_EX|LOCK_NB)", errno)
+                        })?;
+                    let staging = Staging { name, dir: staging, over: AtomicBool::new(false) };
+                    return Ok(Self { path, dir, staging: Some(staging) });
+                }
+            }
+        }
+        Err(Error::new("cannot make the staging directory").path(path))
+    }
+
+    /// The directory, as the caller named it.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where files are at the moment.
+    fn place(&self) -> BorrowedFd<'_> {
+        match &self.staging {
+            Some(staging) if !staging.over.load(Ordering::Acquire) => staging.dir.as_fd(),
+            _ => self.dir.as_fd(),
+        }
+    }
+
+    /// Creates a file, which must not exist, for raw bytes.
+    pub fn raw_create(&self, name: &str) -> Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(self.place(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+            .map(File::from)
+            .during("cannot create the image", || format!("openat(_, {name:?}, O_CREAT|O_EXCL, 0600)"))
+            .map_err(|e| e.path(self.path.join(name)))
+    }
+
+    /// Opens a file to read raw bytes. Only a regular file will do: a fifo would keep us waiting.
+    pub fn raw_open(&self, name: &str) -> Result<File> {
+        let flags =
+            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let at = |e: Error| e.path(self.path.join(name));
+        let file = openat(self.place(), name, flags, Mode::empty())
+            .during("cannot open the image", || format!("openat(_, {name:?}, O_RDONLY|O_NOFOLLOW)"))
+            .map_err(at)?;
+        let stat = fstat(&file).during("cannot open the image", || "fstat(_)".into()).map_err(at)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(at(Error::new("the image is not a regular file")));
+        }
+        Ok(File::from(file))
+    }
+
+    /// Whether there is such a file.
+    pub fn exists(&self, name: &str) -> bool {
+        fstatat(self.place(), name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Names of all files, in no order.
+    pub fn names(&self) -> Result<Vec<String>> {
+        names(self.place()).map_err(|e| e.path(&self.path))
+    }
+
+    /// Begins an image.
+    pub fn writer(&self, kind: Kind, name: &str) -> Result<Writer> {
+        Writer::new(self.raw_create(name)?, self.path.join(name), kind)
+    }
+
+    /// Begins to read an image.
+    pub fn reader(&self, kind: Kind, name: &str) -> Result<Reader<BufReader<File>>> {
+        Reader::new(self.raw_open(name)?, self.path.join(name), kind)
+    }
+
+    /// Writes an image of plain records.
+    pub fn write<T: Record>(&self, kind: Kind, name: &str, records: &[T]) -> Result<()> {
+        let mut writer = self.writer(kind, name)?;
+        records.iter().try_for_each(|record| writer.record(record))?;
+        writer.finish().map(drop)
+    }
+
+    /// Reads an image of plain records.
+    pub fn read<T: Record>(&self, kind: Kind, name: &str) -> Result<Vec<T>> {
+        self.reader(kind, name)?.records()
+    }
+
+    /// Reads an image of one record.
+    pub fn read_one<T: Record>(&self, kind: Kind, name: &str) -> Result<T> {
+        self.reader(kind, name)?.only()
+    }
+
+    /// Puts the new images in the place of those that were there. `sync` waits until they are on the disk.
+    pub fn publish(&self, sync: bool) -> Result<()> {
+        let Some(staging) = &self.staging else { return Ok(()) };
+        let new = names(staging.dir.as_fd()).map_err(|e| e.path(&self.path))?;
+        let flush = |fd: BorrowedFd<'_>| match sync {
+            true => fsync(fd).during("cannot flush the images", || "fsync(_)".into()),
+            false => Ok(()),
+        };
+        let run = || -> Result<()> {
+            for name in &new {
+                flush(self.raw_open(name)?.as_fd())?;
+            }
+            flush(staging.dir.as_fd())?;
+            remove(self.dir.as_fd(), INVENTORY)?;
+            for old in names(self.dir.as_fd())?.iter().filter(|old| old.ends_with(".img")) {
+                remove(self.dir.as_fd(), old)?;
+            }
+            flush(self.dir.as_fd())?;
+            for name in new.iter().filter(|name| *name != INVENTORY) {
+                self.move_up(staging, name)?;
+            }
+            if new.iter().any(|name| name == INVENTORY) {
+                flush(self.dir.as_fd())?;
+                self.move_up(staging, INVENTORY)?;
+            }
+            flush(self.dir.as_fd())
+        };
+        run().map_err(|e| e.path(&self.path))?;
+        staging.over.store(true, Ordering::Release);
+        let _ = unlinkat(&self.dir, staging.name.as_str(), UnlinkatFlags::RemoveDir);
+        Ok(())
+    }
+
+    fn move_up(&self, staging: &Staging, name: &str) -> Result<()> {
+        renameat(staging.dir.as_fd(), name, &self.dir, name)
+            .during("cannot publish the image", || format!("renameat(_, {name:?}, _, {name:?})"))
+    }
+
+    /// Removes what has been written and not been published. Dropping does the same.
+    pub fn abort(&self) {
+        if let Some(staging) = &self.staging {
+            if !staging.over.swap(true, Ordering::AcqRel) {
+                clear(self.dir.as_fd(), &staging.name, staging.dir.as_fd());
+            }
+        }
+    }
+}
+
+impl Drop for ImageDir {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    openat(at, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during("cannot open the image directory", || format!("openat(_, {path:?}, O_RDONLY|O_DIRECTORY)"))
+        .map_err(|e| e.path(path))
+}
+
+/// Names in a directory, apart from `.` and `..`, and those that no image has.
+fn names(dir: BorrowedFd<'_>) -> Result<Vec<String>> {
+    let read = || -> nix::Result<Vec<String>> {
+        let mut dir =
+            Dir::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        let mut found = Vec::new();
+        for entry in dir.iter() {
+            if let Ok(name) = entry?.file_name().to_str() {
+                if name != "." && name != ".." {
+                    found.push(name.to_owned());
+                }
+            }
+        }
+        Ok(found)
+    };
+    read().during("cannot list the image directory", || "getdents64(_, _, _)".into())
+}
+
+/// Removes a file that need not be there.
+fn remove(dir: BorrowedFd<'_>, name: &str) -> Result<()> {
+    match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+        Ok(()) | Err(Errno::ENOENT | Errno::EISDIR) => Ok(()),
+        Err(errno) => {
+            Err(Error::new("cannot remove the older image").call(format!("unlinkat(_, {name:?}, 0)"), errno))
+        }
+    }
+}
+
+/// Removes the staging directories of dumps that are dead. Their own lock tells the living ones.
+fn clear_leftovers(dir: BorrowedFd<'_>) {
+    for name in names(dir).unwrap_or_default().iter().filter(|name| name.starts_with(STAGING)) {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let Ok(left) = openat(dir, name.as_str(), flags, Mode::empty()) else { continue };
+        if let Ok(left) = Flock::lock(left, FlockArg::LockExclusiveNonblock) {
+            clear(dir, name, left.as_fd());
+        }
+    }
+}
+
+fn clear(dir: BorrowedFd<'_>, name: &str, staging: BorrowedFd<'_>) {
+    for file in names(staging).unwrap_or_default() {
+        let _ = unlinkat(staging, file.as_str(), UnlinkatFlags::NoRemoveDir);
+    }
+    let _ = unlinkat(dir, name, UnlinkatFlags::RemoveDir);
+}
