@@ -13,44 +13,8 @@
 use std::fmt;
 
 use crate::checkpoint::error::{Error, Result};
-use crate::checkpoint::image::VmaEntry;
+use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::maps::{Mapping, VmFlags};
-
-/// Bits of `VmaEntry::status`, as CRIU numbers them.
-pub mod status {
-    /// To be dumped and restored, unlike an area the kernel provides.
-    pub const REGULAR: u32 = 1 << 0;
-    /// The vsyscall page.
-    pub const VSYSCALL: u32 = 1 << 2;
-    /// The code of the vdso.
-    pub const VDSO: u32 = 1 << 3;
-    /// The break area.
-    pub const HEAP: u32 = 1 << 5;
-    /// A file, changes kept to the process.
-    pub const FILE_PRIVATE: u32 = 1 << 6;
-    /// A file, changes written to it.
-    pub const FILE_SHARED: u32 = 1 << 7;
-    /// Anonymous memory shared with children.
-    pub const ANON_SHARED: u32 = 1 << 8;
-    /// Anonymous memory.
-    pub const ANON_PRIVATE: u32 = 1 << 9;
-    /// A System V segment.
-    pub const SYSVIPC: u32 = 1 << 10;
-    /// The ring of a packet socket.
-    pub const SOCKET: u32 = 1 << 11;
-    /// The data of the vdso.
-    pub const VVAR: u32 = 1 << 12;
-    /// A ring of Linux AIO.
-    pub const AIORING: u32 = 1 << 13;
-    /// A file of memfd_create(2), beside `FILE_*`.
-    pub const MEMFD: u32 = 1 << 14;
-    /// A shadow stack.
-    pub const SHSTK: u32 = 1 << 15;
-    /// Not a mapping, but pages within one that `MADV_GUARD_INSTALL` made inaccessible. These stand last.
-    pub const GUARD: u32 = 1 << 16;
-    /// The page that uprobes put into a process.
-    pub const UPROBES: u32 = 1 << 17;
-}
 
 /// `MAP_DROPPABLE`: pages that the kernel may drop at any time. A type beside `MAP_PRIVATE`; Linux 6.11.
 pub const MAP_DROPPABLE: u32 = 0x08;

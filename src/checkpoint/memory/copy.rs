@@ -1,0 +1,218 @@
+//! Moving pages between a process and a file, in large pieces and, where there is enough to do, on two threads.
+//!
+//! ```text
+//!   ranges of the process  ██ ███ █ ████ ...      cut into pieces of at most 4 MiB
+//!                           │   │ │   │
+//!                  process_vm_readv (to a buffer that stays in the cache)
+//!                           ▼   ▼ ▼   ▼
+//!   pages-N.img            █████████████ ...      one after the other
+//! ```
+
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::sys::memory::Anonymous;
+
+/// Bytes moved at once.
+pub const PIECE: usize = 1 << 20;
+/// Ranges read at once: `IOV_MAX` is 1024.
+const RANGES: usize = 512;
+/// From how many bytes on a second thread pays.
+const LARGE: u64 = 16 << 20;
+
+/// A part of the work: some ranges, and where in the file their bytes go.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Addresses in the process.
+    pub ranges: Vec<Range<u64>>,
+    /// Position in the file.
+    pub offset: u64,
+    /// Sum of the ranges.
+    pub len: usize,
+}
+
+/// Cuts ranges into pieces; the bytes of the first begin at `offset`.
+pub fn pieces(ranges: impl IntoIterator<Item = Range<u64>>, mut offset: u64) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    for mut range in ranges {
+        while range.start < range.end {
+            let piece = match pieces.last_mut() {
+                Some(last) if last.len < PIECE && last.ranges.len() < RANGES => last,
+                _ => {
+                    pieces.push(Piece { ranges: Vec::new(), offset, len: 0 });
+                    let Some(last) = pieces.last_mut() else { break };
+                    last
+                }
+            };
+            let room = PIECE - piece.len;
+            let part = usize::try_from(range.end - range.start).unwrap_or(PIECE).min(room);
+            piece.ranges.push(range.start..range.start + part as u64);
+            piece.len += part;
+            offset += part as u64;
+            range.start += part as u64;
+        }
+    }
+    pieces
+}
+
+/// Runs `work` on every piece, on two threads when there are two processors and much to do. Each thread has a buffer
+/// of [`PIECE`] bytes. The first error ends both.
+pub fn each(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> Result<()> + Sync) -> Result<()> {
+    let total: u64 = pieces.iter().map(|p| p.len as u64).sum();
+    let next = AtomicUsize::new(0);
+    let run = || -> Result<()> {
+        let size = NonZeroUsize::new(PIECE).ok_or_else(|| Error::new("a buffer of no size"))?;
+        let mut buffer = Anonymous::buffer(size)
+            .during("cannot allocate a buffer", || format!("mmap(NULL, {PIECE}, ...)"))?;
+        while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+            work(piece, &mut buffer.as_mut_slice()[..piece.len]).inspect_err(|_| {
+                next.store(pieces.len(), Ordering::Relaxed);
+            })?;
+        }
+        Ok(())
+    };
+    if total < LARGE || thread::available_parallelism().is_ok_and(|n| n.get() < 2) {
+        return run();
+    }
+    thread::scope(|scope| {
+        let other = scope.spawn(run);
+        let mine = run();
+        let theirs =
+            other.join().unwrap_or_else(|_| Err(Error::new("a thread that copied pages has failed")));
+        mine.and(theirs)
+    })
+}
+
+/// The memory of a process, for reading. Without PROT_READ the quick way fails, and `/proc/PID/mem` serves.
+pub struct Memory {
+    pid: i32,
+    mem: File,
+}
+
+impl Memory {
+    /// The memory of a process that this one traces.
+    pub fn open(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/mem");
+        let mem = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .during("cannot open the memory", || format!("open({path:?}, O_RDWR)"))?;
+        Ok(Self { pid, mem })
+    }
+
+    /// Reads all of the ranges, one after the other, into `buffer`, which is exactly as large.
+    pub fn read(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+        let remote: Vec<RemoteIoVec> = ranges.iter().filter_map(remote).collect();
+        let local = &mut [IoSliceMut::new(buffer)];
+        // A short read says nothing: it ends where the first page cannot be read this way.
+        let mut done = process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0);
+        let mut rest = buffer;
+        for range in ranges {
+            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX).min(rest.len());
+            let (part, others) = rest.split_at_mut(len);
+            rest = others;
+            let have = done.min(len);
+            done -= have;
+            if have < len {
+                let at = range.start + have as u64;
+                self.mem
+                    .read_exact_at(&mut part[have..], at)
+                    .during("cannot read the memory", || format!("pread(mem, {}, {at:#x})", len - have))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` at `address`, whatever the protection there, as long as the mapping is private.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        self.mem
+            .write_all_at(bytes, address)
+            .during("cannot write the memory", || format!("pwrite(mem, {}, {address:#x})", bytes.len()))
+    }
+}
+
+fn remote(range: &Range<u64>) -> Option<RemoteIoVec> {
+    Some(RemoteIoVec {
+        base: usize::try_from(range.start).ok()?,
+        len: usize::try_from(range.end - range.start).ok()?,
+    })
+}
+
+/// Copies the ranges of a process's memory to `file`, one after the other from its beginning.
+pub fn to_file(pid: i32, ranges: &[Range<u64>], file: &File) -> Result<()> {
+    let memory = Memory::open(pid)?;
+    each(&pieces(ranges.iter().cloned(), 0), |piece, buffer| {
+        memory.read(&piece.ranges, buffer)?;
+        file.write_all_at(buffer, piece.offset)
+            .during("cannot write the pages", || format!("pwrite(pages, {}, {})", buffer.len(), piece.offset))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_all_ranges_in_order() {
+        let big = 0x10_0000..0x10_0000 + 2 * PIECE as u64 + 4096;
+        let cut = pieces([0x1000..0x2000, big.clone(), 0x9000_0000..0x9000_1000], 8192);
+        let total: usize = cut.iter().map(|p| p.len).sum();
+        assert_eq!(total, 2 * PIECE + 3 * 4096);
+        let mut offset = 8192;
+        for piece in &cut {
+            assert_eq!(piece.offset, offset);
+            assert!(piece.len <= PIECE);
+            assert_eq!(piece.len as u64, piece.ranges.iter().map(|r| r.end - r.start).sum::<u64>());
+            offset += piece.len as u64;
+        }
+        assert_eq!(cut.len(), 3);
+        assert_eq!(cut[0].ranges, [0x1000..0x2000, big.start..big.start + PIECE as u64 - 4096]);
+    }
+
+    #[test]
+    fn many_small_ranges_fit_one_call() {
+        let cut = pieces((0..1500u64).map(|n| n * 8192..n * 8192 + 4096), 0);
+        assert!(cut.iter().all(|p| p.ranges.len() <= RANGES));
+        assert_eq!(cut.iter().map(|p| p.ranges.len()).sum::<usize>(), 1500 + 5 - 5);
+    }
+
+    #[test]
+    fn memory_of_this_process_reaches_a_file() {
+        let size = NonZeroUsize::new(20 << 20).unwrap();
+        let mut memory = Anonymous::private(size).unwrap();
+        for (n, page) in memory.as_mut_slice().chunks_mut(4096).enumerate() {
+            page[0] = n as u8;
+            page[4095] = (n >> 8) as u8;
+        }
+        let file = tempfile::tempfile().unwrap();
+        let (start, end) = (memory.address(), memory.address() + size.get() as u64);
+        let ranges = [start..start + 4096, start + 8192..end];
+        to_file(std::process::id().cast_signed(), &ranges, &file).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), (20 << 20) - 4096);
+        let mut page = [0; 4096];
+        for n in 2..(20 << 20) / 4096u64 {
+            file.read_exact_at(&mut page, (n - 1) * 4096).unwrap();
+            assert_eq!((page[0], page[4095]), (n as u8, (n >> 8) as u8), "page {n}");
+        }
+    }
+
+    #[test]
+    fn the_first_error_ends_the_work() {
+        let cut = pieces([0..200 << 20], 0);
+        let error = each(&cut, |piece, _| match piece.offset {
+            0 => Err(Error::new("broken")),
+            _ => Ok(()),
+        });
+        assert_eq!(error.unwrap_err().to_string(), "broken");
+    }
+}

@@ -1,0 +1,139 @@
+//! The mappings of a live task, each with its file.
+
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::linux::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::stat::fstat;
+
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
+use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
+
+/// Describes all mappings of a task, apart from those within `hidden`: what an injection has put there.
+pub fn read(pid: i32, hidden: &[Range<u64>]) -> Result<Vec<Vma>> {
+    describe(pid, maps::read_with_flags(pid)?, hidden)
+}
+
+/// As [`read`], but with every mapping that is refused, instead of the first.
+pub fn refusals(pid: i32) -> Result<Vec<Error>> {
+    let internal = internal_device()?;
+    let found = maps::read_with_flags(pid)?;
+    let check = |(mapping, flags): &(Mapping, VmFlags)| {
+        file_facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
+    };
+    Ok(found.iter().filter_map(|found| check(found).err()).collect())
+}
+
+fn describe(pid: i32, found: Vec<(Mapping, VmFlags)>, hidden: &[Range<u64>]) -> Result<Vec<Vma>> {
+    let internal = internal_device()?;
+    let mut described: Vec<Vma> = Vec::with_capacity(found.len());
+    for (mapping, flags) in found {
+        if hidden.iter().any(|h| h.start <= mapping.start && mapping.end <= h.end) {
+            continue;
+        }
+        let file = file_facts(pid, &mapping)?;
+        described.push(vmas::describe(&mapping, flags, file, internal)?);
+    }
+    vmas::join_vvar(&mut described);
+    Ok(described)
+}
+
+/// Device of the kernel's own tmpfs, which holds memfds, System V segments and shared anonymous memory.
+fn internal_device() -> Result<u64> {
+    let memfd = memfd_create(c"stasis", MFdFlags::MFD_CLOEXEC)
+        .during("cannot find the device of shared memory", || {
+            "memfd_create(\"stasis\", MFD_CLOEXEC)".into()
+        })?;
+    let stat = fstat(&memfd).during("cannot find the device of shared memory", || "fstat(memfd)".into())?;
+    Ok(stat.st_dev)
+}
+
+/// The entry in `map_files` of a mapping, whether it exists or not.
+fn map_file(pid: i32, mapping: &Mapping) -> String {
+    format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end)
+}
+
+fn file_facts(pid: i32, mapping: &Mapping) -> Result<Option<FileFacts>> {
+    if mapping.inode == 0 && !mapping.name().starts_with(b"/") {
+        return Ok(None);
+    }
+    let path = map_file(pid, mapping);
+    let link = match fs::symlink_metadata(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        link => link.during("cannot look at a mapped file", || format!("lstat({path:?})"))?,
+    };
+    let file = fs::metadata(&path).during("cannot look at a mapped file", || format!("stat({path:?})"))?;
+    // The link's permissions tell how the file was opened.
+    let access = match link.st_mode() & 0o600 {
+        0o600 => libc::O_RDWR,
+        0o200 => libc::O_WRONLY,
+        _ => libc::O_RDONLY,
+    };
+    Ok(Some(FileFacts {
+        mode: file.st_mode(),
+        device: file.st_dev(),
+        special: file.st_rdev(),
+        access: access.cast_unsigned(),
+    }))
+}
+
+/// The file of a mapping, named but not opened (`O_PATH`), and its path as `map_files` prints it.
+pub fn named(pid: i32, vma: &Vma) -> Result<(OwnedFd, PathBuf)> {
+    open(pid, &vma.mapping, libc::O_PATH).map(|(file, link)| (file.into(), link))
+}
+
+/// The shared memory behind a mapping, opened for reading.
+pub fn shared(pid: i32, vma: &Vma) -> Result<File> {
+    open(pid, &vma.mapping, 0).map(|(file, _)| file)
+}
+
+fn open(pid: i32, mapping: &Mapping, flags: i32) -> Result<(File, PathBuf)> {
+    let path = map_file(pid, mapping);
+    let file = File::options()
+        .read(true)
+        .custom_flags(flags)
+        .open(&path)
+        .during("cannot open a mapped file", || format!("open({path:?})"))
+        .map_err(|e| e.path(&mapping.name))?;
+    let link =
+        fs::read_link(&path).during("cannot read a mapped file's path", || format!("readlink({path:?})"))?;
+    Ok((file, link))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::checkpoint::image::vma as status;
+
+    #[test]
+    fn this_process_has_code_heap_stack_and_vdso() {
+        let pid = std::process::id().cast_signed();
+        let vmas = read(pid, &[]).unwrap();
+        let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
+        assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
+        assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
+        let code = vmas.iter().find(|v| v.entry.prot & 4 != 0 && v.entry.fdflags.is_some()).unwrap();
+        let (file, link) = named(pid, code).unwrap();
+        assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
+        assert!(link.is_absolute());
+        assert_eq!(refusals(pid).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn what_is_hidden_is_left_out() {
+        let pid = std::process::id().cast_signed();
+        let all = read(pid, &[]).unwrap();
+        let stack = all.iter().find(|v| v.mapping.name() == b"[stack]").unwrap();
+        let hidden = stack.entry.start..stack.entry.end;
+        let rest = read(pid, &[hidden]).unwrap();
+        assert!(rest.iter().all(|v| v.mapping.name() != b"[stack]"));
+    }
+}

@@ -1,0 +1,472 @@
+//! What has to be done to an empty address space, as data: from the entries of an image to ordered steps.
+//!
+//! ```text
+//!   MmEntry ──validate──> Plan { map:    Attach, Unmap, Map, Advise(huge pages), Vdso   then the pages are filled in
+//!                                finish: Advise, Lock, Guard }
+//! ```
+//!
+//! Every mapping gets its last protection at once: pages are filled in by ways that do not ask for PROT_WRITE. So no
+//! page is ever writable and executable unless it was, and memory-deny-write-execute has nothing to object to.
+
+use std::ops::Range;
+
+use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::pages::PAGE;
+use crate::checkpoint::memory::vmas::{self, MAP_DROPPABLE};
+
+/// End of the addresses that a program has without asking for more.
+pub const TASK_SIZE: u64 = (1 << 47) - PAGE;
+/// End of the addresses with five levels of page tables.
+const TASK_SIZE_MAX: u64 = (1 << 56) - PAGE;
+/// Space below a stack that the kernel wants free for it to grow: `stack_guard_gap`, 256 pages.
+const STACK_GAP: u64 = 256 * PAGE;
+const MADV_GUARD_INSTALL: u32 = 102;
+
+/// What is mapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// Nothing: zero pages.
+    Nothing,
+    /// A file of the images, opened this way (`O_RDONLY`, `O_WRONLY`, `O_RDWR`).
+    File(u32, u32),
+    /// Shared anonymous memory.
+    Shared(u64),
+}
+
+/// One thing to do in the task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// `mmap(start, len, prot, flags, source, offset)`
+    Map {
+        /// Where.
+        range: Range<u64>,
+        /// `PROT_*`
+        prot: u32,
+        /// `MAP_*`
+        flags: u32,
+        /// What.
+        source: Source,
+        /// From which byte of it on.
+        offset: u64,
+    },
+    /// `shmat(segment, at, flags)`
+    Attach {
+        /// Its id.
+        segment: u64,
+        /// Where its first byte goes.
+        at: u64,
+        /// `SHM_RDONLY`, `SHM_EXEC`
+        flags: i32,
+    },
+    /// `munmap`
+    Unmap(Range<u64>),
+    /// `mprotect`
+    Protect(Range<u64>, u32),
+    /// `madvise`
+    Advise(Range<u64>, u32),
+    /// `mlock`
+    Lock(Range<u64>),
+    /// `arch_prctl(ARCH_MAP_VDSO_64, start)`
+    Vdso(u64),
+}
+
+/// All steps for one address space.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Before the pages are filled in.
+    pub map: Vec<Step>,
+    /// Afterwards.
+    pub finish: Vec<Step>,
+    /// Where the image has the vdso's code, if it has.
+    pub vdso: Option<Range<u64>>,
+    /// Where the image has the vdso's data.
+    pub vvar: Option<Range<u64>>,
+}
+
+/// Plans the mappings of one task. `window` is where the code that carries the plan out stands; `segment_size` gives
+/// the size of a System V segment.
+pub fn plan(
+    entries: &[VmaEntry],
+    window: &Range<u64>,
+    segment_size: impl Fn(u64) -> Option<u64>,
+) -> Result<Plan> {
+    let mut plan = Plan::default();
+    let guards = entries.iter().position(|e| e.status & status::GUARD != 0).unwrap_or(entries.len());
+    let (mappings, guards) = entries.split_at(guards);
+    let mut behind = 0;
+    for entry in mappings {
+        validate(entry, window)?;
+        if entry.start < behind {
+            return Err(malformed(entry, "it overlaps the one before"));
+        }
+        behind = entry.end;
+    }
+    attach(mappings, window, segment_size, &mut plan.map)?;
+    for entry in mappings {
+        mapping(entry, &mut plan)?;
+    }
+    for guard in guards {
+        check_range(guard, window)?;
+        let inside = |entry: &VmaEntry| entry.start < guard.end && guard.start < entry.end;
+        if guard.status != status::GUARD || !mappings.iter().any(inside) {
+            return Err(malformed(guard, "it is no guard of a mapping"));
+        }
+        plan.finish.push(Step::Advise(guard.start..guard.end, MADV_GUARD_INSTALL));
+    }
+    if let Some(start) = plan.vvar.iter().chain(&plan.vdso).map(|r| r.start).min() {
+        plan.map.push(Step::Vdso(start));
+    }
+    Ok(plan)
+}
+
+fn malformed(entry: &VmaEntry, why: &str) -> Error {
+    Error::new(format!(
+        "the image has a mapping {} that cannot be restored: {why}",
+        vmas::Range(entry.start, entry.end)
+    ))
+}
+
+fn check_range(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
+    let aligned = (entry.start | entry.end | entry.pgoff) % PAGE == 0;
+    if !aligned || entry.start >= entry.end || entry.end > TASK_SIZE_MAX {
+        return Err(malformed(entry, "its addresses are wrong"));
+    }
+    if entry.start < window.end && window.start < entry.end {
+        return Err(malformed(entry, "it overlaps the code that restores it"));
+    }
+    Ok(())
+}
+
+fn validate(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
+    if entry.status & (status::VSYSCALL | status::UPROBES) != 0 {
+        return Ok(());
+    }
+    check_range(entry, window)?;
+    let unsupported = [
+        (status::AIORING, "a ring of Linux AIO"),
+        (status::SOCKET, "a ring of a packet socket"),
+        (status::SHSTK, "a shadow stack"),
+    ];
+    if let Some((_, what)) = unsupported.iter().find(|(bit, _)| entry.status & bit != 0) {
+        return Err(malformed(entry, what));
+    }
+    let kinds = status::ANON_PRIVATE | status::ANON_SHARED | status::FILE_PRIVATE | status::FILE_SHARED;
+    let known = kinds
+        | status::REGULAR
+        | status::STACK
+        | status::HEAP
+        | status::VDSO
+        | status::VVAR
+        | status::SYSVIPC
+        | status::MEMFD;
+    if entry.status & !known != 0 || (entry.status & kinds).count_ones() != 1 || entry.status & 1 == 0 {
+        return Err(malformed(entry, &format!("its status is {:#x}", entry.status)));
+    }
+    let flags = (libc::MAP_SHARED
+        | libc::MAP_PRIVATE
+        | libc::MAP_ANONYMOUS
+        | libc::MAP_GROWSDOWN
+        | libc::MAP_LOCKED
+        | libc::MAP_NORESERVE)
+        .cast_unsigned()
+        | MAP_DROPPABLE;
+    if entry.flags & !flags != 0 {
+        return Err(malformed(entry, &format!("its flags are {:#x}", entry.flags)));
+    }
+    let kind = entry.flags & 0xf;
+    let shared = entry.status & (status::ANON_SHARED | status::FILE_SHARED) != 0;
+    let droppable = kind == MAP_DROPPABLE && entry.status & status::ANON_PRIVATE != 0;
+    let expected = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    if kind != expected.cast_unsigned() && !droppable {
+        return Err(malformed(entry, "its flags do not match its status"));
+    }
+    if entry.prot & !7 != 0 {
+        return Err(malformed(entry, &format!("its protection is {:#x}", entry.prot)));
+    }
+    Ok(())
+}
+
+/// The steps for one entry, apart from System V segments, which [`attach`] has done.
+fn mapping(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
+    let range = entry.start..entry.end;
+    let has = |bit: u32| entry.status & bit != 0;
+    if has(status::VSYSCALL | status::UPROBES) {
+        return Ok(());
+    }
+    if has(status::VDSO | status::VVAR) {
+        let place = if has(status::VDSO) { &mut plan.vdso } else { &mut plan.vvar };
+        if place.replace(range).is_some() {
+            return Err(malformed(entry, "there is another vdso"));
+        }
+        return Ok(());
+    }
+    if has(status::SYSVIPC) {
+        plan.map.push(Step::Protect(range.clone(), entry.prot));
+    } else {
+        let source = if has(status::ANON_SHARED) {
+            Source::Shared(entry.shmid)
+        } else if has(status::FILE_PRIVATE | status::FILE_SHARED) {
+            let id = u32::try_from(entry.shmid).map_err(|_| malformed(entry, "its file has no such id"))?;
+            Source::File(id, access(entry))
+        } else {
+            Source::Nothing
+        };
+        let kept = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE;
+        let mut flags = entry.flags & (kept.cast_unsigned() | MAP_DROPPABLE);
+        flags |= libc::MAP_FIXED_NOREPLACE.cast_unsigned();
+        if source == Source::Nothing {
+            flags |= libc::MAP_ANONYMOUS.cast_unsigned();
+        }
+        let offset = if source == Source::Nothing { 0 } else { entry.pgoff };
+        plan.map.push(Step::Map { range: range.clone(), prot: entry.prot, flags, source, offset });
+    }
+    advise(entry, plan)?;
+    if entry.flags & libc::MAP_LOCKED.cast_unsigned() != 0 {
+        plan.finish.push(Step::Lock(range));
+    }
+    Ok(())
+}
+
+/// How the file was opened. CRIU before 2.0 did not say: then as much as the mapping needs.
+fn access(entry: &VmaEntry) -> u32 {
+    let writes = entry.status & status::FILE_SHARED != 0 && entry.prot & 2 != 0;
+    let guess = if writes { libc::O_RDWR } else { libc::O_RDONLY };
+    entry.fdflags.map_or(guess.cast_unsigned(), |flags| flags & libc::O_ACCMODE.cast_unsigned())
+}
+
+fn advise(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
+    let given = entry.madv.unwrap_or(0);
+    let known = vmas::ADVICE.iter().fold(0, |bits, (_, advice)| bits | 1 << advice);
+    if given & !known != 0 {
+        return Err(malformed(entry, &format!("its advice is {given:#x}")));
+    }
+    for (_, advice) in vmas::ADVICE.iter().filter(|(_, advice)| given & 1 << advice != 0) {
+        // The size of pages is decided when they are filled in.
+        let huge = [libc::MADV_HUGEPAGE, libc::MADV_NOHUGEPAGE].contains(&advice.cast_signed());
+        let steps = if huge { &mut plan.map } else { &mut plan.finish };
+        steps.push(Step::Advise(entry.start..entry.end, *advice));
+    }
+    Ok(())
+}
+
+/// Attaches each System V segment once for each place it begins at, and takes away what was unmapped of it since.
+fn attach(
+    mappings: &[VmaEntry],
+    window: &Range<u64>,
+    segment_size: impl Fn(u64) -> Option<u64>,
+    steps: &mut Vec<Step>,
+) -> Result<()> {
+    let parts = || mappings.iter().filter(|e| e.status & status::SYSVIPC != 0);
+    let mut done = Vec::new();
+    for first in parts() {
+        let base =
+            first.start.checked_sub(first.pgoff).ok_or_else(|| malformed(first, "it begins below 0"))?;
+        if done.contains(&(first.shmid, base)) {
+            continue;
+        }
+        done.push((first.shmid, base));
+        let size = segment_size(first.shmid)
+            .ok_or_else(|| malformed(first, &format!("the images lack the segment {}", first.shmid)))?;
+        let end = base.checked_add(size.next_multiple_of(PAGE)).filter(|&end| end <= TASK_SIZE_MAX);
+        let end = end.ok_or_else(|| malformed(first, "its segment is too large"))?;
+        if base < window.end && window.start < end {
+            return Err(malformed(first, "its segment overlaps the code that restores it"));
+        }
+        let own = |e: &&VmaEntry| e.shmid == first.shmid && e.start.checked_sub(e.pgoff) == Some(base);
+        let writes = |e: &VmaEntry| e.fdflags.is_none_or(|flags| flags & 3 == libc::O_RDWR.cast_unsigned());
+        let mut flags = if parts().filter(own).any(writes) { 0 } else { libc::SHM_RDONLY };
+        if parts().filter(own).any(|e| e.prot & 4 != 0) {
+            flags |= libc::SHM_EXEC;
+        }
+        steps.push(Step::Attach { segment: first.shmid, at: base, flags });
+        let mut at = base;
+        for part in parts().filter(own) {
+            if part.end > end {
+                return Err(malformed(part, "it is larger than its segment"));
+            }
+            if at < part.start {
+                steps.push(Step::Unmap(at..part.start));
+            }
+            at = part.end;
+        }
+        if at < end {
+            steps.push(Step::Unmap(at..end));
+        }
+    }
+    Ok(())
+}
+
+/// The lowest range of `size` bytes that none of `entries` uses, and that is no stack's to grow into.
+pub fn free_window<'a>(entries: impl Iterator<Item = &'a VmaEntry>, size: u64) -> Result<u64> {
+    // mmap_min_addr may be as high as this, and below it a null pointer with an offset should fault.
+    const LOWEST: u64 = 1 << 20;
+    let mut used: Vec<Range<u64>> = entries
+        .filter(|e| e.start < e.end)
+        .map(|e| {
+            // All of a System V segment is attached for a moment, before its missing parts are unmapped again.
+            let before = if e.status & status::SYSVIPC != 0 { e.pgoff } else { 0 };
+            e.start.saturating_sub(before.max(STACK_GAP))..e.end.saturating_add(STACK_GAP)
+        })
+        .collect();
+    used.sort_unstable_by_key(|range| range.start);
+    let mut at = LOWEST;
+    for range in used {
+        if range.start >= at.saturating_add(size) {
+            break;
+        }
+        at = at.max(range.end);
+    }
+    if at.saturating_add(size) > TASK_SIZE {
+        return Err(Error::new("the mappings of the images leave no room for the code that restores them"));
+    }
+    Ok(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WINDOW: Range<u64> = 0x10_0000..0x12_0000;
+
+    fn entry(start: u64, end: u64, status: u32, flags: i32) -> VmaEntry {
+        let flags = flags.cast_unsigned();
+        VmaEntry { start, end, status: status | 1, flags, prot: 3, fd: -1, ..VmaEntry::default() }
+    }
+
+    fn private(start: u64, end: u64) -> VmaEntry {
+        entry(start, end, status::ANON_PRIVATE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+    }
+
+    fn plan_of(entries: &[VmaEntry]) -> Result<Plan> {
+        plan(entries, &WINDOW, |id| (id == 9).then_some(0x4800))
+    }
+
+    fn map(range: Range<u64>, flags: i32, source: Source, offset: u64) -> Step {
+        let flags = (flags | libc::MAP_FIXED_NOREPLACE).cast_unsigned();
+        Step::Map { range, prot: 3, flags, source, offset }
+    }
+
+    #[test]
+    fn each_kind_becomes_its_call() {
+        let mut stack = private(0x7000_0000, 0x7000_2000);
+        stack.flags |= libc::MAP_GROWSDOWN.cast_unsigned();
+        let mut file = entry(0x40_0000, 0x40_2000, status::FILE_SHARED, libc::MAP_SHARED);
+        (file.shmid, file.pgoff, file.fdflags) = (5, 0x3000, Some(2));
+        let mut shared =
+            entry(0x50_0000, 0x50_1000, status::ANON_SHARED, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        (shared.shmid, shared.pgoff) = (77, 0x1000);
+        let done = plan_of(&[file, shared, stack]).unwrap();
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_GROWSDOWN;
+        assert_eq!(
+            done.map,
+            [
+                map(0x40_0000..0x40_2000, libc::MAP_SHARED, Source::File(5, 2), 0x3000),
+                map(0x50_0000..0x50_1000, libc::MAP_SHARED, Source::Shared(77), 0x1000),
+                map(0x7000_0000..0x7000_2000, anonymous, Source::Nothing, 0),
+            ]
+        );
+        assert_eq!(done.finish, []);
+    }
+
+    #[test]
+    fn advice_and_locks_come_in_their_time() {
+        let mut vma = private(0x40_0000, 0x60_0000);
+        vma.madv = Some(1 << libc::MADV_HUGEPAGE | 1 << libc::MADV_DONTFORK);
+        vma.flags |= libc::MAP_LOCKED.cast_unsigned();
+        let guard =
+            VmaEntry { start: 0x40_1000, end: 0x40_2000, status: status::GUARD, ..VmaEntry::default() };
+        let done = plan_of(&[vma, guard]).unwrap();
+        let range = 0x40_0000..0x60_0000;
+        assert_eq!(done.map[1..], [Step::Advise(range.clone(), 14)]);
+        let expected =
+            [Step::Advise(range.clone(), 10), Step::Lock(range), Step::Advise(0x40_1000..0x40_2000, 102)];
+        assert_eq!(done.finish, expected);
+    }
+
+    #[test]
+    fn the_vdso_comes_last_and_once() {
+        let vvar = entry(0x40_0000, 0x40_6000, status::ANON_PRIVATE | status::VVAR, libc::MAP_PRIVATE);
+        let vdso = entry(0x40_6000, 0x40_8000, status::ANON_PRIVATE | status::VDSO, libc::MAP_PRIVATE);
+        let vsyscall = VmaEntry {
+            start: 0xffff_ffff_ff60_0000,
+            end: 0xffff_ffff_ff60_1000,
+            status: status::VSYSCALL | status::ANON_PRIVATE,
+            ..VmaEntry::default()
+        };
+        let all = [vvar, vdso.clone(), private(0x60_0000, 0x60_1000), vsyscall];
+        let done = plan_of(&all).unwrap();
+        assert_eq!(done.map.last(), Some(&Step::Vdso(0x40_0000)));
+        assert_eq!((done.vvar, done.vdso), (Some(0x40_0000..0x40_6000), Some(0x40_6000..0x40_8000)));
+        let second = VmaEntry { start: 0x50_0000, end: 0x50_2000, ..vdso.clone() };
+        assert!(plan_of(&[vdso, second]).is_err());
+    }
+
+    #[test]
+    fn segments_are_attached_whole_and_cut() {
+        let part = |start, end, pgoff, access| {
+            let kind = status::ANON_SHARED | status::SYSVIPC;
+            let mut part = entry(start, end, kind, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+            (part.shmid, part.pgoff, part.fdflags, part.prot) = (9, pgoff, Some(access), 1);
+            part
+        };
+        let done = plan_of(&[
+            part(0x40_1000, 0x40_2000, 0x1000, 0),
+            part(0x40_3000, 0x40_4000, 0x3000, 0),
+            part(0x50_0000, 0x50_5000, 0, 2),
+        ]);
+        let steps = done.unwrap().map;
+        let expected = [
+            Step::Attach { segment: 9, at: 0x40_0000, flags: libc::SHM_RDONLY },
+            Step::Unmap(0x40_0000..0x40_1000),
+            Step::Unmap(0x40_2000..0x40_3000),
+            Step::Unmap(0x40_4000..0x40_5000),
+            Step::Attach { segment: 9, at: 0x50_0000, flags: 0 },
+        ];
+        assert_eq!(steps[..5], expected);
+        assert_eq!(steps[5], Step::Protect(0x40_1000..0x40_2000, 1));
+    }
+
+    #[test]
+    fn hostile_entries_are_refused() {
+        let good = private(0x40_0000, 0x40_2000);
+        let with = |change: fn(&mut VmaEntry)| {
+            let mut bad = good.clone();
+            change(&mut bad);
+            vec![bad]
+        };
+        let cases = [
+            with(|e| e.end = e.start),
+            with(|e| e.start += 1),
+            with(|e| e.end = 1 << 60),
+            with(|e| e.start = WINDOW.start),
+            with(|e| e.status = 1),
+            with(|e| e.status |= status::FILE_SHARED),
+            with(|e| e.status |= status::AIORING),
+            with(|e| e.status |= 1 << 27),
+            with(|e| e.flags |= libc::MAP_HUGETLB as u32),
+            with(|e| e.flags |= libc::MAP_SHARED as u32),
+            with(|e| e.prot = 8),
+            with(|e| e.madv = Some(1 << libc::MADV_REMOVE)),
+            with(|e| e.status = status::GUARD),
+            vec![good.clone(), good.clone()],
+            vec![private(0x50_0000, 0x50_1000), good.clone()],
+        ];
+        for case in cases {
+            assert!(plan_of(&case).is_err(), "{case:?}");
+        }
+        assert!(plan_of(&[good]).is_ok());
+    }
+
+    #[test]
+    fn the_window_is_where_nothing_is() {
+        let at = |entries: &[VmaEntry], size| free_window(entries.iter(), size).unwrap();
+        assert_eq!(at(&[], 0x4000), 1 << 20);
+        let low = private(0x18_0000, 0x20_0000);
+        assert_eq!(at(&[low.clone()], 0x4000), 0x30_0000);
+        let pair = [private(0x40_0000, 0x60_0000), low];
+        assert_eq!(at(&pair, 0x4000), 0x70_0000);
+        assert_eq!(at(&[private(0x40_0000, 0x60_0000)], 0x4000), 1 << 20);
+        assert!(free_window([private(1 << 20, TASK_SIZE)].iter(), 0x4000).is_err());
+    }
+}

@@ -1,0 +1,118 @@
+//! The vdso: code of the kernel that every process has mapped, with the kernel's data before it.
+//!
+//! Its functions are called by address, so a restored process must find the same functions at the same places. The
+//! same kernel maps its vdso wherever it is asked to (`arch_prctl(ARCH_MAP_VDSO_64)`), and that is all there is to do.
+//! The vdso of another kernel has its functions elsewhere, and is refused by name.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::memory::maps;
+use crate::checkpoint::memory::plan::Plan;
+
+/// The vdso of this kernel.
+#[derive(Debug)]
+pub struct Vdso {
+    /// Bytes of data before the code.
+    data: u64,
+    /// The code.
+    code: Vec<u8>,
+}
+
+impl Vdso {
+    /// As this process has it. Nothing has ever been written there, unlike in a task that was driven from outside.
+    pub fn own() -> Result<Self> {
+        let pid = std::process::id().cast_signed();
+        let maps = maps::read(pid)?;
+        let code = maps.iter().find(|m| m.name() == b"[vdso]");
+        let code = code.ok_or_else(|| Error::new("this kernel has no vdso"))?;
+        let data = maps.iter().filter(|m| m.name().starts_with(b"[vvar")).map(|m| code.start - m.start).max();
+        let mut bytes = vec![0; usize::try_from(code.len()).unwrap_or(0)];
+        let mem =
+            File::open("/proc/self/mem").during("cannot read the vdso", || "open(/proc/self/mem)".into())?;
+        mem.read_exact_at(&mut bytes, code.start)
+            .during("cannot read the vdso", || format!("pread(mem, {}, {:#x})", code.len(), code.start))?;
+        Ok(Self { data: data.unwrap_or(0), code: bytes })
+    }
+
+    /// The code.
+    pub fn code(&self) -> &[u8] {
+        &self.code
+    }
+
+    /// Whether a process that had `code` where the plan says will find the same functions there.
+    pub fn check(&self, plan: &Plan, code: Option<&[u8]>) -> Result<()> {
+        let Some(vdso) = &plan.vdso else {
+            return match plan.vvar {
+                Some(_) => Err(Error::new("the image has the data of the vdso without its code")),
+                None => Ok(()),
+            };
+        };
+        let refused = |why: &str| {
+            Err(Error::new(format!("the process uses the vdso of another kernel: {why}"))
+                .remedy("restore it under the kernel it was checkpointed under"))
+        };
+        let data = plan.vvar.as_ref().map_or(0..0, Range::clone);
+        if !data.is_empty() && data.end != vdso.start {
+            return refused("its data is not before its code");
+        }
+        if vdso.end - vdso.start != self.code.len() as u64 || data.end - data.start != self.data {
+            return refused("its size is another");
+        }
+        match code {
+            Some(code) if code != self.code && build_id(code) != build_id(&self.code) => {
+                refused("its code is another")
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The build id of an ELF image: the description of its note "GNU", type 3. The code alone is no measure, for the
+/// kernel adapts a few instructions to the processor.
+fn build_id(elf: &[u8]) -> Option<&[u8]> {
+    const TYPE_BUILD_ID: u32 = 3;
+    let header =
+        [&4u32.to_ne_bytes()[..], &20u32.to_ne_bytes(), &TYPE_BUILD_ID.to_ne_bytes(), b"GNU\0"].concat();
+    let at = elf.windows(header.len()).position(|window| window == header)?;
+    elf.get(at + header.len()..at + header.len() + 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(vdso: &Vdso) -> Plan {
+        let code = 0x40_0000 + vdso.data;
+        Plan {
+            vvar: Some(0x40_0000..code),
+            vdso: Some(code..code + vdso.code.len() as u64),
+            ..Plan::default()
+        }
+    }
+
+    #[test]
+    fn the_own_vdso_fits_and_another_does_not() {
+        let own = Vdso::own().unwrap();
+        assert!(own.code.starts_with(b"\x7fELF"));
+        assert_eq!(build_id(&own.code).unwrap().len(), 20);
+        own.check(&plan(&own), Some(&own.code)).unwrap();
+        own.check(&Plan::default(), None).unwrap();
+        // Other instructions, same build.
+        let mut patched = own.code.clone();
+        *patched.last_mut().unwrap() ^= 1;
+        own.check(&plan(&own), Some(&patched)).unwrap();
+
+        let other = vec![0; own.code.len()];
+        let refused = |plan: &Plan, code: &[u8]| own.check(plan, Some(code)).unwrap_err().to_string();
+        assert!(refused(&plan(&own), &other).contains("another kernel"));
+        let longer = Vdso { data: own.data + 4096, code: own.code.clone() };
+        assert!(refused(&plan(&longer), &own.code).contains("size"));
+        let apart = Plan { vvar: Some(0..own.data), ..plan(&own) };
+        assert!(refused(&apart, &own.code).contains("before"));
+        let half = Plan { vdso: None, ..plan(&own) };
+        assert!(own.check(&half, None).is_err());
+    }
+}
