@@ -8,6 +8,8 @@
 //! tmpfs contents) is in files of its own, which the rooms that know them write and read through [`ImageDir`].
 
 mod read;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod write;
 

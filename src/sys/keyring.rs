@@ -13,7 +13,8 @@ const KEYCTL_DESCRIBE: libc::c_long = 6;
 /// Joins (or creates) the session keyring of that name and returns its serial number.
 pub fn join_session(name: &CStr) -> Result<i32, Errno> {
     // SAFETY: the kernel reads the name up to its zero byte.
-    let serial = check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })?;
+    let serial =
+        check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })?;
     i32::try_from(serial).map_err(|_| Errno::EOVERFLOW)
 }
 

@@ -60,10 +60,8 @@ pub fn set_attributes(mount: impl AsFd, attributes: Attributes, recursive: bool)
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     let (fd, size) = (mount.as_fd().as_raw_fd(), size_of::<libc::mount_attr>());
     // SAFETY: the path is an empty C string, and the kernel reads `size` bytes of the structure.
-    check(unsafe {
-        libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attr, size)
-    })
-    .map(drop)
+    check(unsafe { libc::syscall(libc::SYS_mount_setattr, fd, c"".as_ptr(), flags, &raw const attr, size) })
+        .map(drop)
 }
 
 /// A file system being configured: fsopen(2).

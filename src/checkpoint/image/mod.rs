@@ -39,6 +39,8 @@ pub mod socket;
 mod stasis;
 pub mod stats;
 mod stream;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod timer;
 pub mod tty;
 pub mod unix;

@@ -24,7 +24,12 @@ macro_rules! records {
     ($($(#[$doc:meta])* $name:ident = $wire:literal { $($fields:tt)* })*) => { $(
         $crate::checkpoint::image::record::record_struct! { [$(#[$doc])*] $name [] $($fields)* }
         $crate::checkpoint::image::record::record_schema! { $name $wire [] $($fields)* }
-    )* };
+    )*
+        /// The records of this file, for tests of all of them.
+        #[cfg(test)]
+        pub(crate) const RECORDS: &[$crate::checkpoint::image::tests::AnyRecord] =
+            &[$($crate::checkpoint::image::tests::AnyRecord::of::<$name>()),*];
+    };
 }
 
 /// Builds the struct, a field at a time.
@@ -90,7 +95,7 @@ macro_rules! record_schema {
         $crate::checkpoint::image::record::record_schema! { $name $wire [$($done)*
             $crate::checkpoint::image::wire::Field {
                 number: $n, name: stringify!($f), required: $crate::checkpoint::image::record::is_required!($label),
-                nested: Some(|| <$of as $crate::checkpoint::image::record::Record>::SCHEMA),
+                wire: 2, nested: Some(|| <$of as $crate::checkpoint::image::record::Record>::SCHEMA),
                 size: size_of::<$of>(),
             },
         ] $($rest)* }
@@ -100,7 +105,7 @@ macro_rules! record_schema {
         $crate::checkpoint::image::record::record_schema! { $name $wire [$($done)*
             $crate::checkpoint::image::wire::Field {
                 number: $n, name: stringify!($f), required: $crate::checkpoint::image::record::is_required!($label),
-                nested: None,
+                wire: $crate::checkpoint::image::record::wire_type!($kind), nested: None,
                 size: size_of::<$crate::checkpoint::image::record::scalar!($kind)>(),
             },
         ] $($rest)* }
@@ -112,6 +117,22 @@ macro_rules! labelled {
     (required $t:ident) => { $t };
     (optional $t:ident) => { Option<$t> };
     (repeated $t:ident) => { Vec<$t> };
+}
+
+/// The wire type of a scalar.
+macro_rules! wire_type {
+    (string) => {
+        2
+    };
+    (bytes) => {
+        2
+    };
+    (fixed64) => {
+        1
+    };
+    ($varint:ident) => {
+        0
+    };
 }
 
 /// Whether a label makes a field obligatory.
@@ -139,4 +160,4 @@ macro_rules! scalar {
     (bytes) => { Vec<u8> };
 }
 
-pub(crate) use {is_required, labelled, record_schema, record_struct, records, scalar};
+pub(crate) use {is_required, labelled, record_schema, record_struct, records, scalar, wire_type};

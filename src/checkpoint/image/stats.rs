@@ -1,6 +1,12 @@
 //! stats-dump and stats-restore: what an operation took, in microseconds and pages.
 
+use std::fs::File;
+use std::path::Path;
+
+use crate::checkpoint::error::{Context, Result};
+use crate::checkpoint::image::kind::Kind;
 use crate::checkpoint::image::record::records;
+use crate::checkpoint::image::stream::Writer;
 
 records! {
     /// Figures of a dump.
@@ -34,5 +40,17 @@ records! {
     StatsEntry = "stats_entry" {
         dump: optional message(DumpStatsEntry) = 1,
         restore: optional message(RestoreStatsEntry) = 2,
+    }
+}
+
+impl StatsEntry {
+    /// Writes `stats-dump` or `stats-restore` into the work directory, over the figures of an earlier operation.
+    pub fn write(&self, work: &Path) -> Result<()> {
+        let path = work.join(if self.dump.is_some() { "stats-dump" } else { "stats-restore" });
+        let file = File::create(&path)
+            .during("cannot write the statistics", || format!("open({path:?}, O_CREAT|O_TRUNC)"))?;
+        let mut writer = Writer::new(file, path, Kind::Stats)?;
+        writer.record(self)?;
+        writer.finish().map(drop)
     }
 }

@@ -31,6 +31,8 @@ pub struct Field {
     pub number: u32,
     /// Its name, as a Rust identifier.
     pub name: &'static str,
+    /// Its wire type; a repeated scalar may also come packed, as type 2.
+    pub wire: u8,
     /// A record without it is malformed.
     pub required: bool,
     /// The message it holds, if it is one.
@@ -93,7 +95,11 @@ fn walk(schema: &'static Schema, mut rest: &[u8], budget: &mut usize, depth: usi
         };
         seen |= 1 << index;
         *budget = budget.checked_sub(field.size).ok_or(Defect::Large(at))?;
-        match key & 7 {
+        let wire = key & 7;
+        if wire != u64::from(field.wire) && (wire != 2 || field.required) {
+            return Err(Defect::Malformed(at));
+        }
+        match wire {
             0 => drop(varint(&mut rest, at)?),
             1 => drop(take(&mut rest, 8, at)?),
             5 => drop(take(&mut rest, 4, at)?),
