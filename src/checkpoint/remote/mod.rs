@@ -1,9 +1,64 @@
 //! Driving a task from outside: ptrace and the syscall batch.
+//!
+//! What only the task itself can do (read its timers, map its memory, fork its children) is done by a *batch*:
+//! an array of system calls that a few hundred bytes of position-independent assembly walk inside the task.
+//!
+//! ```text
+//!   driver                                     task (seized, stopped)
+//!   ──────                                     ──────────────────────
+//!   Batch { openat, fcntl, mmap, ... }
+//!      │ place: addresses filled in                vdso page            scratch (mapped by the stub)
+//!      ├──────────────────────────────────────────────────────────────> │ entries │ data │ out │
+//!      │ SETREGS rip = run, CONT                   │ code │ stub │ ◄──── walks entries, writes results
+//!      │ wait ◄── stops at tgkill(self, X) ─────── │      │ heal │
+//!      └ Results <──────────────────────────────────────────────────── │ results │ out │
+//! ```
+//!
+//! One round trip serves thousands of calls. The task's own registers and signal mask stand in the stub's record;
+//! if the driver dies in the middle, the stub puts them back by itself (see [`Injection`]).
+//!
+//! | file          | what it knows                                                     |
+//! |---------------|-------------------------------------------------------------------|
+//! | `ptrace`      | the requests, one function each                                   |
+//! | `wait`        | waiting for one thread with a deadline                            |
+//! | `thread`      | a seized thread                                                   |
+//! | `regs`        | interrupted system calls and rseq sections in register sets       |
+//! | `batch`       | a batch as data, and its placing in memory                        |
+//! | `names`       | system calls as strace prints them                                |
+//! | `stub_x86_64` | the assembly                                                      |
+//! | `vdso`        | the zero tail of the vdso and its slots                           |
+//! | `injection`   | running batches: live tasks, and tasks being restored             |
+//! | `clone`       | children and threads of a task being restored; zombies            |
+//! | `leave`       | the last step of a restore                                        |
+//! | `conduit`     | passing descriptors into a task                                   |
 
-/// A seized thread.
-#[derive(Debug)]
-pub struct Thread {}
+mod batch;
+mod clone;
+mod conduit;
+mod injection;
+mod leave;
+mod memory;
+mod names;
+mod pin;
+mod ptrace;
+mod regs;
+mod signals;
+mod start;
+#[cfg(target_arch = "x86_64")]
+#[path = "stub_x86_64.rs"]
+mod stub;
+mod thread;
+mod vdso;
+mod wait;
 
-/// A stopped task that runs batches.
-#[derive(Debug)]
-pub struct Injection {}
+#[cfg(test)]
+mod tests;
+
+pub use batch::{Arg, Batch, Call, Out, Results};
+pub use clone::{CloneArgs, Exit};
+pub use conduit::Conduit;
+pub use injection::Injection;
+pub use leave::Final;
+pub use regs::{cooked_for_image, cooked_for_stub};
+pub use thread::{RseqConfig, Thread};
+pub use wait::Stop;

@@ -1,0 +1,182 @@
+//! Children and threads of a task being restored, and its zombies.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
+use super::batch::{Arg, Batch};
+use super::injection::Injection;
+use super::memory::{Memory, Status};
+use super::start::{enter, pack};
+use super::stub::Place;
+use super::thread::Thread;
+use super::wait::Stop;
+use super::{ptrace, signals};
+use crate::checkpoint::error::{Error, Result};
+
+/// What clone3(2) is asked for. The child goes on with a copy of the stub (or shares it, with `CLONE_VM`), so that
+/// it needs no stack.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct CloneArgs {
+    /// `CLONE_*`
+    pub flags: u64,
+    /// The signal that the parent gets at the child's exit; 0 with `CLONE_THREAD`.
+    pub exit_signal: i32,
+    /// The child's pids, the one of the innermost namespace first. Empty: the kernel chooses.
+    pub set_tid: Vec<i32>,
+    /// Address for `CLONE_CHILD_SETTID` and `CLONE_CHILD_CLEARTID`.
+    pub child_tid: u64,
+    /// Address for `CLONE_PARENT_SETTID`.
+    pub parent_tid: u64,
+    /// Thread pointer for `CLONE_SETTLS`.
+    pub tls: u64,
+    /// Descriptor, in the parent, of the control group for `CLONE_INTO_CGROUP`.
+    pub cgroup: Option<i32>,
+}
+
+/// How a child ends that is to be a zombie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By exit(2) with this code.
+    Code(i32),
+    /// Killed by this signal.
+    Signal(i32),
+}
+
+impl Injection {
+    /// Makes a child or a thread, which is stopped at once and ready for batches.
+    ///
+    /// In a live task the child is a copy of the program (a snapshot of its memory): it dies with the driver, and
+    /// never runs the program.
+    pub fn clone_child(&mut self, args: &CloneArgs) -> Result<(Thread, Self)> {
+        let mut batch = Batch::new();
+        batch.about("cannot make the child");
+        let fields = batch.words(&[
+            args.flags,
+            0, // pidfd
+            args.child_tid,
+            args.parent_tid,
+            i64::from(args.exit_signal).cast_unsigned(),
+            0, // stack
+            0, // its size
+            args.tls,
+            0, // set_tid
+            args.set_tid.len() as u64,
+            args.cgroup.map_or(0, |fd| i64::from(fd).cast_unsigned()),
+        ]);
+        if !args.set_tid.is_empty() {
+            let bytes: Vec<u8> = args.set_tid.iter().flat_map(|tid| tid.to_ne_bytes()).collect();
+            let tids = batch.data(&bytes);
+            batch.link(fields, 8 * 8, tids);
+        }
+        let call = batch.call(libc::SYS_clone3, &[fields, Arg::from(8 * 11)]);
+        batch.birth(call);
+
+        let options = self.thread.options();
+        if options & ptrace::O_BIRTHS != ptrace::O_BIRTHS {
+            self.thread.set_options(options | ptrace::O_BIRTHS)?;
+        }
+        let run = self.run(&batch);
+        if !self.thread.is_gone() && options != self.thread.options() {
+            self.thread.set_options(options)?;
+        }
+        let in_parent = run.map_err(|error| describe(error, args))?.int(call);
+        let [tid] = self.births[..] else {
+            return Err(Error::new("the new child is not traced"));
+        };
+        let thread = Thread::adopt(tid, options | ptrace::O_BIRTHS);
+        match thread.wait_stop(Instant::now() + self.patience)? {
+            Stop::Trap => {}
+            Stop::Exited(status) => return Err(Error::new(format!("the new child died ({status:#x})"))),
+            other => {
+                return Err(Error::new(format!("the new child stopped in an unexpected way: {other:?}")));
+            }
+        }
+        thread.set_options(options | ptrace::O_EXITKILL)?;
+
+        let is_thread = args.flags & libc::CLONE_THREAD as u64 != 0;
+        let ids = match args.set_tid.first() {
+            Some(&inner) if is_thread => pack((self.ids >> 32) as i32, inner),
+            Some(&inner) => pack(inner, inner),
+            None if is_thread => pack((self.ids >> 32) as i32, in_parent),
+            None if args.flags & libc::CLONE_NEWPID as u64 == 0 => pack(in_parent, in_parent),
+            None => {
+                let status = Status::read(tid)?;
+                pack(status.tgid, status.tid)
+            }
+        };
+        let mut template = self.template;
+        if args.flags & libc::CLONE_SETTLS as u64 != 0 {
+            template.fs_base = args.tls;
+        }
+        let child = Self {
+            thread: thread.clone(),
+            memory: Memory::new(tid),
+            code: self.code,
+            scratch: self.scratch,
+            scratch_len: self.scratch_len,
+            ids,
+            signal: self.signal,
+            template,
+            home: None,
+            window: self.window,
+            queued: if is_thread { Rc::clone(&self.queued) } else { Rc::new(Cell::new(0)) },
+            births: Vec::new(),
+            patience: self.patience,
+        };
+        Ok((thread, child))
+    }
+
+    /// Ends a process of a restore (or a snapshot). It stays a zombie until its parent waits for it.
+    pub fn exit_child(mut self, exit: Exit) -> Result<()> {
+        let deadline = Instant::now() + self.patience;
+        let passed = match exit {
+            Exit::Code(code) => {
+                let mut regs = enter(&self, Place::Boot);
+                regs.rax = libc::SYS_exit_group.cast_unsigned();
+                regs.rdi = u64::from(code.cast_unsigned());
+                self.thread.set_regs(&regs)?;
+                0
+            }
+            Exit::Signal(signal) => {
+                let mut batch = Batch::new();
+                batch.about("cannot prepare the end of the zombie");
+                // Default action, and no core file.
+                let action = batch.words(&[0; 4]);
+                let limit = batch.words(&[0; 2]);
+                if signal != libc::SIGKILL {
+                    batch.call(libc::SYS_rt_sigaction, &[signal.into(), action, 0.into(), 8.into()]);
+                }
+                batch.call(libc::SYS_setrlimit, &[libc::RLIMIT_CORE.into(), limit]);
+                self.run(&batch)?;
+                // At its stop by X, the thread takes this signal in the place of X.
+                self.thread.set_sigmask(!signals::bit(signal))?;
+                signal
+            }
+        };
+        self.thread.cont(passed)?;
+        loop {
+            match self.thread.wait_stop(deadline)? {
+                Stop::Exited(_) => return Ok(()),
+                Stop::Signal(_) => return Err(Error::new(format!("the process survives {exit:?}"))),
+                _ => self.thread.cont(0)?,
+            }
+        }
+    }
+}
+
+/// Adds the flags and pids that stand in the structure which clone3(2) reads.
+fn describe(error: Error, args: &CloneArgs) -> Error {
+    let fields = error.fields();
+    match (&fields.call, fields.errno) {
+        (Some(_), Some(errno)) => {
+            let call = format!(
+                "clone3({{flags={:#x}, exit_signal={}, set_tid={:?}}}, 88)",
+                args.flags, args.exit_signal, args.set_tid
+            );
+            let error = Error::new(fields.what.clone()).call(call, errno);
+            if errno == nix::errno::Errno::EEXIST { error.remedy("the pid is taken") } else { error }
+        }
+        _ => error,
+    }
+}

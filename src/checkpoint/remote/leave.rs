@@ -1,0 +1,106 @@
+//! The last step of a restore: the window is unmapped and the thread stands in its own program.
+//!
+//! Nothing of the window can make that munmap(2) return, so one `syscall` instruction of the restored program's own
+//! memory makes it: the thread is put there, and is stopped at the entry and at the return.
+
+use std::time::Instant;
+
+use libc::user_regs_struct;
+
+use super::injection::Injection;
+use super::memory;
+use super::thread::Thread;
+use super::wait::Stop;
+use crate::checkpoint::error::{Error, Result};
+
+/// The `syscall` instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// What a restored thread starts with.
+#[derive(Debug, Clone, Copy)]
+pub struct Final {
+    /// General registers, as an image keeps them.
+    pub regs: user_regs_struct,
+    /// Blocked signals.
+    pub sigmask: u64,
+    /// Unmaps the window: to be asked of the last thread of its process, when the others have left.
+    pub unmap_window: bool,
+}
+
+impl Injection {
+    /// Leaves a restored thread stopped at the start of its own program. To be detached when all are ready.
+    pub fn leave(self, last: &Final) -> Result<Thread> {
+        let thread = self.thread.clone();
+        if last.unmap_window && self.window != 0 {
+            self.unmap_window()?;
+        }
+        let mut regs = last.regs;
+        // It is no system call that we return from.
+        regs.orig_rax = u64::MAX;
+        thread.set_sigmask(last.sigmask)?;
+        thread.set_regs(&regs)?;
+        Ok(thread)
+    }
+
+    fn unmap_window(&self) -> Result<()> {
+        let deadline = Instant::now() + self.patience;
+        let what = "cannot unmap the restore's window";
+        let mut regs = self.template;
+        regs.rip = self.syscall_instruction()?;
+        regs.orig_rax = u64::MAX;
+        regs.eflags = 0x202;
+        regs.rax = libc::SYS_munmap.cast_unsigned();
+        regs.rdi = self.window;
+        regs.rsi = Self::FOOTPRINT;
+        self.thread.set_sigmask(u64::MAX)?;
+        self.thread.set_regs(&regs)?;
+        for _entry_and_return in 0..2 {
+            self.thread.to_syscall()?;
+            loop {
+                match self.thread.wait_stop(deadline)? {
+                    Stop::Syscall => break,
+                    Stop::Exited(status) => {
+                        return Err(Error::new(format!("{what}: the task died ({status:#x})")));
+                    }
+                    Stop::Signal(signal) => {
+                        return Err(Error::new(format!("{what}: signal {signal} came between")));
+                    }
+                    _ => self.thread.to_syscall()?,
+                }
+            }
+        }
+        match self.thread.regs()?.rax.cast_signed() {
+            0 => Ok(()),
+            errno => Err(Error::new(what).call(
+                format!("munmap({:#x}, {})", self.window, Self::FOOTPRINT),
+                nix::errno::Errno::from_raw(i32::try_from(-errno).unwrap_or(0)),
+            )),
+        }
+    }
+
+    /// A `syscall` instruction of the restored program: in its vdso, else in any code that it has.
+    fn syscall_instruction(&self) -> Result<u64> {
+        let tid = self.thread.tid();
+        let window = self.window..self.window + Self::FOOTPRINT;
+        let mut ranges: Vec<(u64, u64)> = memory::vdso_of_maps(tid)?.into_iter().collect();
+        ranges.extend(memory::executable(tid)?);
+        for (start, end) in ranges {
+            if window.contains(&start) {
+                continue;
+            }
+            let mut at = start;
+            while at < end {
+                let len = (end - at).min(1 << 20);
+                let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
+                if self.memory.read(at, &mut bytes).is_err() {
+                    break;
+                }
+                if let Some(found) = bytes.windows(2).position(|pair| pair == SYSCALL) {
+                    return Ok(at + found as u64);
+                }
+                at += len;
+            }
+        }
+        Err(Error::new("the restored task has no code with a system call in it, and no vdso"))
+    }
+}

@@ -1,0 +1,231 @@
+//! Beginning and ending an injection in a live task, in an order that lets the task heal at any moment.
+//!
+//! ```text
+//!   write slot (code, record) → SETREGS rip = boot → SETSIGMASK all but X → CONT … scratch is mapped
+//!        … batches …
+//!   unmap scratch → SETSIGMASK old → SETREGS raw → clear slot
+//! ```
+//!
+//! If the driver dies before SETREGS, nothing has happened; after it, the thread runs through the stub into `heal`.
+//! While the mask and the registers are put back, `rip` stands at the start of `heal`, which does the same.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use libc::user_regs_struct;
+
+use super::injection::{Home, Injection};
+use super::memory::{Memory, Status};
+use super::stub::{self, Place};
+use super::thread::Thread;
+use super::wait::Stop;
+use super::{ptrace, regs, signals, vdso};
+use crate::checkpoint::error::{Error, Result};
+
+/// How long a batch may take before it is given up.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Code segment of 64-bit programs.
+const USER64_CS: u64 = 0x33;
+/// `PR_SYS_DISPATCH_ON`
+const DISPATCH_ON: u64 = 1;
+/// First scratch of a live task.
+const FIRST_SCRATCH: u64 = 64 << 10;
+
+impl Injection {
+    /// Gets a stopped live thread ready for batches.
+    ///
+    /// If the driver dies from here on, the thread finishes the system call it is in, and goes on with its
+    /// program: the stub heals it. Its general registers and signal mask are the stub's until
+    /// [`Self::finish`]: read them before, or with [`Self::image_regs`] and [`Self::sigmask`].
+    pub fn start(thread: &Thread) -> Result<Self> {
+        let tid = thread.tid();
+        let raw = thread.regs()?;
+        if raw.cs != USER64_CS {
+            return Err(Error::new("the task runs a 32-bit program, which is not supported yet"));
+        }
+        let mask = thread.sigmask()?;
+        let status = Status::read(tid)?;
+        let stopped = status_is_stopped(thread);
+        let signal = signals::harmless(status.blocked | mask, status.caught, status.pending, stopped)
+            .ok_or_else(|| Error::new("the thread leaves no signal free that could stop it after a batch"))?;
+        let memory = Memory::new(tid);
+        let mut home_regs = raw;
+        if let Some(abort) = section_abort(thread, &memory, raw.rip)? {
+            home_regs.rip = abort;
+        }
+        let slot = vdso::free_slot(vdso::tail(tid, &memory)?, thread, &memory, raw.rip)?;
+        memory.force(slot, &stub::slot(tid, mask, &regs::cooked_for_stub(&home_regs)))?;
+
+        let dispatch = ptrace::dispatch(tid).ok().filter(|config| config.mode == DISPATCH_ON);
+        if dispatch.is_some() {
+            set_dispatch(tid, ptrace::Dispatch::default())?;
+        }
+        let home = Home { slot, regs: home_regs, mask, dispatch, stopped: false };
+        let mut injection = Self {
+            thread: thread.clone(),
+            memory,
+            code: slot,
+            scratch: 0,
+            scratch_len: 0,
+            ids: pack(status.tgid, status.tid),
+            signal,
+            template: raw,
+            home: Some(home),
+            window: 0,
+            queued: Rc::new(Cell::new(0)),
+            births: Vec::new(),
+            patience: PATIENCE,
+        };
+        injection.grow(FIRST_SCRATCH)?;
+        Ok(injection)
+    }
+
+    /// Ends the injection: the thread has its registers, mask and memory again, and is still stopped.
+    pub fn finish(mut self) -> Result<()> {
+        self.heal()
+    }
+
+    /// As [`Self::finish`]; does nothing when it was done.
+    pub(super) fn heal(&mut self) -> Result<()> {
+        let Some(home) = self.home.take() else { return Ok(()) };
+        if self.thread.is_gone() {
+            return Ok(());
+        }
+        let unmapped = self.unmap_scratch();
+        if self.thread.is_gone() {
+            return unmapped;
+        }
+        if home.stopped {
+            self.stop_process()?;
+        }
+        if let Some(config) = home.dispatch {
+            set_dispatch(self.thread.tid(), config)?;
+        }
+        self.thread.set_sigmask(home.mask)?;
+        self.thread.set_regs(&home.regs)?;
+        let clear = vec![0u8; usize::try_from(stub::slot_len()).unwrap_or(0)];
+        self.memory.force(home.slot, &clear)?;
+        unmapped
+    }
+
+    /// Registers of the thread's own program, as an image keeps them.
+    pub fn image_regs(&self) -> Option<user_regs_struct> {
+        self.home.as_ref().map(|home| regs::cooked_for_image(&home.regs))
+    }
+
+    /// Signal mask of the thread's own program.
+    pub fn sigmask(&self) -> Option<u64> {
+        self.home.as_ref().map(|home| home.mask)
+    }
+
+    /// A stop signal that came during the injection is sent again.
+    fn stop_process(&self) -> Result<()> {
+        let pid = Status::read(self.thread.tid())?.host_tgid;
+        // SAFETY: kill takes numbers only.
+        nix::errno::Errno::result(unsafe { libc::kill(pid, libc::SIGSTOP) }).map(drop).map_err(|errno| {
+            Error::new("cannot stop the process again").call(format!("kill({pid}, SIGSTOP)"), errno)
+        })
+    }
+}
+
+impl Thread {
+    /// Registers as an image keeps them: an interrupted system call is made again or sees EINTR, an interrupted
+    /// restartable sequence starts again. Not for a thread with an injection: ask that.
+    pub fn image_regs(&self) -> Result<user_regs_struct> {
+        let mut raw = self.regs()?;
+        if let Some(abort) = section_abort(self, &Memory::new(self.tid()), raw.rip)? {
+            raw.rip = abort;
+        }
+        Ok(regs::cooked_for_image(&raw))
+    }
+}
+
+fn set_dispatch(tid: i32, config: ptrace::Dispatch) -> Result<()> {
+    ptrace::set_dispatch(tid, config).map_err(|errno| {
+        Error::new("cannot switch syscall user dispatch")
+            .call(format!("ptrace(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, {tid}, {config:?})"), errno)
+    })
+}
+
+/// Both ids of a thread in the register that the stub keeps them in.
+pub(super) fn pack(tgid: i32, tid: i32) -> u64 {
+    u64::from(tgid.cast_unsigned()) << 32 | u64::from(tid.cast_unsigned())
+}
+
+/// True while the process is stopped by job control.
+fn status_is_stopped(thread: &Thread) -> bool {
+    // PTRACE_GETSIGINFO has no siginfo to give in a group stop only.
+    ptrace::siginfo(thread.tid()).is_err()
+}
+
+/// Where the restartable sequence that `rip` is in goes when it is interrupted.
+fn section_abort(thread: &Thread, memory: &Memory, rip: u64) -> Result<Option<u64>> {
+    let Some(rseq) = thread.rseq()? else { return Ok(None) };
+    let section = match memory.word(rseq.addr + 8) {
+        Ok(section) if section != 0 => section,
+        _ => return Ok(None),
+    };
+    let mut descriptor = [0u8; 32];
+    // A stale pointer to memory that is gone is legal as long as no sequence is entered.
+    match memory.read(section, &mut descriptor) {
+        Ok(()) => Ok(regs::abort_ip(&descriptor, rip)),
+        Err(_) => Ok(None),
+    }
+}
+
+/// True for a thread inside a stub: its driver died, and it was stopped again before it had healed.
+pub(super) fn is_in_stub(thread: &Thread) -> Result<bool> {
+    let regs = thread.regs()?;
+    if regs.r12 & !0xff == stub::MARKER {
+        return Ok(true);
+    }
+    // The last instruction has restored r12 already.
+    let memory = Memory::new(thread.tid());
+    let mut code = [0u8; 2];
+    if memory.read(regs.rip, &mut code).is_err() || code != [0xff, 0x25] {
+        return Ok(false);
+    }
+    let magic = regs.rip.wrapping_sub(stub::offset(Place::Jump)).wrapping_add(stub::magic_offset());
+    Ok(memory.word(magic).is_ok_and(|word| word == stub::MAGIC))
+}
+
+/// Lets a thread that a dead driver left in a stub heal, and stops it again behind that.
+pub(super) fn let_out(thread: &Thread, deadline: Instant) -> Result<()> {
+    loop {
+        let regs = thread.regs()?;
+        let signal = i32::try_from(regs.r12 & 0xff).unwrap_or(0);
+        thread.cont(0)?;
+        match thread.wait_stop(deadline)? {
+            // The segment has ended; what follows heals without stopping again.
+            Stop::Signal(stop) if stop == signal => {
+                thread.interrupt()?;
+                thread.cont(0)?;
+                return Ok(());
+            }
+            Stop::Signal(other) => thread.cont(other)?,
+            Stop::Exited(_) => return Err(Error::new("the thread died")),
+            _ => {
+                if !is_in_stub(thread)? {
+                    thread.interrupt()?;
+                    thread.cont(0)?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// Registers that enter the stub at `place`.
+pub(super) fn enter(injection: &Injection, place: Place) -> user_regs_struct {
+    let mut regs = injection.template;
+    regs.orig_rax = u64::MAX;
+    // Direction and trap flags off, interrupts on.
+    regs.eflags = 0x202;
+    regs.rip = injection.code + stub::offset(place);
+    regs.r12 = stub::MARKER | u64::from(injection.signal.cast_unsigned());
+    regs.r13 = injection.ids;
+    regs.r14 = injection.scratch;
+    regs.r15 = injection.scratch_len;
+    regs
+}

@@ -1,0 +1,132 @@
+//! The zero tail of the vdso, where stubs stand.
+//!
+//! The vdso is mapped in every task, executable, and its last page is not full. Writing there through
+//! /proc/PID/mem gives the task a private copy of that page; no mapping is made that would be seen or refused.
+//!
+//! ```text
+//!   base                        end of the image        page boundary
+//!   │ ELF header ... sections    │ slot │ slot │ ...     │
+//!                                  │
+//!                                  all zero, or a stub that a thread is in, or one that was left behind
+//! ```
+
+use super::memory::{self, Memory};
+use super::{stub, thread::Thread};
+use crate::checkpoint::error::{Error, Result};
+
+const PAGE: u64 = 4096;
+
+/// The free bytes behind the vdso's image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tail {
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+/// Finds the tail of a task's vdso.
+pub(super) fn tail(tid: i32, memory: &Memory) -> Result<Tail> {
+    let mut header = [0u8; 64];
+    let by_auxv = memory::vdso_of_auxv(tid)?;
+    let base = match by_auxv {
+        Some(base) if memory.read(base, &mut header).is_ok() && image_len(&header).is_some() => base,
+        // Moved since, or mapped by somebody else than exec.
+        _ => {
+            let Some((base, _)) = memory::vdso_of_maps(tid)? else {
+                return Err(Error::new("the task has no vdso, so that no system call can be made in it"));
+            };
+            memory.read(base, &mut header)?;
+            base
+        }
+    };
+    let Some(len) = image_len(&header) else {
+        return Err(Error::new(format!("the task's vdso at {base:#x} is no ELF image of this architecture")));
+    };
+    let end = base + len;
+    Ok(Tail { start: end.next_multiple_of(16), end: end.next_multiple_of(PAGE) })
+}
+
+/// Length of an ELF image that ends in its section headers, as the vdso does.
+fn image_len(header: &[u8; 64]) -> Option<u64> {
+    if header[..5] != *b"\x7fELF\x02" {
+        return None;
+    }
+    let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
+    let mut offset = [0; 8];
+    offset.copy_from_slice(&header[0x28..0x30]);
+    let end = u64::from_le_bytes(offset).checked_add(half(0x3a) * half(0x3c))?;
+    (end >= 64 && end < 16 * PAGE).then_some(end)
+}
+
+/// A free slot in the tail.
+pub(super) fn free_slot(tail: Tail, thread: &Thread, memory: &Memory, rip: u64) -> Result<u64> {
+    let len = stub::slot_len();
+    let mut bytes = vec![0u8; usize::try_from(tail.end - tail.start).unwrap_or(0)];
+    memory.read(tail.start, &mut bytes)?;
+    let mut at = tail.start;
+    while at + len <= tail.end {
+        let from = usize::try_from(at - tail.start).unwrap_or(0);
+        let slot = &bytes[from..from + usize::try_from(len).unwrap_or(0)];
+        if slot.iter().all(|&b| b == 0) || is_abandoned(slot, at, thread.tid(), rip) {
+            return Ok(at);
+        }
+        at += len;
+    }
+    Err(Error::new("no room is left in the task's vdso for another stub")
+        .remedy("a driver was killed several times in this task; it makes room when its threads have run on"))
+}
+
+/// A slot that was left behind, and that no thread can be inside: its thread is gone, or is this one and is
+/// elsewhere, or belongs to another process, of which this is a forked copy.
+fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64) -> bool {
+    let word = |offset: u64| {
+        let from = usize::try_from(offset).unwrap_or(0);
+        slot.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+    };
+    if word(stub::magic_offset()) != stub::MAGIC {
+        return false;
+    }
+    let Ok(owner) = i32::try_from(word(stub::magic_offset() + 8)) else { return false };
+    if owner == tid {
+        return !(at..at + stub::slot_len()).contains(&rip);
+    }
+    matches!(memory::shares_memory(owner, tid), Ok(false) | Err(nix::errno::Errno::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_vdso_has_room_for_two_stubs() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        let memory = Memory::new(me);
+        let tail = tail(me, &memory).unwrap();
+        let room = tail.end - tail.start;
+        assert!(room >= 2 * stub::slot_len(), "{room} bytes for stubs of {}", stub::slot_len());
+    }
+
+    #[test]
+    fn only_elf_has_a_length() {
+        assert_eq!(image_len(&[0; 64]), None);
+        let mut header = [0u8; 64];
+        header[..5].copy_from_slice(b"\x7fELF\x02");
+        assert_eq!(image_len(&header), None);
+        header[0x28] = 0x80;
+        header[0x3a] = 64;
+        header[0x3c] = 2;
+        assert_eq!(image_len(&header), Some(0x100));
+    }
+
+    #[test]
+    fn a_slot_is_taken_while_its_thread_may_be_in_it() {
+        let me = i32::try_from(std::process::id()).unwrap();
+        // SAFETY: a plain structure of integers, for which zero is a value.
+        let regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let slot = stub::slot(me, 0, &regs);
+        assert!(!is_abandoned(&slot, 0x1000, me, 0x1010), "this thread is in it");
+        assert!(is_abandoned(&slot, 0x1000, me, 0x9000), "this thread is elsewhere");
+        let dead = stub::slot(i32::MAX - 1, 0, &regs);
+        assert!(is_abandoned(&dead, 0x1000, me, 0x9000), "its owner is gone");
+        assert!(!is_abandoned(&vec![1; slot.len()], 0x1000, me, 0x9000), "not ours");
+    }
+}
