@@ -85,6 +85,8 @@ pub struct Dump<'a> {
     pub model: Model,
     /// Where the images are being written: a temporary directory, published at the end.
     pub images: &'a crate::checkpoint::image::ImageDir,
+    /// What the room of descriptors remembers between files.
+    pub files: crate::checkpoint::files::Registry,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
     next_id: u32,
 }
@@ -97,7 +99,15 @@ impl<'a> Dump<'a> {
         images: &'a crate::checkpoint::image::ImageDir,
         tasks: Vec<LiveTask>,
     ) -> Self {
-        Self { options, source, tasks, model: Model::default(), images, next_id: 1 }
+        Self {
+            options,
+            source,
+            tasks,
+            model: Model::default(),
+            images,
+            files: crate::checkpoint::files::Registry::default(),
+            next_id: 1,
+        }
     }
 
     /// An object id that no other object of this dump has.

@@ -20,6 +20,7 @@ pub mod procfs;
 pub mod resolve;
 pub mod sched;
 pub mod seccomp;
+pub mod signalfd;
 pub mod sockopt;
 pub mod stat;
 #[cfg(test)]

@@ -1,1 +1,87 @@
 //! Descriptors, one file a kind.
+//!
+//! ```text
+//!   dump                                            restore
+//!   /proc/PID/fd ─ live.rs ─> Live                  files.img ─ opener.rs ─> every open file, in this process
+//!        │ share.rs: seen before? (kcmp)                 │ the kinds below make them
+//!        ▼                                               ▼
+//!   the first of KINDS that says `is`               install.rs: SCM_RIGHTS, dup3 into each task
+//!        │                                               ▼
+//!        ▼                                          finish.rs: epoll targets, owners, terminals
+//!   FileEntry, FdinfoEntry, contents
+//! ```
+//!
+//! A kind is a file here and a line in [`KINDS`]. Its file holds the record it uses, how a live one is read, what it
+//! refuses, how it is made again, and its tests. Two descriptors with one open file description get one entry, in one
+//! process or in several.
+
+mod check;
+mod device;
+mod diag;
+mod dump;
+mod eventfd;
+mod external;
+mod fdinfo;
+mod fifo;
+mod finish;
+mod ghost;
+mod install;
+mod late;
+mod live;
+mod memfd;
+mod moves;
+mod opener;
+mod pipe;
+mod registry;
+mod regular;
+mod share;
+mod signalfd;
+mod timerfd;
+
+pub use check::check;
+pub use dump::dump;
+pub use opener::Files;
+pub use registry::Registry;
+pub use regular::register_path;
+
+use std::os::fd::OwnedFd;
+
+use crate::checkpoint::Result;
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::image::FdTypes;
+use live::Live;
+use opener::Opener;
+
+/// A kind of open file.
+struct Kind {
+    /// What it is called in messages.
+    name: &'static str,
+    /// Its number in the images.
+    r#type: FdTypes,
+    /// Is this one?
+    is: fn(&Live) -> bool,
+    /// Refuses one that could not be put back; looks only. The second argument is the container's root.
+    check: fn(&Live, &OwnedFd) -> Result<()>,
+    /// Records one under this id.
+    dump: fn(&mut Dump<'_>, &Live, u32) -> Result<()>,
+    /// Makes all of the images' in this process.
+    open: fn(&mut Opener<'_, '_>) -> Result<()>,
+}
+
+/// Nothing to refuse.
+fn fine(_: &Live, _: &OwnedFd) -> Result<()> {
+    Ok(())
+}
+
+/// The kinds, in the order in which a descriptor is asked, and in which files are made.
+#[rustfmt::skip]
+const KINDS: &[Kind] = &[
+    Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: |l, _| pipe::check(l), dump: pipe::dump, open: pipe::open },
+    Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
+    Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
+    Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: regular::check, dump: regular::dump, open: opener::open_regular },
+    Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
+    Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },
+    Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
+    Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
+];

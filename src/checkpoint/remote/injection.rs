@@ -18,8 +18,6 @@ use crate::checkpoint::error::{Error, Result};
 
 /// Entries are placed in windows of at most this size.
 const WINDOW: usize = 256 << 10;
-/// Size of `struct robust_list_head`, the only one that is accepted.
-const ROBUST_LIST_HEAD: u64 = 24;
 /// Page of the code in a task being restored.
 pub(super) const CODE: u64 = 4096;
 
@@ -316,7 +314,6 @@ impl Injection {
     }
 
     /// Moves to code and scratch memory at `base`, which no mapping of the task's may use, for the time of a restore.
-    /// Registrations of rseq, robust list and exit address are dropped.
     ///
     /// From now on nothing is healed, and the task dies with its driver. Batches may unmap everything outside
     /// `base .. base + FOOTPRINT`; the stub uses no stack.
@@ -333,17 +330,6 @@ impl Injection {
         };
         map(base, CODE, libc::PROT_READ | libc::PROT_EXEC, 0);
         map(base + CODE, Self::FOOTPRINT - CODE, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_NORESERVE);
-        // The kernel writes to these at every resume and at the exit, and their memory is about to go.
-        batch.about("cannot end the registrations of the stub's own program");
-        if let Some(rseq) = self.thread.rseq()? {
-            const UNREGISTER: i32 = 1;
-            batch.call(
-                libc::SYS_rseq,
-                &[rseq.addr.into(), rseq.len.into(), UNREGISTER.into(), rseq.sig.into()],
-            );
-        }
-        batch.call(libc::SYS_set_robust_list, &[0.into(), ROBUST_LIST_HEAD.into()]);
-        batch.call(libc::SYS_set_tid_address, &[0.into()]);
         self.run(&batch)?;
         self.memory.force(base, stub::code())?;
         self.unmap_scratch()?;

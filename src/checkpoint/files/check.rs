@@ -1,0 +1,101 @@
+//! What keeps a container's descriptors from being dumped, looked at while it runs.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::fcntl::OFlag;
+
+use crate::checkpoint::context::{Options, Source};
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::{KINDS, external, pipe};
+use crate::checkpoint::{Error, Result};
+use crate::sys::pidfd;
+
+/// Everything about the descriptors of these processes (pid on this host, pid inside) that can't be checkpointed.
+/// A process or descriptor that vanishes meanwhile is no finding.
+pub fn check(_options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Error> {
+    let (root, mounts) = match (root_of(source.init), mounts_of(source.init)) {
+        (Ok(root), Ok(mounts)) => (root, mounts),
+        (Err(e), _) | (_, Err(e)) => return vec![e],
+    };
+    let mut found = Vec::new();
+    for &(pid, vpid) in tasks {
+        let Ok(handle) = pidfd::open(pid, 0) else { continue };
+        let Ok(fds) = descriptors(pid) else { continue };
+        for fd in fds {
+            match Live::look(pid, vpid, handle.as_fd(), fd) {
+                Ok(Some(live)) => found.extend(refuse(source, &root, &mounts, &live).err()),
+                Ok(None) => {}
+                Err(_) if pidfd::send_signal(handle.as_fd(), 0).is_err() => break,
+                Err(e) => found.push(e),
+            }
+        }
+    }
+    found
+}
+
+fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) -> Result<()> {
+    if leads_out(source, mounts, live)? {
+        return Ok(());
+    }
+    let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| unsupported(live))?;
+    (kind.check)(live, root)
+}
+
+/// Is it one of the descriptors given at create, on no mount of the container? Others that lead out are refused.
+/// Pipes are recorded as pipes, and told by their names.
+pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
+    let inside = mounts.contains(&live.info.mnt_id);
+    let given = external::stdio_index(&source.stdio, live, inside).is_some();
+    if pipe::is(live) {
+        return Ok(false);
+    }
+    if given {
+        return Ok(true);
+    }
+    let by_path = live.link.is_absolute() && !live.link.starts_with("/memfd:");
+    if by_path && !inside {
+        return Err(live
+            .name(Error::new("an open file lies outside the container's mounts"))
+            .remedy("let the program close it; only standard input, output and error may lead out"));
+    }
+    Ok(false)
+}
+
+/// A refusal by name of what no kind knows.
+pub fn unsupported(live: &Live) -> Error {
+    let link = live.link.display();
+    let what = match live.link.to_str().unwrap_or_default() {
+        "anon_inode:[io_uring]" => "an io_uring instance".to_owned(),
+        "anon_inode:[userfaultfd]" => "a userfaultfd".to_owned(),
+        "anon_inode:[fanotify]" => "a fanotify group".to_owned(),
+        "anon_inode:[perf_event]" => "a performance counter (perf_event)".to_owned(),
+        "anon_inode:bpf-map" | "anon_inode:bpf-prog" | "anon_inode:bpf_link" => {
+            format!("a BPF object ({link})")
+        }
+        l if l.starts_with("mnt:[") || l.contains(":[40") && !l.starts_with("socket:") => {
+            format!("a namespace descriptor ({link})")
+        }
+        l if l.starts_with("socket:") => format!("a socket of an unsupported family ({link})"),
+        _ => format!("an open file of an unsupported kind ({link})"),
+    };
+    live.name(Error::new(format!("{what} cannot be checkpointed")))
+        .remedy("let the program close it, or stop it")
+}
+
+/// The root directory of a process.
+pub fn root_of(pid: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+        .during("cannot open the container's root", || format!("open({path:?}, O_PATH|O_DIRECTORY)"))
+}
+
+/// The ids of the mounts that a process sees.
+pub fn mounts_of(pid: i32) -> Result<BTreeSet<i32>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    let text = std::fs::read_to_string(&path)
+        .during("cannot read the container's mounts", || format!("open({path:?}, O_RDONLY)"))?;
+    Ok(text.lines().filter_map(|l| l.split(' ').next()?.parse().ok()).collect())
+}

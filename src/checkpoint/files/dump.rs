@@ -1,0 +1,137 @@
+//! The dump of descriptors: every table once, every open file once.
+
+use std::os::fd::AsFd;
+
+use nix::fcntl::OFlag;
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::registry::{Registry, classify};
+use crate::checkpoint::files::{KINDS, check, external, register_path};
+use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
+use crate::checkpoint::{Error, Result};
+use crate::sys::kcmp::{What, kcmp};
+
+/// Fills the model's descriptor tables, open files, and working directories and roots.
+pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
+    prepare(dump)?;
+    external::write_names(dump)?;
+    let tasks: Vec<(usize, i32, i32)> =
+        dump.tasks.iter().enumerate().filter(|(_, t)| !t.zombie).map(|(n, t)| (n, t.pid, t.vpid)).collect();
+    let (mut tables, mut spaces) = (Vec::new(), Vec::new());
+    for &(index, pid, vpid) in &tasks {
+        let (files_id, new) = same(&mut tables, pid, What::Files)?;
+        let (fs_id, _) = same(&mut spaces, pid, What::Fs)?;
+        let ids = dump.model.ids.entry(vpid.cast_unsigned()).or_default();
+        (ids.files_id, ids.fs_id) = (files_id, fs_id);
+        if new {
+            let table = table(dump, index, pid, vpid)?;
+            dump.model.fdinfo.insert(files_id, table);
+        }
+        let fs = directories(dump, pid).map_err(|e| e.pid(vpid))?;
+        dump.model.fs.insert(vpid.cast_unsigned(), fs);
+    }
+    Ok(())
+}
+
+/// Opens what every look needs: the root, the mounts, the names of processes. Rooms that register paths may come first.
+pub(super) fn prepare(dump: &mut Dump<'_>) -> Result<()> {
+    if dump.files.root.is_some() {
+        return Ok(());
+    }
+    let init = dump.source.init;
+    dump.files.root = Some(check::root_of(init)?);
+    dump.files.mounts = check::mounts_of(init)?;
+    dump.files.pids = dump.tasks.iter().map(|t| (t.pid, t.vpid)).collect();
+    Ok(())
+}
+
+/// The id of a process's table, and whether no process before had it.
+fn same(known: &mut Vec<i32>, pid: i32, what: What) -> Result<(u32, bool)> {
+    for (n, &other) in known.iter().enumerate() {
+        let equal = kcmp(other, pid, what)
+            .during("cannot compare two processes", || format!("kcmp({other}, {pid}, {what:?})"))?;
+        if equal.is_eq() {
+            return Ok((number(n)?, false));
+        }
+    }
+    known.push(pid);
+    Ok((number(known.len() - 1)?, true))
+}
+
+fn number(n: usize) -> Result<u32> {
+    u32::try_from(n + 1).map_err(|_| Error::new("too many processes"))
+}
+
+/// One table of descriptors.
+fn table(dump: &mut Dump<'_>, task: usize, pid: i32, vpid: i32) -> Result<Vec<FdinfoEntry>> {
+    let mut table = Vec::new();
+    for fd in descriptors(pid).map_err(|e| e.pid(vpid))? {
+        let Some(task) = dump.tasks.get(task) else { break };
+        let Some(live) = Live::look(pid, vpid, task.pidfd.as_fd(), fd)? else { continue };
+        let (id, kind) = record(dump, &live)?;
+        table.push(FdinfoEntry {
+            id,
+            flags: if live.info.cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
+            r#type: kind as i32,
+            fd: fd.cast_unsigned(),
+            xattr_security_selinux: None,
+        });
+    }
+    Ok(table)
+}
+
+/// Records an open file, if it is new. Its id and kind.
+pub(super) fn record(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, FdTypes)> {
+    let (id, new) = classify(dump, live)?;
+    let outside = check::leads_out(dump.source, &dump.files.mounts, live)?;
+    if outside {
+        let kind = if live.format() == libc::S_IFSOCK { FdTypes::Ext } else { FdTypes::Reg };
+        if new {
+            external::dump(dump, live, id)?;
+        }
+        return Ok((id, kind));
+    }
+    let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| check::unsupported(live))?;
+    if new {
+        let root = dump
+            .files
+            .root()?
+            .try_clone()
+            .during("cannot duplicate the root", || "fcntl(_, F_DUPFD)".into())?;
+        (kind.check)(live, &root)?;
+        (kind.dump)(dump, live, id).map_err(|e| live.name(e))?;
+    }
+    Ok((id, kind.r#type))
+}
+
+/// Working directory, root and umask.
+fn directories(dump: &mut Dump<'_>, pid: i32) -> Result<FsEntry> {
+    let mut register = |name: &str| {
+        let path = format!("/proc/{pid}/{name}");
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+            .during("cannot open a process's directory", || format!("open({path:?}, O_PATH|O_DIRECTORY)"))?;
+        let link = std::fs::read_link(&path)
+            .during("cannot read a process's directory", || format!("readlink({path:?})"))?;
+        register_path(dump, dir, &link, OFlag::O_PATH | OFlag::O_DIRECTORY)
+    };
+    let (cwd_id, root_id) = (register("cwd")?, register("root")?);
+    let path = format!("/proc/{pid}/status");
+    let status =
+        std::fs::read_to_string(&path).during("cannot read the umask", || format!("open({path:?})"))?;
+    let umask = status
+        .lines()
+        .find_map(|l| l.strip_prefix("Umask:"))
+        .and_then(|v| u32::from_str_radix(v.trim(), 8).ok())
+        .ok_or_else(|| Error::new("the kernel does not tell the umask"))?;
+    Ok(FsEntry { cwd_id, root_id, umask: Some(umask) })
+}
+
+impl Registry {
+    /// Is this mount one of the container's?
+    pub(super) fn has_mount(&self, id: i32) -> bool {
+        self.mounts.contains(&id)
+    }
+}

@@ -1,0 +1,237 @@
+//! Files that are open, or mapped, and have no name any more.
+//!
+//! ```text
+//!   dump:     RemapFilePathEntry: file 12 -> ghost 3        ghost-file-3.img: owner, mode, times, contents
+//!   restore:  create it under its old name, or beside it where that is taken; open what was open; unlink
+//! ```
+//!
+//! One ghost serves every open file description and mapping of its inode.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::sys::stat::{
+    Mode, SFlag, UtimensatFlags, fchmodat, major, makedev, minor, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
+
+use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::device;
+use crate::checkpoint::files::live::{Live, reopen};
+use crate::checkpoint::image::{
+    GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval, device as dev, ghost,
+};
+use crate::checkpoint::{Error, Result};
+use crate::sys::resolve;
+
+/// Saves an unlinked file once, and points file `id` to it.
+pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
+    let key = (live.stat.st_dev, live.stat.st_ino);
+    let ghost_id = match dump.files.ghosts.get(&key) {
+        Some(&known) => known,
+        None => {
+            let new = dump.new_id();
+            save(dump, live, new).map_err(|e| live.name(e))?;
+            dump.files.ghosts.insert(key, new);
+            new
+        }
+    };
+    dump.model.remaps.push(RemapFilePathEntry {
+        orig_id: id,
+        remap_id: ghost_id,
+        remap_type: Some(RemapType::Ghost as i32),
+    });
+    Ok(())
+}
+
+fn save(dump: &mut Dump<'_>, live: &Live, ghost_id: u32) -> Result<()> {
+    let stat = &live.stat;
+    let time = |sec: i64, nsec: i64| {
+        Some(Timeval { tv_sec: sec.cast_unsigned(), tv_usec: nsec.cast_unsigned() / 1000 })
+    };
+    let node = matches!(live.format(), libc::S_IFCHR | libc::S_IFBLK);
+    let mut entry = GhostFileEntry {
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mode: stat.st_mode,
+        dev: Some(dev::kernel(major(stat.st_dev), minor(stat.st_dev))),
+        ino: Some(stat.st_ino),
+        rdev: node.then(|| dev::stat(major(stat.st_rdev), minor(stat.st_rdev))),
+        atim: time(stat.st_atime, stat.st_atime_nsec),
+        mtim: time(stat.st_mtime, stat.st_mtime_nsec),
+        ..GhostFileEntry::default()
+    };
+    let mut source = None;
+    match live.format() {
+        libc::S_IFREG => source = Some(File::from(live.reopen(OFlag::O_RDONLY | OFlag::O_NOATIME)?)),
+        libc::S_IFDIR | libc::S_IFCHR | libc::S_IFBLK | libc::S_IFIFO => {}
+        libc::S_IFLNK => {
+            let target = nix::fcntl::readlinkat(&live.file, "")
+                .during("cannot read the removed link", || "readlinkat(_, \"\")".into())?;
+            entry.symlnk_target =
+                Some(target.into_string().map_err(|_| Error::new("a link is not valid UTF-8"))?);
+        }
+        other => {
+            return Err(Error::new(format!("an unlinked file of kind {other:o} cannot be checkpointed")));
+        }
+    }
+    let entry = ghost::write(dump.images, ghost_id, &entry, source.as_ref())?;
+    dump.model.ghosts.insert(ghost_id, entry);
+    Ok(())
+}
+
+/// A ghost that has been given a name until everything that was open is open again.
+#[derive(Debug)]
+struct Named {
+    dir: OwnedFd,
+    name: PathBuf,
+    /// O_PATH.
+    node: OwnedFd,
+    is_dir: bool,
+}
+
+/// The ghosts of a restore. Dropping it takes their names away.
+#[derive(Debug, Default)]
+pub struct Ghosts {
+    named: BTreeMap<u32, Named>,
+}
+
+impl Ghosts {
+    /// An O_PATH descriptor of the ghost that file `reg` was, made if this is its first use.
+    pub fn node(&mut self, restore: &Restore<'_>, ghost_id: u32, reg: &RegFileEntry) -> Result<&OwnedFd> {
+        if !self.named.contains_key(&ghost_id) {
+            let entry = restore.model.ghosts.get(&ghost_id).ok_or_else(|| {
+                Error::new(format!("the images lack ghost file {ghost_id}")).path(&reg.name)
+            })?;
+            let named =
+                make(restore, ghost_id, entry, Path::new(&reg.name)).map_err(|e| e.path(&reg.name))?;
+            self.named.insert(ghost_id, named);
+        }
+        self.named.get(&ghost_id).map(|n| &n.node).ok_or_else(|| Error::new("ghost file lost"))
+    }
+
+    /// Takes the names away.
+    pub fn unlink(&mut self) -> Result<()> {
+        for (_, n) in std::mem::take(&mut self.named) {
+            let how = if n.is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+            unlinkat(&n.dir, &n.name, how)
+                .during("cannot remove a ghost file again", || format!("unlinkat(_, {:?}, _)", n.name))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ghosts {
+    fn drop(&mut self) {
+        let _ = self.unlink();
+    }
+}
+
+/// The nearest directory above `path` that is there.
+fn nearest(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+    for dir in path.ancestors().skip(1) {
+        match resolve::open_in_root(root, dir, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            other => {
+                return other.during("cannot open a ghost file's directory", || {
+                    format!("openat2(root, {dir:?}, O_PATH|O_DIRECTORY, RESOLVE_IN_ROOT)")
+                });
+            }
+        }
+    }
+    Err(Error::new("a ghost file has no directory"))
+}
+
+fn make(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, path: &Path) -> Result<Named> {
+    let dir = nearest(&restore.target.root, path)?;
+    let old = path.file_name().ok_or_else(|| Error::new("a ghost file has no name"))?;
+    let mut name = PathBuf::from(old);
+    for attempt in 0..100 {
+        match create(restore, &dir, &name, entry)? {
+            Ok(()) => {
+                return finish(restore, id, entry, dir, name);
+            }
+            Err(Errno::EEXIST) => name = format!("{}.ghost-{id}-{attempt}", old.display()).into(),
+            Err(errno) => {
+                return Err(Error::new("cannot make a ghost file")
+                    .call(format!("mknodat(_, {name:?}, {:#o})", entry.mode), errno));
+            }
+        }
+    }
+    Err(Error::new("cannot make a ghost file: every name is taken"))
+}
+
+/// Makes the empty file; the inner result is the kernel's.
+fn create(
+    restore: &Restore<'_>,
+    dir: &OwnedFd,
+    name: &Path,
+    entry: &GhostFileEntry,
+) -> Result<nix::Result<()>> {
+    let private = Mode::S_IRUSR | Mode::S_IWUSR;
+    Ok(match entry.mode & libc::S_IFMT {
+        libc::S_IFDIR => mkdirat(dir, name, Mode::S_IRWXU),
+        libc::S_IFREG => mknodat(dir, name, SFlag::S_IFREG, private, 0),
+        libc::S_IFIFO => mknodat(dir, name, SFlag::S_IFIFO, private, 0),
+        libc::S_IFLNK => {
+            let target =
+                entry.symlnk_target.as_deref().ok_or_else(|| Error::new("a ghost link has no target"))?;
+            nix::unistd::symlinkat(target, dir, name)
+        }
+        kind @ (libc::S_IFCHR | libc::S_IFBLK) => {
+            let (major, minor) = dev::from_stat(entry.rdev.unwrap_or(0));
+            let rdev = makedev(major.into(), minor.into());
+            device::permit(&restore.target.spec, entry.mode, rdev, libc::O_RDWR.cast_unsigned())?;
+            let kind = if kind == libc::S_IFCHR { SFlag::S_IFCHR } else { SFlag::S_IFBLK };
+            mknodat(dir, name, kind, private, rdev)
+        }
+        other => return Err(Error::new(format!("a ghost file is of kind {other:o}"))),
+    })
+}
+
+fn finish(
+    restore: &Restore<'_>,
+    id: u32,
+    entry: &GhostFileEntry,
+    dir: OwnedFd,
+    name: PathBuf,
+) -> Result<Named> {
+    let is_dir = entry.mode & libc::S_IFMT == libc::S_IFDIR;
+    let node = openat(&dir, &name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+        .during("cannot open a ghost file", || format!("openat(_, {name:?}, O_PATH)"))?;
+    let named = Named { dir, name, node, is_dir };
+    if entry.mode & libc::S_IFMT == libc::S_IFREG {
+        ghost::restore(restore.images, id, &File::from(reopen(named.node.as_fd(), OFlag::O_WRONLY)?))?;
+    }
+    let set = || -> nix::Result<()> {
+        let (dir, name) = (&named.dir, &named.name);
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if entry.mode & libc::S_IFMT == libc::S_IFLNK {
+            return Ok(());
+        }
+        let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
+        fchmodat(dir, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
+        let time =
+            |t: &Timeval| TimeSpec::new(t.tv_sec.cast_signed(), t.tv_usec.cast_signed().saturating_mul(1000));
+        if let (Some(atim), Some(mtim)) = (&entry.atim, &entry.mtim) {
+            utimensat(dir, name, &time(atim), &time(mtim), UtimensatFlags::NoFollowSymlink)?;
+        }
+        Ok(())
+    };
+    match set() {
+        Ok(()) => Ok(named),
+        Err(errno) => {
+            let how = if named.is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+            let _ = unlinkat(&named.dir, &named.name, how);
+            Err(Error::new("cannot give a ghost file its owner, mode and times")
+                .call("fchownat/fchmodat/utimensat", errno))
+        }
+    }
+}

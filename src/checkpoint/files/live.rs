@@ -1,0 +1,239 @@
+//! A descriptor of a live process, read from outside.
+//!
+//! ```text
+//!   /proc/PID/fdinfo/N ──> offset, flags, mount, lines of its kind
+//!   pidfd_getfd(2)     ──> a duplicate of it, to fstat(2), tee(2), getsockopt(2), ...
+//!   readlink(2)        ──> its name
+//! ```
+//!
+//! The duplicate is the same open file description: nothing may be done with it that moves the offset or takes data.
+
+use std::ffi::OsString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+
+use nix::sys::stat::FileStat;
+
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::fdinfo::Fdinfo;
+use crate::checkpoint::files::share::{Holder, Key};
+use crate::checkpoint::image::FownEntry;
+use crate::checkpoint::{Error, Result};
+use crate::sys::{fcntl, pidfd};
+
+/// A descriptor of a live process.
+#[derive(Debug)]
+pub struct Live {
+    /// The process, as a pid of this host.
+    pub pid: i32,
+    /// The process, as the container knows it.
+    pub vpid: i32,
+    /// Its descriptor.
+    pub fd: i32,
+    /// A duplicate.
+    pub file: OwnedFd,
+    /// What readlink(2) prints of it.
+    pub link: PathBuf,
+    /// What fdinfo prints of it.
+    pub info: Fdinfo,
+    /// What fstat(2) says of it.
+    pub stat: FileStat,
+    /// Magic number of its file system.
+    pub fs: i64,
+}
+
+/// How pids of this host are called inside the container.
+pub type Pids = std::collections::BTreeMap<i32, i32>;
+
+impl Live {
+    /// Looks at descriptor `fd` of the process behind `handle`. None: it has been closed meanwhile.
+    pub fn look(pid: i32, vpid: i32, handle: BorrowedFd<'_>, fd: i32) -> Result<Option<Self>> {
+        let name = |e: Error| e.pid(vpid).fd(fd);
+        let file = match pidfd::getfd(handle, fd) {
+            Err(nix::errno::Errno::EBADF) => return Ok(None),
+            other => other
+                .during("cannot fetch the descriptor", || format!("pidfd_getfd(pidfd of {pid}, {fd}, 0)"))
+                .map_err(name)?,
+        };
+        let path = format!("/proc/{pid}/fdinfo/{fd}");
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            other => {
+                other.during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)")).map_err(name)?
+            }
+        };
+        let info = Fdinfo::parse(&text).map_err(name)?;
+        Self::from_parts(pid, vpid, fd, file, info).map(Some).map_err(name)
+    }
+
+    /// Looks at a file that this process itself holds, such as one that was found in a socket's queue.
+    pub fn own(file: OwnedFd, vpid: i32) -> Result<Self> {
+        let fd = file.as_raw_fd();
+        let path = format!("/proc/self/fdinfo/{fd}");
+        let text = std::fs::read_to_string(&path)
+            .during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)"))?;
+        let pid = std::process::id().cast_signed();
+        Self::from_parts(pid, vpid, fd, file, Fdinfo::parse(&text)?)
+    }
+
+    fn from_parts(pid: i32, vpid: i32, fd: i32, file: OwnedFd, info: Fdinfo) -> Result<Self> {
+        let own = file.as_raw_fd();
+        let link = std::fs::read_link(format!("/proc/self/fd/{own}"))
+            .during("cannot read the descriptor's name", || format!("readlink(\"/proc/self/fd/{own}\")"))?;
+        let stat =
+            nix::sys::stat::fstat(&file).during("cannot stat the descriptor", || format!("fstat({own})"))?;
+        let fs = nix::sys::statfs::fstatfs(&file)
+            .during("cannot stat the descriptor's file system", || format!("fstatfs({own})"))?
+            .filesystem_type()
+            .0;
+        Ok(Self { pid, vpid, fd, file, link, info, stat, fs: fs as i64 })
+    }
+
+    /// S_IFREG and so on.
+    pub fn format(&self) -> u32 {
+        self.stat.st_mode & libc::S_IFMT
+    }
+
+    /// What two descriptors of one open file description agree on.
+    pub fn key(&self) -> Key {
+        Key { dev: self.stat.st_dev, ino: self.stat.st_ino, flags: self.info.flags, pos: self.info.pos }
+    }
+
+    /// This descriptor.
+    pub fn holder(&self) -> Holder {
+        Holder { pid: self.pid, fd: self.fd }
+    }
+
+    /// Is it a file of the anonymous inode file system with this name, as in `anon_inode:[eventfd]`?
+    pub fn is_anon(&self, name: &str) -> bool {
+        let link = self.link.as_os_str().as_bytes();
+        link.strip_prefix(b"anon_inode:").is_some_and(|l| {
+            l.strip_prefix(b"[").and_then(|l| l.strip_suffix(b"]")).unwrap_or(l) == name.as_bytes()
+        })
+    }
+
+    /// Its name without the mark of a removed file, and whether it had the mark.
+    pub fn undeleted(&self) -> (PathBuf, bool) {
+        let bytes = self.link.as_os_str().as_bytes();
+        match bytes.strip_suffix(b" (deleted)") {
+            Some(name) => (PathBuf::from(OsString::from_vec(name.to_vec())), true),
+            None => (self.link.clone(), false),
+        }
+    }
+
+    /// Names this descriptor in an error.
+    pub fn name(&self, e: Error) -> Error {
+        let e = e.pid(self.vpid).fd(self.fd);
+        if self.link.is_absolute() { e.path(&self.link) } else { e }
+    }
+
+    /// Who is told about I/O on it.
+    pub fn fown(&self, pids: &Pids) -> Result<FownEntry> {
+        let none = FownEntry { uid: 0, euid: 0, signum: 0, pid_type: 0, pid: 0 };
+        if self.info.flags & libc::O_PATH as u32 != 0 {
+            return Ok(none);
+        }
+        let read = || -> nix::Result<_> {
+            let owner = fcntl::owner(&self.file)?;
+            let signum = fcntl::signal(&self.file)?;
+            Ok((owner, signum, if owner.pid == 0 { [0, 0] } else { fcntl::owner_uids(&self.file)? }))
+        };
+        let (owner, signum, [uid, euid]) =
+            read().during("cannot read the descriptor's owner", || "fcntl(_, F_GETOWN_EX)".into())?;
+        let signum = signum.cast_unsigned();
+        if owner.pid == 0 {
+            return Ok(FownEntry { signum, ..none });
+        }
+        // The kernel numbers thread, process, group 0, 1, 2, in this call; images hold its own PIDTYPE_*, which
+        // are PID 0, TGID 1, PGID 2, the same numbers.
+        match pids.get(&owner.pid) {
+            Some(&vpid) => Ok(FownEntry {
+                uid,
+                euid,
+                signum,
+                pid_type: owner.kind.cast_unsigned(),
+                pid: vpid.cast_unsigned(),
+            }),
+            // It is gone, or was never inside: nobody inside the container is told any more.
+            None => Ok(FownEntry { signum, ..none }),
+        }
+    }
+
+    /// Opens the same file anew, as an open file description of our own.
+    pub fn reopen(&self, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+        reopen(self.file.as_fd(), flags).map_err(|e| self.name(e))
+    }
+}
+
+/// Opens the file behind a descriptor anew.
+pub fn reopen(fd: BorrowedFd<'_>, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let flags = flags | nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NOCTTY;
+    nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+        .during("cannot open the file anew", || format!("open({path:?}, {flags:?})"))
+}
+
+/// The numbers of all descriptors of a process, ascending.
+pub fn descriptors(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/fd");
+    let list = || -> std::io::Result<Vec<i32>> {
+        let mut fds = Vec::new();
+        for entry in std::fs::read_dir(&path)? {
+            if let Some(fd) = entry?.file_name().to_str().and_then(|n| n.parse().ok()) {
+                fds.push(fd);
+            }
+        }
+        Ok(fds)
+    };
+    let mut fds = list().during("cannot list the descriptors", || format!("getdents64({path:?})"))?;
+    fds.sort_unstable();
+    Ok(fds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mine(file: OwnedFd) -> Live {
+        Live::own(file, 7).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_described() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let live = mine(file.into());
+        assert_eq!(live.link, PathBuf::from("/dev/null"));
+        assert_eq!(live.format(), libc::S_IFCHR);
+        assert!(!live.undeleted().1);
+        assert_eq!(live.fown(&Pids::new()).unwrap().pid, 0);
+        let me = std::process::id().cast_signed();
+        assert!(descriptors(me).unwrap().contains(&live.fd));
+        let handle = pidfd::open(me, 0).unwrap();
+        let again = Live::look(me, 7, handle.as_fd(), live.fd).unwrap().unwrap();
+        assert_eq!(again.key(), live.key());
+        assert!(Live::look(me, 7, handle.as_fd(), 99_999).unwrap().is_none());
+    }
+
+    #[test]
+    fn anonymous_inodes_are_told_by_name() {
+        let e = nix::sys::eventfd::EventFd::from_value(3).unwrap();
+        let live = mine(e.into());
+        assert!(live.is_anon("eventfd"));
+        assert!(!live.is_anon("timerfd"));
+        assert_eq!(live.info.number("eventfd-count", 16).unwrap(), 3);
+    }
+
+    #[test]
+    fn an_owner_outside_the_container_is_dropped() {
+        let (r, _w) = nix::unistd::pipe().unwrap();
+        let me = std::process::id().cast_signed();
+        fcntl::set_owner(&r, fcntl::Owner { kind: 1, pid: me }).unwrap();
+        fcntl::set_signal(&r, 40).unwrap();
+        let live = mine(r);
+        let f = live.fown(&Pids::from([(me, 5)])).unwrap();
+        assert_eq!((f.pid, f.pid_type, f.signum), (5, 1, 40));
+        let f = live.fown(&Pids::new()).unwrap();
+        assert_eq!((f.pid, f.signum), (0, 40));
+    }
+}

@@ -1,0 +1,70 @@
+//! What the dump of descriptors remembers between them.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::diag::Diag;
+use crate::checkpoint::files::live::{Live, Pids};
+use crate::checkpoint::files::share::{Holder, Shared};
+use crate::checkpoint::{Error, Result};
+use crate::sys::kcmp::{self, What};
+
+/// A file opened by path: what makes two of them the same for a mapping.
+pub type PathKey = (u64, u64, i32, u32, PathBuf);
+
+/// What the dump of descriptors remembers between them.
+#[derive(Debug, Default)]
+pub struct Registry {
+    /// Open file descriptions seen so far.
+    pub(super) shared: Shared,
+    /// Files without a descriptor in the container, held open so that they can be compared.
+    pub(super) held: Vec<OwnedFd>,
+    /// Files that mappings, roots and executables use.
+    pub(super) paths: HashMap<PathKey, u32>,
+    /// Unlinked files whose contents were saved: device and inode -> id of the ghost.
+    pub(super) ghosts: BTreeMap<(u64, u64), u32>,
+    /// Pipes and fifos whose contents were looked at, by inode.
+    pub(super) pipes: BTreeSet<(u64, u64)>,
+    /// Memfds by device and inode.
+    pub(super) memfds: BTreeMap<(u64, u64), u32>,
+    /// Terminals by id.
+    pub(super) ttys: BTreeSet<u32>,
+    /// Epoll descriptors whose targets are looked up when every file is known.
+    pub(super) epolls: Vec<(usize, Holder)>,
+    /// The container's sockets, read once.
+    pub(super) diag: Option<Diag>,
+    /// What the container's processes are called inside.
+    pub(super) pids: Pids,
+    /// Ids of the mounts of the container.
+    pub(super) mounts: BTreeSet<i32>,
+    /// The container's root directory.
+    pub(super) root: Option<OwnedFd>,
+}
+
+impl Registry {
+    /// The container's root directory.
+    pub(super) fn root(&self) -> Result<&OwnedFd> {
+        self.root.as_ref().ok_or_else(|| Error::new("the container's root directory is not open"))
+    }
+}
+
+/// The order of two open file descriptions.
+pub fn compare(a: Holder, b: Holder) -> Result<Ordering> {
+    kcmp::kcmp(a.pid, b.pid, What::File(a.fd, b.fd))
+        .during("cannot compare two descriptors", || {
+            format!("kcmp({}, {}, KCMP_FILE, {}, {})", a.pid, b.pid, a.fd, b.fd)
+        })
+        .map_err(|e| e.remedy("the kernel must be built with CONFIG_KCMP"))
+}
+
+/// The id of the open file description behind a descriptor, and whether it is new.
+pub fn classify(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, bool)> {
+    let mut shared = std::mem::take(&mut dump.files.shared);
+    let answer = shared.classify(live.key(), live.holder(), || dump.new_id(), compare);
+    dump.files.shared = shared;
+    answer.map_err(|e| live.name(e))
+}

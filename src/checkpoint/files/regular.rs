@@ -1,0 +1,282 @@
+//! Files that have a path: regular files, directories, devices, and what /proc and /sys show.
+//!
+//! ```text
+//!   live:  /var/log/x, flags, offset ──> RegFileEntry, and where the path no longer leads there:
+//!            unlinked        -> RemapFilePathEntry ──> ghost (`ghost.rs`)
+//!            name reused, or another mount on top -> refused
+//! ```
+//!
+//! At restore the path is resolved inside the new root and never outside; size and kind must be what they were.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::live::{Live, reopen};
+use crate::checkpoint::files::registry::PathKey;
+use crate::checkpoint::files::{device, ghost, memfd};
+use crate::checkpoint::image::{FdTypes, FileEntry, RegFileEntry};
+use crate::checkpoint::{Error, Result};
+use crate::sys::resolve;
+
+const PROC_SUPER_MAGIC: i64 = 0x9fa0;
+const OVERLAYFS_SUPER_MAGIC: i64 = 0x794c_7630;
+
+/// A file with a path, a directory, a symbolic link opened with O_PATH.
+pub fn is(live: &Live) -> bool {
+    let plain = matches!(live.format(), libc::S_IFREG | libc::S_IFDIR | libc::S_IFLNK | libc::S_IFBLK);
+    live.link.is_absolute()
+        && (plain || live.format() == libc::S_IFCHR || live.info.flags & libc::O_PATH as u32 != 0)
+}
+
+/// Refuses what could not be opened again.
+pub fn check(live: &Live, root: &OwnedFd) -> Result<()> {
+    if live.format() == libc::S_IFCHR && live.info.flags & libc::O_PATH as u32 == 0 {
+        device::check(live)?;
+    }
+    place(live, root).map(drop)
+}
+
+/// Where a file is found again.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Under its name.
+    Name,
+    /// Nowhere: it has no name any more.
+    Unlinked,
+}
+
+/// Looks where the name of a file leads to now.
+fn place(live: &Live, root: &OwnedFd) -> Result<Place> {
+    let (name, deleted) = live.undeleted();
+    if live.fs == PROC_SUPER_MAGIC {
+        // An entry of a dead process has the mark itself, or lies below one that has.
+        return if deleted || resolve::open_in_root(root, &name, OFlag::O_PATH | OFlag::O_NOFOLLOW).is_err() {
+            Err(live
+                .name(Error::new("an open file of /proc belongs to a process that is gone"))
+                .remedy("let the program close it"))
+        } else {
+            Ok(Place::Name)
+        };
+    }
+    if live.stat.st_nlink == 0 {
+        return Ok(Place::Unlinked);
+    }
+    let found = resolve::open_in_root(root, &live.link, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .and_then(|fd| nix::sys::stat::fstat(&fd));
+    match found {
+        Ok(stat) if (stat.st_dev, stat.st_ino) == (live.stat.st_dev, live.stat.st_ino) => Ok(Place::Name),
+        Ok(_) => Err(live.name(Error::new("an open file's name now leads to another file")).remedy(
+            "another file, or a mount, took the place of the one that is open; let the program reopen it",
+        )),
+        Err(Errno::ENOENT | Errno::ENOTDIR) if deleted && counts_wrong(live) => Ok(Place::Unlinked),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => Err(live
+            .name(Error::new("an open file was removed under this name but has others"))
+            .remedy("a copy would no longer be the same file as its other names; let the program reopen it")),
+        Err(errno) => Err(live.name(
+            Error::new("cannot find an open file by its name")
+                .call(format!("openat2(root, {:?}, O_PATH, RESOLVE_IN_ROOT)", live.link), errno),
+        )),
+    }
+}
+
+/// Lower files of an overlay, and directories of some file systems, keep a link count of 1 when they are removed.
+fn counts_wrong(live: &Live) -> bool {
+    live.stat.st_nlink == 1 && (live.fs == OVERLAYFS_SUPER_MAGIC || live.format() == libc::S_IFDIR)
+}
+
+/// Records the file under `id`.
+pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
+    let entry = entry(dump, live, id)?;
+    dump.model.files.push(entry);
+    Ok(())
+}
+
+/// The record of a file, its ghost recorded too where it has no name.
+pub fn entry(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<FileEntry> {
+    let (name, deleted) = live.undeleted();
+    let unlinked = place(live, dump.files.root()?)? == Place::Unlinked;
+    if unlinked {
+        ghost::dump(dump, live, id)?;
+    }
+    let reg = RegFileEntry {
+        name: text(if unlinked && deleted { &name } else { &live.link }).map_err(|e| live.name(e))?,
+        mnt_id: Some(live.info.mnt_id),
+        ..bare(dump, live, id)?
+    };
+    Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
+}
+
+/// What is known of a file apart from its name.
+pub fn bare(dump: &Dump<'_>, live: &Live, id: u32) -> Result<RegFileEntry> {
+    // The size of a file that is only appended to, a log, may change: whoever rotates it is outside.
+    let flags = live.info.flags;
+    let appended =
+        flags & (libc::O_ACCMODE | libc::O_APPEND) as u32 == (libc::O_WRONLY | libc::O_APPEND) as u32;
+    let sized = live.format() == libc::S_IFREG && !appended && live.fs != PROC_SUPER_MAGIC;
+    Ok(RegFileEntry {
+        id,
+        flags,
+        pos: live.info.pos,
+        fown: live.fown(&dump.files.pids).map_err(|e| live.name(e))?,
+        size: sized.then_some(live.stat.st_size.cast_unsigned()),
+        mode: Some(live.stat.st_mode),
+        ..RegFileEntry::default()
+    })
+}
+
+/// A path as the images hold it.
+pub fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        Error::new("a file name is not valid UTF-8")
+            .path(path)
+            .remedy("the image format has no place for it; rename it")
+    })
+}
+
+/// Records a file that is not, or not only, open: a mapped one, an executable, a root or working directory.
+///
+/// `opened` may be O_PATH; `link` is its name as /proc shows it, `flags` how it is to be opened.
+pub fn register_path(dump: &mut Dump<'_>, opened: OwnedFd, link: &Path, flags: OFlag) -> Result<u32> {
+    let mut live = Live::own(opened, 0)?;
+    link.clone_into(&mut live.link);
+    live.info.flags = flags.bits().cast_unsigned() & !(libc::O_CLOEXEC.cast_unsigned());
+    live.info.pos = 0;
+    let key: PathKey =
+        (live.stat.st_dev, live.stat.st_ino, live.info.mnt_id, live.info.flags, live.link.clone());
+    if let Some(&id) = dump.files.paths.get(&key) {
+        return Ok(id);
+    }
+    let id = dump.new_id();
+    if memfd::is(&live) {
+        memfd::dump(dump, &live, id)?;
+    } else {
+        let entry = entry(dump, &live, id)?;
+        dump.model.files.push(entry);
+    }
+    dump.files.paths.insert(key, id);
+    Ok(id)
+}
+
+/// Flags for opening: creation, truncation and the like were done when the program opened it.
+pub fn open_flags(flags: u32) -> OFlag {
+    let once = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
+    OFlag::from_bits_retain(flags.cast_signed() & !once) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+}
+
+/// Opens a file by its name inside the new root.
+pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
+    let name = |e: Error| e.path(&reg.name);
+    let call = || format!("openat2(root, {:?}, {:#o}, RESOLVE_IN_ROOT)", reg.name, reg.flags);
+    let missing = |e: Error| match e.errno() {
+        Some(Errno::ENOENT | Errno::ENOTDIR) => {
+            e.remedy("the new root file system must have the files that were open")
+        }
+        _ => e,
+    };
+    // Looked at first: opening a device or a fifo has effects, and a name may have been replaced by a link.
+    let seen = resolve::open_in_root(&restore.target.root, &reg.name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .during("cannot open a file", call)
+        .map_err(|e| name(missing(e)))?;
+    let stat =
+        nix::sys::stat::fstat(&seen).during("cannot stat a file", || "fstat(_)".into()).map_err(name)?;
+    verify(reg, stat.st_mode, stat.st_size)?;
+    let flags = open_flags(reg.flags);
+    if flags.contains(OFlag::O_PATH) {
+        return resolve::open_in_root(&restore.target.root, &reg.name, flags)
+            .during("cannot open a file", call)
+            .map_err(name);
+    }
+    if matches!(stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {
+        device::permit(&restore.target.spec, stat.st_mode, stat.st_rdev, reg.flags).map_err(name)?;
+    }
+    let file = reopen(seen.as_fd(), flags).map_err(name)?;
+    seek(&file, reg).map_err(name)?;
+    Ok(file)
+}
+
+/// Puts the offset back.
+pub fn seek(file: &OwnedFd, reg: &RegFileEntry) -> Result<()> {
+    let wanted = reg.pos.cast_signed();
+    if wanted <= 0 || reg.flags & libc::O_PATH as u32 != 0 {
+        return Ok(());
+    }
+    match nix::unistd::lseek(file, wanted, nix::unistd::Whence::SeekSet) {
+        Ok(_) | Err(Errno::ESPIPE) => Ok(()),
+        Err(errno) => {
+            Err(Error::new("cannot set the offset").call(format!("lseek(_, {wanted}, SEEK_SET)"), errno))
+        }
+    }
+}
+
+/// The file must be of the kind and the size that it was.
+fn verify(reg: &RegFileEntry, mode: u32, size: i64) -> Result<()> {
+    if let Some(was) = reg.mode.filter(|was| (was ^ mode) & libc::S_IFMT != 0) {
+        return Err(Error::new(format!(
+            "a file is of another kind than at the checkpoint: mode {mode:o}, was {was:o}"
+        ))
+        .path(&reg.name));
+    }
+    match reg.size {
+        Some(was) if mode & libc::S_IFMT == libc::S_IFREG && was != size.cast_unsigned() => {
+            Err(Error::new(format!("a file has changed since the checkpoint: {size} bytes, had {was}"))
+                .path(&reg.name)
+                .remedy("restore with the root file system and volumes as they were at the checkpoint"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(file: std::fs::File) -> Live {
+        Live::own(file.into(), 3).unwrap()
+    }
+
+    fn root_of(dir: &Path) -> OwnedFd {
+        std::fs::File::open(dir).unwrap().into()
+    }
+
+    #[test]
+    fn a_file_is_placed_by_what_its_name_leads_to() {
+        let root = root_of(Path::new("/"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        std::fs::write(&path, "x").unwrap();
+        let a = std::fs::File::open(&path).unwrap();
+        assert_eq!(place(&live(a.try_clone().unwrap()), &root).unwrap(), Place::Name);
+        std::fs::hard_link(&path, dir.path().join("b")).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let e = place(&live(a.try_clone().unwrap()), &root).unwrap_err();
+        assert!(e.to_string().contains("has others"), "{e}");
+        std::fs::remove_file(dir.path().join("b")).unwrap();
+        assert_eq!(place(&live(a.try_clone().unwrap()), &root).unwrap(), Place::Unlinked);
+        std::fs::write(dir.path().join("c"), "").unwrap();
+        let c = std::fs::File::open(dir.path().join("c")).unwrap();
+        std::fs::write(dir.path().join("d"), "").unwrap();
+        let mut c = live(c);
+        c.link = dir.path().join("d");
+        assert!(place(&c, &root).unwrap_err().to_string().contains("another file"));
+    }
+
+    #[test]
+    fn sizes_and_kinds_are_verified() {
+        let reg = RegFileEntry { size: Some(5), mode: Some(libc::S_IFREG | 0o644), ..Default::default() };
+        verify(&reg, libc::S_IFREG | 0o600, 5).unwrap();
+        assert!(verify(&reg, libc::S_IFREG, 6).unwrap_err().to_string().contains("6 bytes, had 5"));
+        assert!(verify(&reg, libc::S_IFDIR, 5).is_err());
+    }
+
+    #[test]
+    fn creation_is_not_repeated() {
+        let flags = open_flags((libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_WRONLY) as u32);
+        assert!(flags.contains(OFlag::O_APPEND | OFlag::O_WRONLY | OFlag::O_CLOEXEC));
+        assert!(!flags.intersects(OFlag::O_CREAT | OFlag::O_TRUNC));
+    }
+}
