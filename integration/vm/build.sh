@@ -1,0 +1,56 @@
+#!/bin/bash
+# build.sh DIR: makes the test machine in DIR: kernel, initrd, root.img. Debian packages only; nothing is mounted.
+#
+# The guest has what a development machine often lacks: pure cgroup v2 with every controller, all capabilities,
+# soft-dirty tracking, and Debian's own kernel. It boots without KVM in a few seconds.
+set -euo pipefail
+dir=$(mkdir -p "${1:?usage: build.sh DIR}" && cd "$1" && pwd)
+here=$(cd "$(dirname "$0")" && pwd)
+mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+stamp=$(cat "$here"/build.sh "$here"/init | sha256sum | cut -d' ' -f1)
+[ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ] && exit 0
+
+need=()
+command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
+command -v debootstrap >/dev/null || need+=(debootstrap)
+command -v mke2fs >/dev/null || need+=(e2fsprogs)
+command -v cpio >/dev/null || need+=(cpio)
+[ -e /bin/busybox ] || need+=(busybox-static)
+[ ${#need[@]} -eq 0 ] || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${need[@]}" >/dev/null
+
+root=$dir/root
+rm -rf "$root" "$dir/kernel" && mkdir -p "$dir/kernel"
+debootstrap --variant=minbase --include=criu,runc,jq,procps,iproute2,busybox-static,libseccomp2,kmod \
+  bookworm "$root" "$mirror" >"$dir/debootstrap.log"
+rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,man,locale}
+
+package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}')
+(cd "$dir/kernel" && apt-get download -qq "$package" && dpkg-deb -x "$package"_*.deb .)
+cp "$dir"/kernel/boot/vmlinuz-* "$dir/vmlinuz"
+version=$(basename "$dir"/kernel/boot/vmlinuz-*) && version=${version#vmlinuz-}
+cp -a "$dir/kernel/lib/modules" "$root/lib/"
+chroot "$root" depmod "$version"
+install -m 755 "$here/init" "$root/sbin/stasis-vm-init"
+
+# The initrd only loads the disk's modules and switches root.
+ird=$dir/initrd && rm -rf "$ird" && mkdir -p "$ird"/{bin,mod,proc,sys,dev,new}
+cp /bin/busybox "$ird/bin/"
+mods=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk crc16 crc32c_generic libcrc32c mbcache jbd2 ext4)
+for mod in "${mods[@]}"; do
+  path=$(find "$dir/kernel/lib/modules" -name "$mod.ko" | head -n 1)
+  [ -z "$path" ] || cp "$path" "$ird/mod/"
+done
+{
+  echo '#!/bin/busybox sh'
+  echo '/bin/busybox mount -t proc proc /proc; /bin/busybox mount -t sysfs sys /sys; /bin/busybox mount -t devtmpfs dev /dev'
+  for mod in "${mods[@]}"; do [ -e "$ird/mod/$mod.ko" ] && echo "/bin/busybox insmod /mod/$mod.ko"; done
+  echo 'n=0; until [ -b /dev/vda ] || [ $n = 100000 ]; do n=$((n+1)); done'
+  echo '/bin/busybox mount -t ext4 /dev/vda /new && exec /bin/busybox switch_root /new /sbin/stasis-vm-init'
+} >"$ird/init"
+chmod +x "$ird/init"
+(cd "$ird" && find . | cpio -o -H newc --quiet | gzip -1) >"$dir/initrd.gz"
+
+rm -f "$dir/root.img"
+mke2fs -q -t ext4 -d "$root" -L stasis "$dir/root.img" 3G
+rm -rf "$root" "$ird" "$dir/kernel"
+echo "$stamp" >"$dir/stamp"
