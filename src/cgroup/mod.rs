@@ -1,1 +1,253 @@
 //! Control groups behind one small interface: v1, hybrid and v2.
+//!
+//! ```text
+//!   Cgroup ── hierarchy   which directories (cgroups-rs finds the mounts)
+//!        ├─── v1, v2      limits of config.json
+//!        ├─── devices     who may open what: devices.allow, or eBPF
+//!        ├─── freezer     pause and resume
+//!        └─── pids        who is in it; kill; remove
+//! ```
+//!
+//! cgroups-rs finds and describes the mounted trees. Writing limits is done here: clients rely on runc's order of
+//! writes, its conversions and its words, and a limit that could not be set must be an error.
+
+pub mod devices;
+mod file;
+mod freezer;
+pub mod hierarchy;
+mod pids;
+mod v1;
+pub mod v2;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use oci_spec::runtime::{Linux, LinuxRdma, LinuxResources};
+
+use crate::sys::{Context, Error, Result};
+
+pub use hierarchy::is_unified;
+
+/// The control groups of one container: a directory in each tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    paths: BTreeMap<String, PathBuf>,
+}
+
+impl Cgroup {
+    /// The control groups that a container with this `cgroupsPath` (or id, without one) gets. Nothing is made.
+    pub fn locate(cgroups_path: Option<&Path>, id: &str, systemd: bool) -> Result<Self> {
+        if systemd {
+            return Err(Error::new(
+                "the systemd cgroup driver is not supported yet; leave --systemd-cgroup away",
+            ));
+        }
+        Ok(Self { paths: hierarchy::locate(cgroups_path, id)? })
+    }
+
+    /// Locates and makes the directories. Nothing is in them yet, and no limit is set but what a process needs to enter.
+    pub fn create(
+        resources: &LinuxResources,
+        cgroups_path: Option<&Path>,
+        id: &str,
+        systemd: bool,
+    ) -> Result<Self> {
+        let cgroup = Self::locate(cgroups_path, id, systemd)?;
+        let mut made = Vec::new();
+        match cgroup.make(resources, &mut made) {
+            Ok(()) => Ok(cgroup),
+            Err(e) => {
+                // Children before parents.
+                for dir in made.iter().rev() {
+                    let _ = std::fs::remove_dir(dir);
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn make(&self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
+        if self.is_unified() {
+            return v2::create(self.unified_dir()?, resources, made);
+        }
+        for controller in hierarchy::CONTROLLERS {
+            let Some(dir) = self.paths.get(*controller) else { continue };
+            let result = self.make_v1(controller, dir, resources, made);
+            // A named tree limits nothing: a container can do without.
+            let needless = controller.is_empty() || controller.starts_with("name=") || *controller == "misc";
+            if !needless {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_v1(
+        &self,
+        controller: &str,
+        dir: &Path,
+        res: &LinuxResources,
+        made: &mut Vec<PathBuf>,
+    ) -> Result<()> {
+        let mut missing: Vec<&Path> = dir.ancestors().take_while(|d| !d.exists()).collect();
+        missing.reverse();
+        for d in missing {
+            match std::fs::create_dir(d) {
+                Ok(()) => made.push(d.to_owned()),
+                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e).context(|| format!("mkdir {}", d.display())),
+            }
+            if controller == "cpuset" && d != dir {
+                v1::inherit_cpuset(d)?;
+            }
+        }
+        match (controller, res.cpu()) {
+            ("cpuset", cpu) => {
+                if let Some(cpu) = cpu {
+                    v1::set_cpuset(dir, cpu)?;
+                }
+                v1::inherit_cpuset(dir)
+            }
+            ("cpu", Some(cpu)) => v1::set_realtime(dir, cpu),
+            _ => Ok(()),
+        }
+    }
+
+    /// The control groups with these directories, as a container's state recorded them.
+    pub fn load(paths: BTreeMap<String, PathBuf>) -> Self {
+        Self { paths }
+    }
+
+    /// Controller (`""` for v2, `name=...` for a named tree) to absolute directory.
+    pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
+        &self.paths
+    }
+
+    /// True if there is one v2 directory and nothing else.
+    pub fn is_unified(&self) -> bool {
+        self.paths.len() == 1 && self.paths.contains_key("")
+    }
+
+    fn unified_dir(&self) -> Result<&Path> {
+        self.required("")
+    }
+
+    /// The directory in a tree that a limit needs.
+    fn required(&self, controller: &str) -> Result<&Path> {
+        let missing = || {
+            Error::new(format!("cannot set {controller} limit: container could not join or create cgroup"))
+        };
+        self.paths.get(controller).map(PathBuf::as_path).ok_or_else(missing)
+    }
+
+    /// The directory that says which processes are in the container.
+    fn main_dir(&self) -> Result<&Path> {
+        let main = self.paths.get("devices").or_else(|| self.paths.get(""));
+        main.map(PathBuf::as_path).ok_or_else(|| Error::new("container has no cgroup"))
+    }
+
+    /// True if it has been made and not removed.
+    pub fn exists(&self) -> bool {
+        self.main_dir().is_ok_and(Path::exists)
+    }
+
+    /// Puts a process into every group.
+    pub fn add(&self, pid: i32) -> Result<()> {
+        for (controller, dir) in &self.paths {
+            let result = pids::enter(dir, pid);
+            let needless = !self.is_unified()
+                && (controller.is_empty() || controller.starts_with("name=") || controller == "misc");
+            if !needless {
+                result?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the limits and the device policy of a new container.
+    pub fn apply(&self, linux: &Linux) -> Result<()> {
+        if let Some(resources) = linux.resources() {
+            self.update(resources)?;
+        }
+        let devices = linux.devices().as_deref().unwrap_or_default();
+        self.set_devices(&devices::Policy::of(linux.resources().as_ref(), devices)?)
+    }
+
+    /// Sets the limits that `resources` names and leaves the others, and the device policy.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        if self.is_unified() { v2::apply(self.unified_dir()?, resources) } else { v1::apply(self, resources) }
+    }
+
+    /// Replaces the device policy.
+    pub fn set_devices(&self, policy: &devices::Policy) -> Result<()> {
+        if self.is_unified() {
+            devices::ebpf::apply(self.unified_dir()?, policy)
+        } else {
+            devices::apply_v1(self.required("devices")?, policy)
+        }
+    }
+
+    /// Gives the v2 directory to `uid`, so that the container can make groups inside.
+    pub fn own(&self, uid: u32) -> Result<()> {
+        if !self.is_unified() {
+            return Ok(());
+        }
+        let dir = self.unified_dir()?;
+        let listed = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_default();
+        let listed: Vec<&str> = if listed.is_empty() {
+            vec!["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"]
+        } else {
+            listed.lines().collect()
+        };
+        for name in std::iter::once("").chain(listed) {
+            let path = dir.join(name);
+            match nix::unistd::chown(&path, Some(uid.into()), None) {
+                Ok(()) | Err(Errno::ENOENT) => {}
+                Err(e) => return Err(e).context(|| format!("chown {}", path.display())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops all processes, also of groups inside.
+    pub fn freeze(&self) -> Result<()> {
+        freezer::freeze(self)
+    }
+
+    /// Continues them.
+    pub fn thaw(&self) -> Result<()> {
+        freezer::thaw(self)
+    }
+
+    /// True if this group itself is frozen.
+    pub fn is_frozen(&self) -> Result<bool> {
+        freezer::is_frozen(self)
+    }
+
+    /// The processes in the container's own directory.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        pids::of(self.main_dir()?)
+    }
+
+    /// The processes of the whole subtree.
+    pub fn all_pids(&self) -> Result<Vec<i32>> {
+        pids::below(self.main_dir()?)
+    }
+
+    /// Sends a signal to every process of the subtree; SIGKILL leaves none.
+    pub fn kill(&self, signal: i32) -> Result<()> {
+        pids::kill(self, signal)
+    }
+
+    /// Removes the directories, and those the container made inside. What is gone already is no error.
+    pub fn delete(&self) -> Result<()> {
+        pids::delete(self)
+    }
+}
+
+/// A line of `rdma.max`.
+fn rdma_line(device: &str, limit: &LinuxRdma) -> String {
+    let number = |n: Option<u32>| n.map_or_else(|| "max".to_owned(), |n| n.to_string());
+    format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles()), number(limit.hca_objects()))
+}

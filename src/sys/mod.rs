@@ -13,6 +13,7 @@ pub mod kcmp;
 pub mod keyring;
 pub mod memory;
 pub mod mount;
+pub mod namespace;
 pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;

@@ -30,3 +30,40 @@ pub fn no_new_privs() -> Result<bool, Errno> {
     // SAFETY: numbers only.
     check(unsafe { libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) }.into()).map(|set| set == 1)
 }
+
+/// Drops one capability from the bounding set.
+pub fn drop_from_bounding(capability: u8) -> Result<(), Errno> {
+    // SAFETY: numbers only.
+    let ret = unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) };
+    check(ret.into()).map(drop)
+}
+
+/// Three capability sets as bit masks, which only change together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What is in force.
+    pub effective: u64,
+    /// What may be made effective.
+    pub permitted: u64,
+    /// What survives execve(2) with the file's inheritable set.
+    pub inheritable: u64,
+}
+
+/// capset(2), version 3: one call, so that no order of the three sets can make it fail.
+pub fn set_capabilities(sets: Capabilities) -> Result<(), Errno> {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let half =
+        |shift: u32| [sets.effective, sets.permitted, sets.inheritable].map(|bits| (bits >> shift) as u32);
+    let data = [half(0), half(32)];
+    // SAFETY: the kernel reads a header of two words and two records of three words.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
+}
+
+/// prlimit(2) of another process, 0 for this one.
+pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the kernel reads one structure, and no old limit is asked for.
+    let ret = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, 0) };
+    check(ret).map(drop)
+}

@@ -1,0 +1,126 @@
+//! Read-only and masked paths: what of /proc and /sys the container may not write, or not see.
+//!
+//! A file is masked by the container's /dev/null, after proving that it is the null device (CVE-2025-31133), a
+//! directory by an empty read-only tmpfs of which one is made and bound to all. Everything is attached to descriptors
+//! that were opened once.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use libc::{MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::sys::statfs::statfs;
+use oci_spec::runtime::Spec;
+
+use super::mounts::{classic_mount, clean, fresh};
+use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
+use crate::sys::{Context, Error, Result};
+
+const PATH: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
+const READ_ONLY: Attributes =
+    Attributes { set: libc::MOUNT_ATTR_RDONLY, clear: 0, propagation: 0, user_namespace: 0 };
+
+/// Makes `readonlyPaths` read-only and hides `maskedPaths`. Runs inside, with the container's root as `/`.
+pub fn apply(spec: &Spec) -> Result<()> {
+    let Some(linux) = spec.linux() else { return Ok(()) };
+    for path in linux.readonly_paths().iter().flatten() {
+        read_only(Path::new(path)).context(|| format!("can't make {path:?} read-only"))?;
+    }
+    let masked: Vec<&str> = linux.masked_paths().iter().flatten().map(String::as_str).collect();
+    mask(&masked, linux.mount_label().as_deref())
+}
+
+fn read_only(path: &Path) -> Result<()> {
+    let target = match open(path, PATH, Mode::empty()) {
+        Err(Errno::ENOENT) => return Ok(()),
+        other => other.context(|| format!("open {}", path.display()))?,
+    };
+    match clone_tree(target.as_fd(), c"", true) {
+        Ok(tree) => {
+            set_attributes(&tree, READ_ONLY, false).context(|| "mount_setattr")?;
+            attach(&tree, &target).context(|| "move_mount")
+        }
+        // No such interface, or a filter that denies it.
+        Err(Errno::ENOSYS | Errno::EPERM) => {
+            let name = format!("/proc/self/fd/{}", target.as_raw_fd());
+            let name = Path::new(&name);
+            classic_mount(Some(name), name, None, MS_BIND | MS_REC, None).context(|| "bind mount")?;
+            let kept = statfs(path).context(|| "statfs")?.flags().bits()
+                & (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
+            classic_mount(None, path, None, kept | MS_BIND | MS_REMOUNT | MS_RDONLY, None)
+                .context(|| "remount")
+        }
+        Err(e) => Err(e).context(|| "open_tree"),
+    }
+}
+
+/// Hides each path that exists.
+fn mask(paths: &[&str], label: Option<&str>) -> Result<()> {
+    if paths.is_empty() {
+        return Ok(());
+    }
+    let null = open("/dev/null", PATH, Mode::empty()).context(|| "can't mask paths: open /dev/null")?;
+    verify_dev_null(&null).context(|| "can't mask paths")?;
+    let mut empty: Option<OwnedFd> = None;
+    let mut done: Vec<std::path::PathBuf> = Vec::with_capacity(paths.len());
+    for path in paths {
+        let clean = clean(Path::new(path));
+        if done.contains(&clean) {
+            continue;
+        }
+        let shown = || format!("can't mask path {path:?}");
+        let target = match open(*path, PATH, Mode::empty()) {
+            Err(Errno::ENOENT) => continue,
+            other => other.context(shown)?,
+        };
+        done.push(clean);
+        let kind = SFlag::from_bits_truncate(fstat(&target).context(shown)?.st_mode) & SFlag::S_IFMT;
+        let cover = if kind == SFlag::S_IFDIR {
+            if empty.is_none() {
+                empty = Some(empty_directory(label).context(shown)?);
+            }
+            let source = empty.as_ref().ok_or_else(|| Error::new("no mask"))?;
+            clone_tree(source.as_fd(), c"", false)
+        } else {
+            clone_tree(null.as_fd(), c"", false)
+        };
+        cover.and_then(|cover| attach(&cover, &target)).context(shown)?;
+    }
+    Ok(())
+}
+
+/// An empty read-only tmpfs, mounted nowhere.
+fn empty_directory(label: Option<&str>) -> Result<OwnedFd> {
+    let data = match label {
+        Some(label) if !label.is_empty() => format!("nr_blocks=1,nr_inodes=1,context={label}"),
+        _ => "nr_blocks=1,nr_inodes=1".to_owned(),
+    };
+    fresh("tmpfs", Path::new("tmpfs"), MS_RDONLY, &data)
+}
+
+/// Proves that a descriptor is the null device.
+pub fn verify_dev_null(fd: impl AsFd) -> Result<()> {
+    let stat = fstat(&fd).context(|| "fstat /dev/null")?;
+    let is_device = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFCHR;
+    if is_device && stat.st_rdev == libc::makedev(1, 3) {
+        Ok(())
+    } else {
+        Err(Error::new("container's /dev/null is invalid"))
+    }
+}
+
+/// Makes the root mount read-only, keeping flags that a user namespace may not change.
+pub(super) fn remount_root_read_only() -> Result<()> {
+    let root = open("/", PATH, Mode::empty()).context(|| "open /")?;
+    match set_attributes(&root, READ_ONLY, false) {
+        Err(Errno::ENOSYS) => {
+            let flags = MS_BIND | MS_REMOUNT | MS_RDONLY;
+            let kept = statfs("/").context(|| "statfs /")?.flags().bits();
+            classic_mount(None, Path::new("/"), None, flags | kept, None)
+        }
+        other => other,
+    }
+    .context(|| "mount_setattr /")
+}

@@ -1,0 +1,402 @@
+//! Carrying out the mounts of config.json.
+//!
+//! ```text
+//!   fresh file system: fsopen ── options ── fsmount ──┐
+//!   bind mount:        open_tree(CLONE) ── attributes ┴─> detached ── move_mount ─> descriptor of the destination
+//!                                                                                   (openat2 in the root)
+//! ```
+//!
+//! The destination is resolved once, to a descriptor, and the mount is attached to that: renaming or linking
+//! directories under us can put the mount at another place *inside* the root, never outside (CVE-2021-30465). Where
+//! the kernel or a seccomp filter around us denies this interface, mount(2) is used on `/proc/self/fd/N`.
+
+mod cgroup;
+mod copy_up;
+mod idmap;
+mod options;
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libc::{MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
+
+use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, set_attributes};
+use crate::sys::procfs::Procfs;
+use crate::sys::resolve::{make_dir_in_root, make_file_in_root, open_in_root, parent_in_root};
+use crate::sys::stat::place;
+use crate::sys::{Context, Error, Result};
+
+pub use idmap::source;
+pub use options::{IdMapping, Mount, attributes, known_options, propagation};
+
+pub(crate) const DIR_MODE: Mode = Mode::from_bits_truncate(0o755);
+const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
+
+/// The MS_* bits that a superblock has, with their names as mount options.
+const SUPERBLOCK: &[(u64, &std::ffi::CStr)] = &[
+    (MS_RDONLY, c"ro"),
+    (libc::MS_SYNCHRONOUS, c"sync"),
+    (libc::MS_DIRSYNC, c"dirsync"),
+    (libc::MS_LAZYTIME, c"lazytime"),
+    (libc::MS_MANDLOCK, c"mand"),
+];
+
+/// What all mounts of a container have in common.
+pub struct Mounter<'a> {
+    /// The root directory, as the new mount namespace sees it.
+    pub root: BorrowedFd<'a>,
+    /// Its path.
+    pub root_path: &'a Path,
+    /// /proc of the current mount namespace.
+    pub procfs: &'a Procfs,
+    /// SELinux label of the mounts.
+    pub label: Option<&'a str>,
+    /// The container has a cgroup namespace of its own.
+    pub cgroup_namespace: bool,
+    /// The container's directory in cgroup v2.
+    pub unified: Option<&'a Path>,
+}
+
+impl Mounter<'_> {
+    /// Carries out one mount. `source` is what [`source`] opened for it beforehand, if anything.
+    pub fn mount(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
+        self.dispatch(m, source).context(|| {
+            format!(
+                "error mounting {:?} to rootfs at {:?}",
+                m.source.to_string_lossy(),
+                m.destination.to_string_lossy()
+            )
+        })
+    }
+
+    fn dispatch(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
+        match m.kind.as_str() {
+            "bind" => self.bind(m, source),
+            "proc" | "sysfs" => {
+                let target = self.ordinary_directory(m)?;
+                self.place(m, &target, m.flags, &m.data).map(drop)
+            }
+            "cgroup" => {
+                if crate::cgroup::is_unified() {
+                    cgroup::mount_v2(self, m)
+                } else {
+                    cgroup::mount_v1(self, m)
+                }
+            }
+            "tmpfs" => {
+                let (target, existed) = self.directory_target(m)?;
+                let mut data = m.data.clone();
+                if existed {
+                    // What was there lends its mode; an explicit mode= comes later and wins.
+                    let mode = fstat(&target).context(|| "fstat mountpoint")?.st_mode & 0o7777;
+                    data = join_options(&format!("mode={mode:04o}"), &data);
+                }
+                let data = self.labelled(&data);
+                let flags = m.flags & !MS_RDONLY;
+                if m.copy_up {
+                    let tree = fresh("tmpfs", &m.source, flags, &data).context(|| "tmpcopyup")?;
+                    copy_up::copy(&target, &tree).context(|| "tmpcopyup")?;
+                    self.attach_and_adjust(m, &target, &tree)
+                } else {
+                    self.place(m, &target, flags, &data).map(drop)
+                }
+            }
+            _ => {
+                let (target, _) = self.directory_target(m)?;
+                let mut flags = m.flags;
+                if clean(&m.destination) == Path::new("/dev") {
+                    // Devices are still to be made in it.
+                    flags &= !MS_RDONLY;
+                }
+                let data = if m.kind == "mqueue" { m.data.clone() } else { self.labelled(&m.data) };
+                self.place(m, &target, flags, &data).map(drop)
+            }
+        }
+    }
+
+    fn labelled(&self, data: &str) -> String {
+        match self.label {
+            Some(label) if !label.is_empty() => join_options(data, &format!("context=\"{label}\"")),
+            _ => data.to_owned(),
+        }
+    }
+
+    /// proc and sysfs go onto a directory of exactly that name: no link may be followed (CVE-2019-16884).
+    fn ordinary_directory(&self, m: &Mount) -> Result<OwnedFd> {
+        let (parent, name) =
+            parent_in_root(self.root, &m.destination, DIR_MODE).context(|| "make mountpoint")?;
+        match mkdirat(&parent, name, DIR_MODE) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e).context(|| "make mountpoint"),
+        }
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let fd = openat(&parent, name, flags, Mode::empty()).context(|| "open mountpoint")?;
+        let kind = SFlag::from_bits_truncate(fstat(&fd).context(|| "fstat mountpoint")?.st_mode);
+        if kind & SFlag::S_IFMT != SFlag::S_IFDIR {
+            return Err(Error::new(format!("filesystem {:?} must be mounted on ordinary directory", m.kind)));
+        }
+        self.check_target(m, &fd, None)?;
+        Ok(fd)
+    }
+
+    /// The destination as a directory, made if missing; the flag says that it was there.
+    pub(crate) fn directory_target(&self, m: &Mount) -> Result<(OwnedFd, bool)> {
+        let (fd, existed) = match open_in_root(self.root, &m.destination, OFlag::O_PATH) {
+            Ok(fd) => (fd, true),
+            Err(Errno::ENOENT) => {
+                let made = make_dir_in_root(self.root, &m.destination, DIR_MODE);
+                (made.context(|| format!("make mountpoint {:?}", m.destination))?, false)
+            }
+            Err(e) => return Err(e).context(|| "lookup mountpoint target"),
+        };
+        self.check_target(m, &fd, None)?;
+        Ok((fd, existed))
+    }
+
+    /// Refuses the root itself, and anything at or below /proc but a procfs and the files that lxcfs emulates.
+    fn check_target(&self, m: &Mount, target: &OwnedFd, source: Option<&OwnedFd>) -> Result<()> {
+        let path = self.procfs.path_of(target)?;
+        let Ok(inside) = path.strip_prefix(self.root_path) else {
+            return Err(Error::new(format!("mountpoint {path:?} is outside of rootfs {:?}", self.root_path)));
+        };
+        if inside.as_os_str().is_empty() || place(target) == place(self.root) {
+            return Err(Error::new(format!(
+                "mountpoint {path:?} is on the top of rootfs {:?}",
+                self.root_path
+            )));
+        }
+        let Ok(below) = inside.strip_prefix("proc") else { return Ok(()) };
+        if below.as_os_str().is_empty() {
+            use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
+            let bound_proc = source
+                .is_some_and(|s| fstatfs(s).is_ok_and(|statfs| statfs.filesystem_type() == PROC_SUPER_MAGIC));
+            if m.kind == "proc" || bound_proc {
+                return Ok(());
+            }
+            return Err(Error::new(format!("{path:?} cannot be mounted because it is not of type proc")));
+        }
+        const EMULATED: &[&str] = &[
+            "cpuinfo",
+            "diskstats",
+            "meminfo",
+            "stat",
+            "swaps",
+            "uptime",
+            "loadavg",
+            "slabinfo",
+            "sys/kernel/ns_last_pid",
+            "sys/crypto/fips_enabled",
+        ];
+        if EMULATED.iter().any(|name| below == Path::new(name)) {
+            return Ok(());
+        }
+        Err(Error::new(format!("{path:?} cannot be mounted because it is inside /proc")))
+    }
+
+    /// Makes a file system and puts it onto `target`; returns the root of the new mount.
+    pub(crate) fn place(&self, m: &Mount, target: &OwnedFd, flags: u64, data: &str) -> Result<OwnedFd> {
+        let tree = match fresh(&m.kind, &m.source, flags, data) {
+            Ok(tree) => {
+                attach(&tree, target).context(|| "move_mount")?;
+                tree
+            }
+            Err(refused) => self.classic(m, target, flags, data).map_err(|e| {
+                // mount(2) says less than fsconfig(2): prefer the longer explanation of the same refusal.
+                if e.errno() == refused.errno() { refused } else { e }
+            })?,
+        };
+        self.propagate(m, &tree)?;
+        Ok(tree)
+    }
+
+    /// mount(2) on a descriptor, for kernels, filters and options that the newer interface cannot serve.
+    fn classic(&self, m: &Mount, target: &OwnedFd, flags: u64, data: &str) -> Result<OwnedFd> {
+        let name = format!("/proc/self/fd/{}", target.as_raw_fd());
+        let call =
+            || format!("mount src={}, dst={}, data={data}", m.source.display(), m.destination.display());
+        classic_mount(Some(&m.source), Path::new(&name), Some(&m.kind), flags, Some(data)).context(call)?;
+        // The descriptor is below the new mount: look the path up again, and make sure that it is a mount now.
+        let path = self.procfs.path_of(target)?;
+        let inside = path.strip_prefix(self.root_path).map_err(|_| Error::new("mountpoint moved"))?;
+        let top =
+            open_in_root(self.root, inside, OFlag::O_PATH).context(|| "reopen mountpoint after mount")?;
+        if place(&top).context(|| "statx")? == place(target).context(|| "statx")? {
+            return Err(Error::new(format!("mountpoint {:?} was moved while re-opening", m.destination)));
+        }
+        Ok(top)
+    }
+
+    pub(crate) fn attach_and_adjust(&self, m: &Mount, target: &OwnedFd, tree: &OwnedFd) -> Result<()> {
+        attach(tree, target).context(|| "move_mount")?;
+        self.propagate(m, tree)
+    }
+
+    /// Propagation types, in the order they were given, then the attributes of the whole tree.
+    fn propagate(&self, m: &Mount, tree: &OwnedFd) -> Result<()> {
+        for flags in &m.propagation {
+            set_propagation(tree.as_fd(), *flags)?;
+        }
+        if let Some(all) = m.recursive {
+            set_attributes(tree, all, true).context(|| "mount_setattr (recursive attributes)")?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn bind(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
+        let tree = match source {
+            Some(tree) => tree,
+            None => open_source(m)?,
+        };
+        let (target, _) = match open_in_root(self.root, &m.destination, OFlag::O_PATH) {
+            Ok(fd) => (fd, true),
+            Err(Errno::ENOENT) => {
+                let stat = fstat(&tree).context(|| "fstat source")?;
+                let is_dir = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
+                let made = if is_dir {
+                    make_dir_in_root(self.root, &m.destination, DIR_MODE)
+                } else {
+                    make_file_in_root(self.root, &m.destination, DIR_MODE, FILE_MODE)
+                };
+                (made.context(|| format!("make mountpoint {:?}", m.destination))?, false)
+            }
+            Err(e) => return Err(e).context(|| "lookup mountpoint target"),
+        };
+        self.check_target(m, &target, Some(&tree))?;
+        set_bind_flags(m, &tree)?;
+        self.attach_and_adjust(m, &target, &tree)
+    }
+}
+
+/// A detached copy of what a bind mount shows.
+pub(crate) fn open_source(m: &Mount) -> Result<OwnedFd> {
+    let path = c_string(m.source.as_os_str().as_bytes())?;
+    clone_tree(AT_FDCWD, &path, m.flags & MS_REC != 0).context(|| format!("open_tree {}", m.source.display()))
+}
+
+/// The flags of a bind mount. If any are given, they replace those of the source; flags that are locked, because the
+/// source comes from a more privileged user namespace, are kept, unless they were asked away explicitly.
+fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
+    const ALL: u64 = libc::MOUNT_ATTR_RDONLY
+        | libc::MOUNT_ATTR_NOSUID
+        | libc::MOUNT_ATTR_NODEV
+        | libc::MOUNT_ATTR_NOEXEC
+        | libc::MOUNT_ATTR_NODIRATIME
+        | libc::MOUNT_ATTR_NOSYMFOLLOW;
+    let given = m.flags & !(MS_BIND | MS_REC | MS_REMOUNT);
+    if given == 0 && m.cleared == 0 {
+        return Ok(());
+    }
+    let mut set = attributes(given);
+    let mut atime = 0;
+    if given & (libc::MS_NOATIME | libc::MS_STRICTATIME | libc::MS_RELATIME) != 0 {
+        atime = libc::MOUNT_ATTR__ATIME;
+    }
+    let replace = Attributes { set, clear: (ALL & !set) | atime, ..Attributes::default() };
+    match set_attributes(tree, replace, false) {
+        Err(Errno::EPERM) => {}
+        Err(Errno::ENOSYS) => {
+            let name = format!("/proc/self/fd/{}", tree.as_raw_fd());
+            let flags = given | MS_BIND | MS_REMOUNT;
+            return classic_mount(None, Path::new(&name), None, flags, None).context(|| "remount bind mount");
+        }
+        other => return other.context(|| "failed to set user-requested vfs flags on bind-mount"),
+    }
+    let cleared = attributes(m.cleared) & ALL;
+    set &= !cleared;
+    let adjust = Attributes { set, clear: cleared | atime, ..Attributes::default() };
+    set_attributes(tree, adjust, false)
+        .context(|| "failed to set user-requested vfs flags on bind-mount: cannot change locked flags")
+}
+
+/// Changes the propagation of a mount, or with MS_REC of the whole tree.
+pub(crate) fn set_propagation(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
+    let kind = flags & !MS_REC;
+    let change = Attributes { propagation: kind, ..Attributes::default() };
+    match set_attributes(mount, change, flags & MS_REC != 0) {
+        Err(Errno::ENOSYS) => {
+            let name = format!("/proc/self/fd/{}", mount.as_raw_fd());
+            classic_mount(None, Path::new(&name), None, flags, None)
+        }
+        other => other,
+    }
+    .context(|| "change mount propagation")
+}
+
+/// A new file system as a detached mount.
+pub(crate) fn fresh(kind: &str, source: &Path, flags: u64, data: &str) -> Result<OwnedFd> {
+    let unsupported = libc::MS_I_VERSION | MS_REMOUNT | libc::MS_MOVE;
+    // Quoting and escapes are the file system's own business: mount(2) hands it the whole string.
+    if flags & unsupported != 0 || data.contains(['"', '\\']) {
+        return Err(Error::call("fsopen", Errno::ENOTSUP));
+    }
+    let call = || format!("fsopen {kind}");
+    let context = FsContext::open(&c_string(kind.as_bytes())?).context(call)?;
+    let explain = |what: &str, errno: Errno| {
+        let complaints = context.complaints();
+        let e = Error::call(what, errno);
+        if complaints.is_empty() { e } else { e.context(complaints) }
+    };
+    if !source.as_os_str().is_empty() {
+        context
+            .string(c"source", &c_string(source.as_os_str().as_bytes())?)
+            .map_err(|e| explain("fsconfig source", e))?;
+    }
+    for (flag, name) in SUPERBLOCK {
+        if flags & flag != 0 {
+            context.flag(name).map_err(|e| explain("fsconfig", e))?;
+        }
+    }
+    for option in data.split(',').filter(|o| !o.is_empty()) {
+        let set = match option.split_once('=') {
+            Some((key, value)) => context.string(&c_string(key.as_bytes())?, &c_string(value.as_bytes())?),
+            None => context.flag(&c_string(option.as_bytes())?),
+        };
+        set.map_err(|e| explain(&format!("fsconfig {option}"), e))?;
+    }
+    context.mount(attributes(flags)).map_err(|e| explain(&format!("fsmount {kind}"), e))
+}
+
+/// mount(2), with an errno.
+pub(crate) fn classic_mount(
+    source: Option<&Path>,
+    target: &Path,
+    kind: Option<&str>,
+    flags: u64,
+    data: Option<&str>,
+) -> Result<(), Errno> {
+    let flags = nix::mount::MsFlags::from_bits_retain(flags);
+    nix::mount::mount(source, target, kind, flags, data)
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::new("mount field contains null byte"))
+}
+
+fn join_options(first: &str, second: &str) -> String {
+    if first.is_empty() || second.is_empty() {
+        format!("{first}{second}")
+    } else {
+        format!("{first},{second}")
+    }
+}
+
+/// A destination without `.`, `..` and double slashes, as far as the text goes.
+pub(crate) fn clean(path: &Path) -> PathBuf {
+    use std::path::Component;
+    let mut out = PathBuf::from("/");
+    for part in path.components() {
+        match part {
+            Component::Normal(name) => out.push(name),
+            Component::ParentDir => {
+                out.pop();
+            }
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    out
+}

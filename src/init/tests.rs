@@ -1,0 +1,316 @@
+//! The leaves together: whole root file systems in private mount namespaces, hostile ones among them.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::Spec;
+
+use super::rootfs::{Setup, finish, pivot, prepare};
+use super::{devices, masked};
+use crate::sys::Result;
+use crate::sys::testing::in_child;
+
+/// An empty root file system, and a file that it must not reach.
+struct Fixture {
+    dir: tempfile::TempDir,
+    rootfs: PathBuf,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let rootfs = fs::canonicalize(dir.path()).unwrap().join("rootfs");
+        fs::create_dir(&rootfs).unwrap();
+        fs::write(dir.path().join("secret"), b"host").unwrap();
+        Self { dir, rootfs }
+    }
+
+    fn spec(&self, mounts: &str, rest: &str) -> Spec {
+        let json = format!(
+            r#"{{"ociVersion":"1.0.2","root":{{"path":"rootfs"}},"mounts":{mounts},
+                "process":{{"user":{{"uid":0,"gid":0}},"cwd":"/","args":["x"]}},
+                "linux":{{"namespaces":[{{"type":"mount"}}]{rest}}}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    fn setup<'a>(&'a self, spec: &'a Spec) -> Setup<'a> {
+        Setup {
+            spec,
+            rootfs: &self.rootfs,
+            bundle: self.dir.path(),
+            no_pivot: false,
+            unified: None,
+            sources: vec![],
+        }
+    }
+
+    /// Goes all the way in.
+    fn enter(&self, mounts: &str, rest: &str) -> Result<()> {
+        let spec = self.spec(mounts, rest);
+        let mut setup = self.setup(&spec);
+        let root = prepare(&mut setup)?;
+        pivot(&setup, &root)?;
+        finish(&setup, &root)?;
+        masked::apply(&spec)
+    }
+}
+
+const PROC: &str = r#"{"destination":"/proc","type":"proc","source":"proc"}"#;
+const DEV: &str = r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs","options":["nosuid","mode=755"]}"#;
+
+/// Runs in a new mount namespace.
+fn test(body: impl FnOnce(Fixture)) {
+    in_child(libc::CLONE_NEWNS | libc::CLONE_NEWIPC, || body(Fixture::new()));
+}
+
+fn mount_options(point: &str) -> String {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = text.lines().rev().find(|l| l.split(' ').nth(4) == Some(point));
+    line.unwrap_or_else(|| panic!("{point} is not mounted in {text}")).to_owned()
+}
+
+#[test]
+fn a_usual_container_finds_what_it_expects() {
+    test(|fixture| {
+        let mounts = format!(
+            r#"[{PROC},{DEV},
+            {{"destination":"/dev/pts","type":"devpts","source":"devpts","options":["nosuid","noexec","newinstance","ptmxmode=0666","mode=0620"]}},
+            {{"destination":"/dev/shm","type":"tmpfs","source":"shm","options":["nosuid","noexec","nodev","mode=1777","size=65536k"]}},
+            {{"destination":"/dev/mqueue","type":"mqueue","source":"mqueue","options":["nosuid","noexec","nodev"]}},
+            {{"destination":"/sys","type":"sysfs","source":"sysfs","options":["nosuid","noexec","nodev","ro"]}},
+            {{"destination":"/data/file","source":"{}","options":["bind","ro","nosuid"]}}]"#,
+            fixture.dir.path().join("secret").display()
+        );
+        fixture.enter(&mounts, r#","maskedPaths":["/proc/cpuinfo","/sys/kernel","/sys/./kernel","/nothing"],"readonlyPaths":["/proc/sys"]"#).unwrap();
+        for (path, major, minor) in devices::DEFAULT {
+            let meta = fs::metadata(path).unwrap();
+            assert!(meta.file_type().is_char_device(), "{path}");
+            assert_eq!(meta.rdev(), libc::makedev(*major, *minor), "{path}");
+            assert_eq!(meta.permissions().mode() & 0o777, 0o666, "{path}");
+        }
+        assert_eq!(fs::read_link("/dev/ptmx").unwrap(), Path::new("pts/ptmx"));
+        assert_eq!(fs::read_link("/dev/fd").unwrap(), Path::new("/proc/self/fd"));
+        assert!(Path::new("/dev/pts/ptmx").exists());
+        assert_eq!(fs::read("/data/file").unwrap(), b"host");
+        assert!(fs::write("/data/file", b"x").is_err());
+        assert!(mount_options("/data/file").contains(" ro,nosuid"));
+        assert!(mount_options("/dev/shm").contains("nosuid,nodev,noexec"));
+        assert_eq!(fs::metadata("/dev/shm").unwrap().permissions().mode() & 0o7777, 0o1777);
+        assert!(fs::write("/proc/sys/kernel/hostname", b"x").is_err());
+        assert!(fs::metadata("/proc/cpuinfo").unwrap().file_type().is_char_device());
+        assert_eq!(fs::read_dir("/sys/kernel").unwrap().count(), 0);
+        // Nothing of the host is left.
+        let points = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!points.contains("/sys/fs/cgroup"), "{points}");
+        assert_eq!(fs::read_dir("/").unwrap().count(), 4);
+    });
+}
+
+#[test]
+fn links_in_the_root_lead_nowhere_else() {
+    test(|fixture| {
+        let host = fixture.dir.path().join("host");
+        fs::create_dir(&host).unwrap();
+        symlink(&host, fixture.rootfs.join("link")).unwrap();
+        symlink("../host", fixture.rootfs.join("up")).unwrap();
+        for name in ["link", "up"] {
+            let mounts = format!(r#"[{{"destination":"/{name}/x","type":"tmpfs","source":"tmpfs"}}]"#);
+            let spec = fixture.spec(&mounts, "");
+            // Refused or done inside, but never outside.
+            let _ = prepare(&mut fixture.setup(&spec));
+            assert_eq!(fs::read_dir(&host).unwrap().count(), 0, "{name}");
+        }
+    });
+}
+
+#[test]
+fn proc_and_sysfs_are_not_mounted_through_links() {
+    test(|fixture| {
+        fs::create_dir(fixture.rootfs.join("real")).unwrap();
+        symlink("real", fixture.rootfs.join("proc")).unwrap();
+        let e = fixture.enter(&format!("[{PROC}]"), "").unwrap_err().to_string();
+        assert!(e.contains("must be mounted on ordinary directory"), "{e}");
+    });
+}
+
+#[test]
+fn nothing_is_mounted_over_proc_or_the_root() {
+    for (destination, words) in [
+        ("/proc", "not of type proc"),
+        ("/proc/sys", "inside /proc"),
+        ("/proc/../proc/self", "inside /proc"),
+        ("/", "on the top of rootfs"),
+        ("/a/..", "on the top of rootfs"),
+    ] {
+        test(|fixture| {
+            fs::create_dir(fixture.rootfs.join("a")).unwrap();
+            let mounts =
+                format!(r#"[{PROC},{{"destination":"{destination}","type":"tmpfs","source":"tmpfs"}}]"#);
+            let e = fixture.enter(&mounts, "").unwrap_err().to_string();
+            assert!(e.contains(words), "{destination}: {e}");
+        });
+    }
+}
+
+#[test]
+fn files_that_lxcfs_emulates_may_be_bound_over() {
+    test(|fixture| {
+        let source = fixture.dir.path().join("secret");
+        let mounts = format!(
+            r#"[{PROC},{{"destination":"/proc/meminfo","source":"{}","options":["bind"]}}]"#,
+            source.display()
+        );
+        fixture.enter(&mounts, "").unwrap();
+        assert_eq!(fs::read("/proc/meminfo").unwrap(), b"host");
+    });
+}
+
+#[test]
+fn a_false_null_device_masks_nothing() {
+    test(|fixture| {
+        // CVE-2025-31133: /dev is the image's, and its null is a link to what the attacker wants to write.
+        fs::create_dir_all(fixture.rootfs.join("dev")).unwrap();
+        fs::write(fixture.rootfs.join("dev/null"), b"false").unwrap();
+        let source = fixture.rootfs.join("dev");
+        let mounts = format!(
+            r#"[{PROC},{{"destination":"/dev","source":"{}","options":["bind"]}}]"#,
+            source.display()
+        );
+        let e = fixture.enter(&mounts, r#","maskedPaths":["/proc/kcore"]"#).unwrap_err().to_string();
+        assert!(e.contains("/dev/null is invalid"), "{e}");
+    });
+}
+
+#[test]
+fn a_read_only_root_keeps_its_writable_mounts() {
+    test(|fixture| {
+        let mounts = format!(
+            r#"[{PROC},{DEV},{{"destination":"/tmp","type":"tmpfs","source":"tmpfs","options":["ro"]}},
+               {{"destination":"/var","type":"tmpfs","source":"tmpfs"}}]"#
+        );
+        let mut spec = fixture.spec(&mounts, "");
+        let root = oci_spec::runtime::RootBuilder::default().path("rootfs").readonly(true).build().unwrap();
+        spec.set_root(Some(root));
+        let mut setup = fixture.setup(&spec);
+        let root = prepare(&mut setup).unwrap();
+        pivot(&setup, &root).unwrap();
+        finish(&setup, &root).unwrap();
+        let error = |path: &str| fs::write(path, b"x").unwrap_err().raw_os_error();
+        assert_eq!(error("/x"), Some(libc::EROFS));
+        assert_eq!(error("/tmp/x"), Some(libc::EROFS));
+        fs::write("/var/x", b"x").unwrap();
+    });
+}
+
+#[test]
+fn flags_and_recursive_attributes_reach_the_mounts_below() {
+    test(|fixture| {
+        let host = fixture.dir.path().join("host");
+        fs::create_dir_all(host.join("sub")).unwrap();
+        let (tmpfs, none): (_, Option<&str>) = (Some("tmpfs"), None);
+        nix::mount::mount(tmpfs, &host.join("sub"), tmpfs, nix::mount::MsFlags::empty(), none).unwrap();
+        let mounts = format!(
+            r#"[{PROC},{{"destination":"/one","source":"{0}","options":["rbind","ro"]}},
+               {{"destination":"/all","source":"{0}","options":["rbind","rro","rnosuid"]}},
+               {{"destination":"/slave","source":"{0}","options":["bind","slave","nodev"]}}]"#,
+            host.display()
+        );
+        fixture.enter(&mounts, "").unwrap();
+        assert!(fs::write("/one/x", b"x").is_err());
+        fs::write("/one/sub/x", b"x").unwrap();
+        assert!(fs::write("/all/sub/y", b"x").is_err());
+        assert!(mount_options("/all/sub").contains(" ro,nosuid"));
+        assert!(mount_options("/slave").contains("nodev"));
+        assert!(!Path::new("/slave/sub/x").exists());
+    });
+}
+
+#[test]
+fn a_tmpfs_can_start_with_what_it_hides() {
+    test(|fixture| {
+        let etc = fixture.rootfs.join("etc/sub");
+        fs::create_dir_all(&etc).unwrap();
+        fs::write(etc.join("file"), b"old").unwrap();
+        std::os::unix::fs::chown(etc.join("file"), Some(7), Some(8)).unwrap();
+        fs::set_permissions(etc.join("file"), fs::Permissions::from_mode(0o4711)).unwrap();
+        symlink("/outside", etc.join("link")).unwrap();
+        let mounts = format!(
+            r#"[{PROC},{{"destination":"/etc","type":"tmpfs","source":"tmpfs","options":["tmpcopyup"]}}]"#
+        );
+        fixture.enter(&mounts, "").unwrap();
+        assert_eq!(fs::read("/etc/sub/file").unwrap(), b"old");
+        let meta = fs::metadata("/etc/sub/file").unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (0o4711, 7, 8));
+        assert_eq!(fs::read_link("/etc/sub/link").unwrap(), Path::new("/outside"));
+        fs::write("/etc/sub/file", b"new").unwrap();
+        assert!(mount_options("/etc").contains("tmpfs"));
+    });
+}
+
+#[test]
+fn a_missing_source_is_named_in_the_words_that_clients_match() {
+    test(|fixture| {
+        let mounts = r#"[{"destination":"/x","source":"/no/such","options":["bind"]}]"#;
+        let e = fixture.enter(mounts, "").unwrap_err().to_string();
+        assert!(e.contains("no such file or directory") && e.contains("/no/such"), "{e}");
+    });
+}
+
+#[test]
+fn an_unknown_option_is_an_error_that_names_it() {
+    test(|fixture| {
+        let mounts = r#"[{"destination":"/x","type":"tmpfs","source":"tmpfs","options":["sise=1k"]}]"#;
+        let e = fixture.enter(mounts, "").unwrap_err().to_string();
+        assert!(e.contains("sise") && e.contains("invalid argument"), "{e}");
+    });
+}
+
+#[test]
+fn the_root_can_be_moved_instead_of_pivoted() {
+    test(|fixture| {
+        fs::write(fixture.rootfs.join("here"), b"").unwrap();
+        let spec = fixture.spec(&format!("[{PROC}]"), "");
+        let mut setup = fixture.setup(&spec);
+        setup.no_pivot = true;
+        let root = prepare(&mut setup).unwrap();
+        pivot(&setup, &root).unwrap();
+        assert!(Path::new("/here").exists());
+        assert!(!Path::new("/usr").exists());
+    });
+}
+
+#[test]
+fn devices_of_config_json_are_made_with_their_owner() {
+    test(|fixture| {
+        let rest = r#","devices":[{"path":"/dev/null","type":"c","major":1,"minor":3,"fileMode":384,"uid":3,"gid":4},
+            {"path":"/dev/sub/pipe","type":"p"}]"#;
+        fixture.enter(&format!("[{PROC},{DEV}]"), rest).unwrap();
+        let meta = fs::metadata("/dev/null").unwrap();
+        assert_eq!((meta.mode() & 0o777, meta.uid(), meta.gid()), (0o600, 3, 4));
+        assert!(fs::metadata("/dev/sub/pipe").unwrap().file_type().is_fifo());
+    });
+}
+
+#[test]
+fn in_a_user_namespace_devices_are_bound() {
+    in_child(libc::CLONE_NEWUSER | libc::CLONE_NEWNS, || {
+        fs::write("/proc/self/setgroups", "deny").unwrap();
+        fs::write("/proc/self/uid_map", "0 0 1").unwrap();
+        fs::write("/proc/self/gid_map", "0 0 1").unwrap();
+        let fixture = Fixture::new();
+        fixture.enter(&format!("[{DEV}]"), r#","maskedPaths":["/dev/zero"]"#).unwrap();
+        assert_eq!(fs::metadata("/dev/full").unwrap().rdev(), libc::makedev(1, 7));
+        assert_eq!(fs::metadata("/dev/zero").unwrap().rdev(), libc::makedev(1, 3));
+    });
+}
+
+#[test]
+fn a_container_without_a_mount_namespace_is_refused() {
+    test(|fixture| {
+        let mut spec = fixture.spec("[]", "");
+        spec.set_linux(None);
+        assert!(prepare(&mut fixture.setup(&spec)).is_err());
+    });
+}
