@@ -1,0 +1,141 @@
+//! Clocks. The image has what the container's clocks showed, not offsets: at a restore, on whatever machine and
+//! after whatever time, the new offsets are the difference to the clocks of that machine.
+//!
+//! ```text
+//!   dump:     shown = our clock - our offset + the container's offset
+//!   restore:  offset = shown - (our clock - our offset)          so they go on where they stopped
+//! ```
+
+use nix::time::{ClockId, clock_gettime};
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::{TimensEntry, Timespec};
+use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::kind::Kind;
+
+/// Nanoseconds in a second.
+const SECOND: i128 = 1_000_000_000;
+
+/// What to write into timens_offsets, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offsets {
+    /// Of CLOCK_MONOTONIC.
+    pub monotonic: i128,
+    /// Of CLOCK_BOOTTIME.
+    pub boottime: i128,
+}
+
+impl Offsets {
+    /// As the kernel reads them from /proc/PID/timens_offsets; seconds may be negative, nanoseconds may not.
+    pub fn lines(&self) -> String {
+        let line = |name, n: i128| format!("{name} {} {}\n", n.div_euclid(SECOND), n.rem_euclid(SECOND));
+        line("monotonic", self.monotonic) + &line("boottime", self.boottime)
+    }
+
+    /// Those of a process.
+    fn of(pid: &str) -> Result<Self> {
+        let path = format!("/proc/{pid}/timens_offsets");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Self::parse(&text),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(e).during("cannot read the offsets of the clocks", || format!("read({path:?})")),
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let mut offsets = Self::default();
+        for line in text.lines() {
+            let mut words = line.split_whitespace();
+            let name = words.next();
+            let mut number = || words.next().and_then(|w| w.parse::<i128>().ok());
+            let (Some(name), Some(seconds), Some(nanoseconds)) = (name, number(), number()) else {
+                return Err(Error::new(format!("the offsets of the clocks are unreadable: {line:?}")));
+            };
+            let value = seconds * SECOND + nanoseconds;
+            match name {
+                "monotonic" | "1" => offsets.monotonic = value,
+                "boottime" | "7" => offsets.boottime = value,
+                other => return Err(Error::new(format!("there is a clock {other:?}, which is unknown"))),
+            }
+        }
+        Ok(offsets)
+    }
+}
+
+/// Notes what the container's clocks show.
+pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
+    let init = dump.source.init;
+    let own = Kind::Time.private(init)?;
+    let now = here()?;
+    let there = Offsets::of(&init.to_string())?;
+    let shown =
+        Offsets { monotonic: now.monotonic + there.monotonic, boottime: now.boottime + there.boottime };
+    let entry = TimensEntry { monotonic: timespec(shown.monotonic)?, boottime: timespec(shown.boottime)? };
+    // CRIU looks for 0 where the container has no time namespace of its own.
+    dump.model.timens.insert(if own { Kind::Time.id(true) } else { 0 }, entry);
+    Ok(())
+}
+
+/// The offsets under which the container's clocks go on where they stopped, if the images and the kernel know of
+/// such things. Whoever makes the container's init writes them before anything enters the new time namespace.
+pub fn offsets(model: &Model) -> Result<Option<Offsets>> {
+    let Some(shown) = model.timens.values().next_back() else { return Ok(None) };
+    if Kind::Time.of("self")?.is_none() {
+        return Ok(None);
+    }
+    let now = here()?;
+    let of = |t: &Timespec| i128::from(t.tv_sec) * SECOND + i128::from(t.tv_nsec);
+    Ok(Some(Offsets {
+        monotonic: of(&shown.monotonic) - now.monotonic,
+        boottime: of(&shown.boottime) - now.boottime,
+    }))
+}
+
+/// The machine's clocks, without the offsets that we are under.
+fn here() -> Result<Offsets> {
+    let own = Offsets::of("self")?;
+    let read = |id: ClockId| -> Result<i128> {
+        let now = clock_gettime(id).during("cannot read a clock", || format!("clock_gettime({id})"))?;
+        Ok(i128::from(now.tv_sec()) * SECOND + i128::from(now.tv_nsec()))
+    };
+    Ok(Offsets {
+        monotonic: read(ClockId::CLOCK_MONOTONIC)? - own.monotonic,
+        boottime: read(ClockId::CLOCK_BOOTTIME)? - own.boottime,
+    })
+}
+
+fn timespec(nanoseconds: i128) -> Result<Timespec> {
+    match (u64::try_from(nanoseconds.div_euclid(SECOND)), u64::try_from(nanoseconds.rem_euclid(SECOND))) {
+        (Ok(tv_sec), Ok(tv_nsec)) => Ok(Timespec { tv_sec, tv_nsec }),
+        _ => Err(Error::new("a clock of the container shows a time before its start")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_are_read_as_the_kernel_prints_them() {
+        let offsets =
+            Offsets::parse("monotonic           0         0\nboottime       -10 999999999\n").unwrap();
+        assert_eq!(offsets, Offsets { monotonic: 0, boottime: -9_000_000_001 });
+        assert_eq!(offsets.lines(), "monotonic 0 0\nboottime -10 999999999\n");
+        assert!(Offsets::parse("monotonic 1").is_err() && Offsets::parse("tai 0 0").is_err());
+    }
+
+    #[test]
+    fn a_clock_goes_on_where_it_stopped() {
+        let mut model = Model::default();
+        assert_eq!(offsets(&model).unwrap(), None);
+        let shown = |s| Timespec { tv_sec: s, tv_nsec: 5 };
+        model.timens.insert(0, TimensEntry { monotonic: shown(7_000_000_000), boottime: shown(0) });
+        if let Some(new) = offsets(&model).unwrap() {
+            let now = here().unwrap();
+            let shown = now.monotonic + new.monotonic;
+            assert!((7_000_000_000 * SECOND..7_000_000_010 * SECOND).contains(&shown), "{shown}");
+            assert!(new.boottime < 0);
+        }
+    }
+}
