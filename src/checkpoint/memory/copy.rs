@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn the_first_error_ends_the_work() {
-        let cut = pieces([0..200 << 20], 0);
+        let cut = pieces(std::iter::once(0..200 << 20), 0);
         let error = each(&cut, |piece, _| match piece.offset {
             0 => Err(Error::new("broken")),
             _ => Ok(()),

@@ -88,6 +88,19 @@ pub fn named(pid: i32, vma: &Vma) -> Result<(OwnedFd, PathBuf)> {
     open(pid, &vma.mapping, libc::O_PATH).map(|(file, link)| (file.into(), link))
 }
 
+/// The executable of a task, named but not opened, and its path as `/proc/PID/exe` prints it.
+pub fn executable(pid: i32) -> Result<(OwnedFd, PathBuf)> {
+    let path = format!("/proc/{pid}/exe");
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH)
+        .open(&path)
+        .during("cannot open the executable", || format!("open({path:?}, O_PATH)"))?;
+    let link =
+        fs::read_link(&path).during("cannot read the executable's path", || format!("readlink({path:?})"))?;
+    Ok((file.into(), link))
+}
+
 /// The shared memory behind a mapping, opened for reading.
 pub fn shared(pid: i32, vma: &Vma) -> Result<File> {
     open(pid, &vma.mapping, 0).map(|(file, _)| file)

@@ -1,11 +1,48 @@
 //! Memory: mappings and pages.
+//!
+//! ```text
+//!   dump      /proc/PID/smaps, map_files ─maps, layout, vmas─> MmEntry { VmaEntry... }          mm-N.img
+//!             /proc/PID/pagemap ─pages─> ranges ─pagemap, copy─> pagemap-N.img, pages-N.img
+//!             shared memory ─shmem─> pagemap-shmem-N.img, pages-N.img
+//!
+//!   restore   MmEntry ─plan─> steps ─restore─> batches in the new task
+//!             pages-N.img ─fill─> its memory, from outside
+//! ```
+//!
+//! | file      | what it knows                                                     |
+//! |-----------|-------------------------------------------------------------------|
+//! | `maps`    | the text of `maps` and `smaps`                                    |
+//! | `vmas`    | what a mapping is, in the words of the image; what is refused     |
+//! | `layout`  | the mappings of a live task, with their files                     |
+//! | `mm`      | bounds of code, data, heap and stack; executable, auxiliary vector |
+//! | `pages`   | which pages are a process's own                                   |
+//! | `pagemap` | pagemap-N.img                                                     |
+//! | `copy`    | moving pages in pieces, on two threads                            |
+//! | `shmem`   | contents of shared memory                                         |
+//! | `vdso`    | whether the vdso of the image is this kernel's                    |
+//! | `dump`    | from live tasks to model and images                               |
+//! | `plan`    | from an image's mappings to ordered steps                         |
+//! | `restore` | carrying the steps out in a new task                              |
+//! | `fill`    | filling its memory                                                |
 
 pub mod copy;
+pub mod dump;
+pub mod fill;
 pub mod layout;
 pub mod maps;
+pub mod mm;
 pub mod pagemap;
 pub mod pages;
 pub mod plan;
+pub mod restore;
 pub mod shmem;
 pub mod vdso;
 pub mod vmas;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::dump::{Capture, capture};
+pub use self::layout::refusals as check;
+pub use self::restore::{free_window, restore};
+pub use self::shmem::Shared;

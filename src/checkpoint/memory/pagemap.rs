@@ -108,7 +108,7 @@ fn runs(entries: &[PagemapEntry]) -> Result<(Vec<Run>, u64)> {
             || Error::new(format!("the pagemap entry {:#x}, {count} pages, is malformed", entry.vaddr));
         let length = count.checked_mul(PAGE).filter(|&n| n != 0).ok_or_else(wrong)?;
         let end = entry.vaddr.checked_add(length).ok_or_else(wrong)?;
-        if entry.vaddr < behind || entry.vaddr % PAGE != 0 {
+        if entry.vaddr < behind || !entry.vaddr.is_multiple_of(PAGE) {
             return Err(wrong());
         }
         let known = flag::PRESENT | flag::PARENT | flag::LAZY;

@@ -128,7 +128,7 @@ fn malformed(entry: &VmaEntry, why: &str) -> Error {
 }
 
 fn check_range(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
-    let aligned = (entry.start | entry.end | entry.pgoff) % PAGE == 0;
+    let aligned = (entry.start | entry.end | entry.pgoff).is_multiple_of(PAGE);
     if !aligned || entry.start >= entry.end || entry.end > TASK_SIZE_MAX {
         return Err(malformed(entry, "its addresses are wrong"));
     }
@@ -463,7 +463,7 @@ mod tests {
         let at = |entries: &[VmaEntry], size| free_window(entries.iter(), size).unwrap();
         assert_eq!(at(&[], 0x4000), 1 << 20);
         let low = private(0x18_0000, 0x20_0000);
-        assert_eq!(at(&[low.clone()], 0x4000), 0x30_0000);
+        assert_eq!(at(std::slice::from_ref(&low), 0x4000), 0x30_0000);
         let pair = [private(0x40_0000, 0x60_0000), low];
         assert_eq!(at(&pair, 0x4000), 0x70_0000);
         assert_eq!(at(&[private(0x40_0000, 0x60_0000)], 0x4000), 1 << 20);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::iter;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -52,7 +53,8 @@ pub fn fill(images: &ImageDir, id: u64, memory: &File) -> Result<()> {
             return Err(at(Error::new(format!("the pages go beyond the {size} bytes of shared memory"))));
         }
         let run = run.range.start..run.range.end.min(size);
-        copy::each(&copy::pieces([offset..offset + (run.end - run.start)], run.start), |piece, buffer| {
+        let from = iter::once(offset..offset + (run.end - run.start));
+        copy::each(&copy::pieces(from, run.start), |piece, buffer| {
             read_ranges(&pages.file, &piece.ranges, buffer).map_err(at)?;
             memory.write_all_at(buffer, piece.offset).during("cannot fill shared memory", || {
                 format!("pwrite(memory, {}, {})", buffer.len(), piece.offset)

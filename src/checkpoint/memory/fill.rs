@@ -1,0 +1,228 @@
+//! Filling the mappings of a new task with the pages of the images, from outside.
+//!
+//! ```text
+//!   pages-7.img  ██████████   pread, pieces of 1 MiB, two threads
+//!                 │      │
+//!    UFFDIO_COPY  │      │  write to /proc/PID/mem
+//!                 ▼      ▼
+//!   anonymous memory    private pages over a file, and where userfaultfd cannot be had
+//! ```
+//!
+//! Neither way asks for PROT_WRITE. UFFDIO_COPY puts whole pages in place without a fault, a zeroing or a lock on the
+//! address space for each, and is several times faster.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::copy::{self, Memory};
+use crate::checkpoint::memory::pagemap::{Pages, Place};
+use crate::checkpoint::memory::vmas;
+use crate::sys::userfaultfd;
+
+/// Where the pages of a range go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// By UFFDIO_COPY.
+    Copy,
+    /// By `/proc/PID/mem`.
+    Write,
+    /// Nowhere: the kernel's own vdso is there already.
+    Skip,
+}
+
+/// The address ranges of a task that pages may go to.
+#[derive(Debug)]
+pub struct Goals(Vec<(Range<u64>, Way)>);
+
+impl Goals {
+    /// From the mappings of an image, which are in order.
+    pub fn new(entries: &[VmaEntry]) -> Self {
+        let goal = |entry: &VmaEntry| {
+            let way = if entry.status & status::VDSO != 0 {
+                Way::Skip
+            } else if entry.status & status::ANON_PRIVATE != 0 {
+                Way::Copy
+            } else {
+                Way::Write
+            };
+            (entry.start..entry.end, way)
+        };
+        Self(entries.iter().filter(|e| vmas::has_private_pages(e)).map(goal).collect())
+    }
+
+    /// Cuts a range at the borders of mappings. None: a page lies in no mapping that could have it.
+    fn cut(&self, range: &Range<u64>) -> Option<Vec<(Range<u64>, Way)>> {
+        let first = self.0.partition_point(|(goal, _)| goal.end <= range.start);
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        for (goal, way) in &self.0[first..] {
+            if at == range.end || goal.start > at {
+                break;
+            }
+            let end = goal.end.min(range.end);
+            parts.push((at..end, *way));
+            at = end;
+        }
+        (at == range.end).then_some(parts)
+    }
+
+    /// The ranges for which a userfaultfd is wanted.
+    fn copied(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.0.iter().filter(|(_, way)| *way == Way::Copy).map(|(range, _)| range)
+    }
+}
+
+/// Fills a stopped task. `uffd` is a userfaultfd of its address space, if it could make one.
+pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> Result<()> {
+    let mut ranges = Vec::with_capacity(pages.runs.len());
+    for run in &pages.runs {
+        if run.place == Place::Parent {
+            return Err(Error::new("pages in a parent set cannot be restored yet"));
+        }
+        if goals.cut(&run.range).is_none() {
+            let range = vmas::Range(run.range.start, run.range.end);
+            return Err(Error::new(format!(
+                "the image has pages {range} outside every mapping of their kind"
+            )));
+        }
+        ranges.push(run.range.clone());
+    }
+    if ranges.is_empty() {
+        return Ok(());
+    }
+    let registered = match uffd {
+        Some(uffd) => Some(Registered::new(uffd, goals)?),
+        None => None,
+    };
+    let memory = Memory::open(pid)?;
+    copy::each(&copy::pieces(ranges, 0), |piece, buffer| {
+        pages.file.read_exact_at(buffer, piece.offset).during("cannot read the pages", || {
+            format!("pread(pages, {}, {})", buffer.len(), piece.offset)
+        })?;
+        let mut rest: &[u8] = buffer;
+        for (part, way) in piece.ranges.iter().filter_map(|range| goals.cut(range)).flatten() {
+            let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX).min(rest.len());
+            let (bytes, others) = rest.split_at(len);
+            rest = others;
+            match (way, &registered) {
+                (Way::Skip, _) => {}
+                (Way::Copy, Some(registered)) => registered.copy(part.start, bytes)?,
+                _ => memory.write(part.start, bytes)?,
+            }
+        }
+        Ok(())
+    })
+}
+
+/// A userfaultfd with ranges registered, which are released when this is dropped.
+struct Registered<'a> {
+    uffd: &'a OwnedFd,
+    ranges: Vec<Range<u64>>,
+}
+
+impl<'a> Registered<'a> {
+    fn new(uffd: &'a OwnedFd, goals: &Goals) -> Result<Self> {
+        userfaultfd::api(uffd.as_fd())
+            .during("cannot prepare to fill the memory", || "ioctl(uffd, UFFDIO_API)".into())?;
+        let mut registered = Self { uffd, ranges: Vec::new() };
+        for range in goals.copied() {
+            let len = range.end - range.start;
+            userfaultfd::register_missing(uffd.as_fd(), range.start, len)
+                .during("cannot prepare to fill the memory", || {
+                    format!("ioctl(uffd, UFFDIO_REGISTER, {{{:#x}, {len}}})", range.start)
+                })?;
+            registered.ranges.push(range.clone());
+        }
+        Ok(registered)
+    }
+
+    fn copy(&self, start: u64, bytes: &[u8]) -> Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = start + done as u64;
+            match userfaultfd::copy(self.uffd.as_fd(), at, &bytes[done..]) {
+                Ok(copied) => done += copied,
+                Err(errno) => {
+                    let call = format!("ioctl(uffd, UFFDIO_COPY, {{{at:#x}, {}}})", bytes.len() - done);
+                    return Err(Error::new("cannot fill the memory").call(call, errno));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        for range in &self.ranges {
+            match userfaultfd::unregister(self.uffd.as_fd(), range.start, range.end - range.start) {
+                // The task has died, or the mapping is gone: nothing is registered any more.
+                Ok(()) | Err(Errno::ESRCH | Errno::EINVAL) => {}
+                // The kernel releases the rest when the last descriptor is closed.
+                Err(_) => break,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::checkpoint::memory::pagemap::Run;
+    use crate::sys::memory::Anonymous;
+
+    fn entry(start: u64, end: u64, status: u32) -> VmaEntry {
+        VmaEntry { start, end, status: status | status::REGULAR, ..VmaEntry::default() }
+    }
+
+    #[test]
+    fn ranges_are_cut_at_mappings() {
+        let goals = Goals::new(&[
+            entry(0x1000, 0x3000, status::ANON_PRIVATE),
+            entry(0x3000, 0x5000, status::FILE_PRIVATE),
+            entry(0x5000, 0x6000, status::FILE_SHARED),
+            entry(0x8000, 0x9000, status::ANON_PRIVATE | status::VDSO),
+        ]);
+        let cut = |range| goals.cut(&range);
+        assert_eq!(
+            cut(0x2000..0x4000),
+            Some(vec![(0x2000..0x3000, Way::Copy), (0x3000..0x4000, Way::Write)])
+        );
+        assert_eq!(cut(0x8000..0x9000), Some(vec![(0x8000..0x9000, Way::Skip)]));
+        for outside in [0..0x2000, 0x4000..0x6000, 0x5000..0x6000, 0x6000..0x7000, 0x8000..0xa000] {
+            assert_eq!(cut(outside.clone()), None, "{outside:x?}");
+        }
+    }
+
+    #[test]
+    fn pages_are_put_where_they_belong() {
+        let mut memory = Anonymous::private(NonZeroUsize::new(8 << 12).unwrap()).unwrap();
+        memory.as_mut_slice()[0] = 9;
+        let base = memory.address();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[[1; 4096], [2; 4096], [3; 4096]].concat(), 0).unwrap();
+        let run = |first: u64, last: u64| base + (first << 12)..base + (last << 12);
+        let pages = Pages {
+            runs: vec![
+                Run { range: run(2, 4), place: Place::Here(0) },
+                Run { range: run(6, 7), place: Place::Here(8192) },
+            ],
+            file,
+        };
+        let goals = Goals::new(&[entry(base, base + (8 << 12), status::ANON_PRIVATE)]);
+        fill(std::process::id().cast_signed(), None, &pages, &goals).unwrap();
+        let first: Vec<u8> = memory.as_slice().chunks(4096).map(|page| page[0]).collect();
+        assert_eq!(first, [9, 0, 1, 2, 0, 0, 3, 0]);
+
+        let outside = Goals::new(&[entry(base, base + (3 << 12), status::ANON_PRIVATE)]);
+        let error = fill(std::process::id().cast_signed(), None, &pages, &outside).unwrap_err().to_string();
+        assert!(error.contains("outside"), "{error}");
+    }
+}
