@@ -21,6 +21,7 @@ pub mod masked;
 pub mod mounts;
 pub mod rlimits;
 pub mod rootfs;
+pub mod seccomp;
 
 #[cfg(test)]
 mod tests;
