@@ -7,9 +7,9 @@ use nix::fcntl::OFlag;
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::registry::{Registry, classify};
-use crate::checkpoint::files::{KINDS, check, external, register_path};
-use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
+use crate::checkpoint::files::registry::classify;
+use crate::checkpoint::files::{KINDS, check, epoll, external, register_path};
+use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
 
@@ -21,16 +21,22 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         dump.tasks.iter().enumerate().filter(|(_, t)| !t.zombie).map(|(n, t)| (n, t.pid, t.vpid)).collect();
     let (mut tables, mut spaces) = (Vec::new(), Vec::new());
     for &(index, pid, vpid) in &tasks {
-        let (files_id, new) = same(&mut tables, pid, What::Files)?;
-        let (fs_id, _) = same(&mut spaces, pid, What::Fs)?;
         let ids = dump.model.ids.entry(vpid.cast_unsigned()).or_default();
-        (ids.files_id, ids.fs_id) = (files_id, fs_id);
-        if new {
+        if ids.files_id == 0 {
+            ids.files_id = same(&mut tables, pid, What::Files)?;
+            ids.fs_id = same(&mut spaces, pid, What::Fs)?;
+        }
+        let files_id = ids.files_id;
+        if !dump.model.fdinfo.contains_key(&files_id) {
             let table = table(dump, index, pid, vpid)?;
             dump.model.fdinfo.insert(files_id, table);
         }
         let fs = directories(dump, pid).map_err(|e| e.pid(vpid))?;
         dump.model.fs.insert(vpid.cast_unsigned(), fs);
+    }
+    let foreign = epoll::resolve(dump)?;
+    if !foreign.is_empty() {
+        extend(dump, epoll::EXTENSION, &foreign)?;
     }
     Ok(())
 }
@@ -47,21 +53,30 @@ pub(super) fn prepare(dump: &mut Dump<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The id of a process's table, and whether no process before had it.
-fn same(known: &mut Vec<i32>, pid: i32, what: What) -> Result<(u32, bool)> {
+/// Adds what CRIU has no place for, and restores right, or nearly, without.
+fn extend<T: serde::Serialize>(dump: &mut Dump<'_>, name: &str, what: &T) -> Result<()> {
+    let data =
+        serde_json::to_vec(what).map_err(|e| Error::new(format!("cannot write extension {name}: {e}")))?;
+    let extension = dump.model.extension.get_or_insert_default();
+    extension.extensions.push(Extension { name: name.to_owned(), critical: false, data });
+    Ok(())
+}
+
+/// The id of what a process may share with one before it.
+fn same(known: &mut Vec<i32>, pid: i32, what: What) -> Result<u32> {
+    let mut at = known.len();
     for (n, &other) in known.iter().enumerate() {
         let equal = kcmp(other, pid, what)
             .during("cannot compare two processes", || format!("kcmp({other}, {pid}, {what:?})"))?;
         if equal.is_eq() {
-            return Ok((number(n)?, false));
+            at = n;
+            break;
         }
     }
-    known.push(pid);
-    Ok((number(known.len() - 1)?, true))
-}
-
-fn number(n: usize) -> Result<u32> {
-    u32::try_from(n + 1).map_err(|_| Error::new("too many processes"))
+    if at == known.len() {
+        known.push(pid);
+    }
+    u32::try_from(at + 1).map_err(|_| Error::new("too many processes"))
 }
 
 /// One table of descriptors.
@@ -127,11 +142,4 @@ fn directories(dump: &mut Dump<'_>, pid: i32) -> Result<FsEntry> {
         .and_then(|v| u32::from_str_radix(v.trim(), 8).ok())
         .ok_or_else(|| Error::new("the kernel does not tell the umask"))?;
     Ok(FsEntry { cwd_id, root_id, umask: Some(umask) })
-}
-
-impl Registry {
-    /// Is this mount one of the container's?
-    pub(super) fn has_mount(&self, id: i32) -> bool {
-        self.mounts.contains(&id)
-    }
 }

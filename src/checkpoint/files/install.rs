@@ -97,7 +97,7 @@ impl Files<'_> {
         if !batch.is_empty() {
             task.injection.run(&batch)?;
         }
-        Ok(())
+        self.add_watches(task, table)
     }
 
     /// Working directory and root.

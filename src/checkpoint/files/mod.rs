@@ -19,6 +19,7 @@ mod check;
 mod device;
 mod diag;
 mod dump;
+mod epoll;
 mod eventfd;
 mod external;
 mod fdinfo;
@@ -83,5 +84,6 @@ const KINDS: &[Kind] = &[
     Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
+    Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
 ];
