@@ -17,11 +17,14 @@
 pub mod capabilities;
 pub mod credentials;
 pub mod devices;
+pub mod lsm;
 pub mod masked;
 pub mod mounts;
 pub mod rlimits;
 pub mod rootfs;
+pub mod scheduling;
 pub mod seccomp;
+pub mod sysctl;
 
 #[cfg(test)]
 mod tests;

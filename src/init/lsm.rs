@@ -1,0 +1,91 @@
+//! Labels of Linux security modules, which take effect at execve(2).
+//!
+//! They are written to this process's own attributes through a proved procfs: a false one would leave the program
+//! unconfined (CVE-2019-19921, CVE-2025-52881).
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use oci_spec::runtime::Process;
+
+use crate::sys::procfs::Procfs;
+use crate::sys::{Context, Error, Result};
+
+fn read_flag(path: &str) -> bool {
+    std::fs::read(path).is_ok_and(|text| text.first() == Some(&b'Y'))
+}
+
+/// True if this kernel has AppArmor switched on. To be asked on the host.
+pub fn has_apparmor() -> bool {
+    Path::new("/sys/kernel/security/apparmor").exists()
+        && read_flag("/sys/module/apparmor/parameters/enabled")
+}
+
+/// True if this kernel has SELinux switched on. To be asked on the host.
+pub fn has_selinux() -> bool {
+    Path::new("/sys/fs/selinux/enforce").exists()
+}
+
+/// Refuses labels that this kernel cannot apply.
+pub fn validate(process: &Process) -> Result<()> {
+    let wants = |label: &Option<String>| label.as_deref().is_some_and(|l| !l.is_empty());
+    if wants(process.selinux_label()) && !has_selinux() {
+        return Err(Error::new(
+            "selinux label is specified in config, but selinux is disabled or not supported",
+        ));
+    }
+    if wants(process.apparmor_profile()) && !has_apparmor() {
+        return Err(Error::new("apparmor: config provided but apparmor not supported"));
+    }
+    Ok(())
+}
+
+/// The AppArmor profile for the next program.
+pub fn apply_apparmor(process: &Process, procfs: &Procfs) -> Result<()> {
+    let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) else {
+        return Ok(());
+    };
+    let value = format!("exec {profile}");
+    let write = || match procfs.write("self/attr/apparmor/exec", &value) {
+        Err(e) if e.errno() == Some(Errno::ENOENT) => procfs.write("self/attr/exec", &value),
+        other => other,
+    };
+    write().context(|| "unable to apply apparmor profile: apparmor failed to apply profile")
+}
+
+/// The SELinux label for the next program.
+pub fn apply_selinux(process: &Process, procfs: &Procfs) -> Result<()> {
+    let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) else { return Ok(()) };
+    procfs.write("self/attr/exec", label).context(|| "can't set process label")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(rest: &str) -> Process {
+        serde_json::from_str(&format!(r#"{{"user":{{"uid":0,"gid":0}},"cwd":"/","args":["x"]{rest}}}"#))
+            .unwrap()
+    }
+
+    #[test]
+    fn no_label_needs_nothing() {
+        let plain = process("");
+        validate(&plain).unwrap();
+        let procfs = Procfs::mounted().unwrap();
+        apply_apparmor(&plain, &procfs).unwrap();
+        apply_selinux(&plain, &procfs).unwrap();
+    }
+
+    #[test]
+    fn a_label_that_cannot_be_applied_is_an_error() {
+        if !has_selinux() {
+            let e = validate(&process(r#","selinuxLabel":"a:b:c""#)).unwrap_err().to_string();
+            assert!(e.contains("selinux is disabled"), "{e}");
+        }
+        if !has_apparmor() {
+            let e = validate(&process(r#","apparmorProfile":"docker-default""#)).unwrap_err().to_string();
+            assert!(e.contains("apparmor not supported"), "{e}");
+        }
+    }
+}
