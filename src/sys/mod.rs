@@ -23,6 +23,7 @@ pub mod resolve;
 pub mod sched;
 pub mod seccomp;
 pub mod signalfd;
+pub mod socket;
 pub mod sockopt;
 pub mod stat;
 #[cfg(test)]

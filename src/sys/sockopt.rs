@@ -78,6 +78,51 @@ pub fn connect(fd: impl AsFd, address: &[u8]) -> nix::Result<()> {
     .map(drop)
 }
 
+/// The length that an option has, read with an empty buffer. SO_GET_FILTER counts instructions.
+pub fn length(fd: impl AsFd, level: i32, name: i32) -> nix::Result<usize> {
+    let mut len: libc::socklen_t = 0;
+    // SAFETY: with a length of 0 the kernel writes nothing.
+    Errno::result(unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, std::ptr::null_mut(), &raw mut len)
+    })?;
+    Ok(len as usize)
+}
+
+/// The instructions of a classic filter, as many as `count`, eight bytes each.
+pub fn get_filter(fd: impl AsFd, count: usize) -> nix::Result<Vec<u8>> {
+    let mut bytes = vec![0u8; count * 8];
+    let mut len = count as libc::socklen_t;
+    // SAFETY: the kernel counts this option's length in instructions of eight bytes, which `bytes` has room for.
+    Errno::result(unsafe {
+        libc::getsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_GET_FILTER,
+            bytes.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    })?;
+    bytes.truncate(len as usize * 8);
+    Ok(bytes)
+}
+
+/// Attaches a classic filter, given as the kernel's instructions of eight bytes each.
+pub fn attach_filter(fd: impl AsFd, program: &[u64]) -> nix::Result<()> {
+    let filter =
+        libc::sock_fprog { len: program.len() as libc::c_ushort, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel reads `len` instructions of eight bytes each, the elements of `program`.
+    Errno::result(unsafe {
+        libc::setsockopt(
+            fd.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const filter).cast(),
+            size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,6 +15,7 @@
 //! refuses, how it is made again, and its tests. Two descriptors with one open file description get one entry, in one
 //! process or in several.
 
+mod address;
 mod check;
 mod device;
 mod diag;
@@ -26,6 +27,8 @@ mod fdinfo;
 mod fifo;
 mod finish;
 mod ghost;
+mod inet;
+mod inside;
 mod install;
 mod late;
 mod live;
@@ -37,6 +40,7 @@ mod registry;
 mod regular;
 mod share;
 mod signalfd;
+mod sockopts;
 mod timerfd;
 
 pub use check::check;
@@ -85,5 +89,6 @@ const KINDS: &[Kind] = &[
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
+    Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, _| inet::check(l), dump: inet::dump, open: inet::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
 ];

@@ -1,0 +1,69 @@
+//! Work inside the new container's network namespace and root directory, on a thread of its own.
+//!
+//! Sockets belong to the namespace they are made in, and a unix socket's path is looked up by the kernel as a string.
+//! A thread that has unshared its file system state may change both without the rest of this process noticing.
+
+use std::os::fd::AsFd;
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+use crate::checkpoint::context::Target;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::{Error, Result};
+
+/// Runs `work` on a thread in the network namespace of the target's init, with the target's root as its own.
+pub fn inside<T: Send>(target: &Target, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let (root, init) = (target.root.as_fd(), target.init);
+    on_thread(move || {
+        enter_network(init)?;
+        let what = "cannot enter the container's root";
+        unshare(CloneFlags::CLONE_FS).during(what, || "unshare(CLONE_FS)".into())?;
+        nix::unistd::fchdir(root).during(what, || "fchdir(root)".into())?;
+        nix::unistd::chroot(".").during(what, || "chroot(\".\")".into())?;
+        work()
+    })
+}
+
+/// Runs `work` on a thread in the network namespace of process `pid`.
+pub fn in_network<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_thread(move || {
+        enter_network(pid)?;
+        work()
+    })
+}
+
+fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        scope.spawn(work).join().unwrap_or_else(|_| Err(Error::new("a helper thread of the engine failed")))
+    })
+}
+
+fn enter_network(pid: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/ns/net");
+    let what = "cannot enter the container's network namespace";
+    let namespace = std::fs::File::open(&path).during(what, || format!("open({path:?}, O_RDONLY)"))?;
+    setns(namespace, CloneFlags::CLONE_NEWNET).during(what, || format!("setns({path:?}, CLONE_NEWNET)"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_thread_alone_enters() {
+        let before = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let mut child = std::process::Command::new("unshare").args(["-n", "sleep", "100"]).spawn().unwrap();
+        let pid = child.id().cast_signed();
+        let theirs = (0..500)
+            .find_map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::fs::read_link(format!("/proc/{pid}/ns/net")).ok().filter(|ns| *ns != before)
+            })
+            .unwrap();
+        let seen = in_network(pid, || Ok(std::fs::read_link("/proc/thread-self/ns/net").unwrap())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, theirs);
+        assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), before);
+    }
+}
