@@ -5,6 +5,7 @@
 //! the runtime with [`Error`], the engine with its own.
 
 pub mod bpf;
+pub mod cpu;
 pub mod epoll;
 pub mod error;
 pub mod fcntl;

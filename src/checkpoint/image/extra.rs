@@ -1,0 +1,28 @@
+//! The extension `task` of stasis.img: what threads have that CRIU's core image has no field for. Ancillary: a restore
+//! without it runs right, a little less as it was.
+
+use crate::checkpoint::image::record::records;
+
+records! {
+    /// The extension's bytes.
+    TaskExtra = "task_extra" {
+        threads: repeated message(ThreadExtra) = 1,
+        bottom_filter_is_runtimes: optional bool = 2,
+    }
+
+    /// One thread, by its id inside the container.
+    ThreadExtra = "thread_extra" {
+        tid: required uint32 = 1,
+        xstate: repeated message(XstateComponent) = 2,
+        affinity: optional bytes = 3,
+        timer_slack: optional uint64 = 4,
+        io_priority: optional uint32 = 5,
+        sched_flags: optional uint64 = 6,
+    }
+
+    /// A component of the xsave area by its number in the processor's manual.
+    XstateComponent = "xstate_component" {
+        number: required uint32 = 1,
+        data: required bytes = 2,
+    }
+}

@@ -1,0 +1,389 @@
+//! Registers: the general ones with an interrupted system call made good, and the whole extended state.
+//!
+//! ```text
+//!  xsave area, standard format      image
+//!  0    x87, SSE (fxsave, 512 B)    user_x86_fpregs_entry: cwd .. xmm_space
+//!  512  header: xstate_bv           xsave.xstate_bv
+//!  576  component 2   AVX           xsave.ymmh_space            the offsets from here on
+//!       components 3, 4  MPX        xsave.bndreg_state, bndcsr_state      are the processor's own:
+//!       components 5..7  AVX-512    xsave.opmask_reg, zmm_upper, hi16_zmm another one may
+//!       component 9   PKRU          xsave.pkru                  have them elsewhere
+//!       others (AMX, APX, ...)      stasis.img, by number, when they are in use
+//! ```
+//!
+//! A system call that was interrupted by the dump has left one of the kernel's private codes in rax. A thread that
+//! lives on gets it back untouched and the kernel restarts the call; one that is restored elsewhere has no kernel that
+//! remembers the call, so the image says "about to make it again", or EINTR where it cannot be repeated.
+
+use libc::user_regs_struct;
+
+use crate::checkpoint::image::{
+    UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
+    XstateComponent,
+};
+use crate::checkpoint::remote::cooked_for_image;
+use crate::checkpoint::{Error, Result};
+use crate::sys::cpu::xsave_component;
+
+const FXSAVE: usize = 512;
+const HEADER_END: usize = 576;
+/// Where the kernel tells a tracer which components the area has.
+const SW_XFEATURES: usize = 464;
+
+/// Code segment of a 32-bit program.
+const USER32_CS: u64 = 0x23;
+
+/// Says that a 32-bit program is not dumped yet.
+pub fn check(regs: &user_regs_struct) -> Result<()> {
+    match regs.cs {
+        USER32_CS => Err(Error::new("a 32-bit program cannot be dumped").remedy("use its 64-bit build")),
+        _ => Ok(()),
+    }
+}
+
+/// The record of general registers.
+pub fn dump_general(regs: &user_regs_struct) -> UserX86RegsEntry {
+    UserX86RegsEntry {
+        r15: regs.r15,
+        r14: regs.r14,
+        r13: regs.r13,
+        r12: regs.r12,
+        bp: regs.rbp,
+        bx: regs.rbx,
+        r11: regs.r11,
+        r10: regs.r10,
+        r9: regs.r9,
+        r8: regs.r8,
+        ax: regs.rax,
+        cx: regs.rcx,
+        dx: regs.rdx,
+        si: regs.rsi,
+        di: regs.rdi,
+        orig_ax: regs.orig_rax,
+        ip: regs.rip,
+        cs: regs.cs,
+        flags: regs.eflags,
+        sp: regs.rsp,
+        ss: regs.ss,
+        fs_base: regs.fs_base,
+        gs_base: regs.gs_base,
+        ds: regs.ds,
+        es: regs.es,
+        fs: regs.fs,
+        gs: regs.gs,
+        mode: Some(UserX86RegsMode::Native.into()),
+    }
+}
+
+/// The general registers of the record. Segments are this kernel's own: an image may not choose them.
+pub fn restore_general(entry: &UserX86RegsEntry, current: &user_regs_struct) -> Result<user_regs_struct> {
+    if entry.mode.is_some_and(|mode| mode != i32::from(UserX86RegsMode::Native)) || entry.cs == USER32_CS {
+        return Err(Error::new("a 32-bit program cannot be restored"));
+    }
+    let regs = user_regs_struct {
+        r15: entry.r15,
+        r14: entry.r14,
+        r13: entry.r13,
+        r12: entry.r12,
+        rbp: entry.bp,
+        rbx: entry.bx,
+        r11: entry.r11,
+        r10: entry.r10,
+        r9: entry.r9,
+        r8: entry.r8,
+        rax: entry.ax,
+        rcx: entry.cx,
+        rdx: entry.dx,
+        rsi: entry.si,
+        rdi: entry.di,
+        orig_rax: entry.orig_ax,
+        rip: entry.ip,
+        cs: current.cs,
+        eflags: entry.flags,
+        rsp: entry.sp,
+        ss: current.ss,
+        fs_base: entry.fs_base,
+        gs_base: entry.gs_base,
+        ds: entry.ds,
+        es: entry.es,
+        fs: entry.fs,
+        gs: entry.gs,
+    };
+    // CRIU keeps the kernel's codes in its images.
+    Ok(cooked_for_image(&regs))
+}
+
+/// The records of an extended state as PTRACE_GETREGSET(NT_X86_XSTATE) gives it.
+pub fn dump_extended(area: &[u8]) -> Result<(UserX86FpregsEntry, Vec<XstateComponent>)> {
+    if area.len() < FXSAVE {
+        return Err(Error::new(format!("the extended state has {} bytes, fewer than 512", area.len())));
+    }
+    let mut entry = UserX86FpregsEntry {
+        cwd: half(area, 0),
+        swd: half(area, 2),
+        twd: half(area, 4),
+        fop: half(area, 6),
+        rip: quad(area, 8),
+        rdp: quad(area, 16),
+        mxcsr: word(area, 24),
+        mxcsr_mask: word(area, 28),
+        st_space: words(&area[32..160]),
+        xmm_space: words(&area[160..416]),
+        padding: Vec::new(),
+        xsave: None,
+    };
+    let mut extras = Vec::new();
+    if area.len() >= HEADER_END {
+        let used = quad(area, FXSAVE);
+        let part = |number: u32| {
+            let c = xsave_component(number)?;
+            area.get(c.offset..c.offset + c.size)
+        };
+        let words_of = |number| part(number).map(words).unwrap_or_default();
+        let quads_of = |number| part(number).map(quads).unwrap_or_default();
+        entry.xsave = Some(UserX86XsaveEntry {
+            xstate_bv: used & KNOWN,
+            ymmh_space: words_of(2),
+            bndreg_state: quads_of(3),
+            bndcsr_state: quads_of(4),
+            opmask_reg: quads_of(5),
+            zmm_upper: quads_of(6),
+            hi16_zmm: quads_of(7),
+            pkru: words_of(9),
+            cet: None::<UserX86CetEntry>,
+        });
+        for number in (2..63).filter(|n| used & !KNOWN & (1 << n) != 0) {
+            let data = part(number).map(<[u8]>::to_vec).unwrap_or_default();
+            extras.push(XstateComponent { number, data });
+        }
+    }
+    Ok((entry, extras))
+}
+
+/// Components that CRIU's record has fields for.
+const KNOWN: u64 = 0b10_1111_1111;
+
+/// Builds the area for PTRACE_SETREGSET. `current` is what this processor gives a fresh thread: its length and its mask
+/// of components say what can be restored here.
+pub fn restore_extended(
+    entry: &UserX86FpregsEntry,
+    extras: &[XstateComponent],
+    current: &[u8],
+) -> Result<Vec<u8>> {
+    let mut area = vec![0; current.len()];
+    if area.len() < FXSAVE || entry.st_space.len() != 32 || entry.xmm_space.len() != 64 {
+        return Err(Error::new("the image's floating point state has the wrong size"));
+    }
+    for (at, value) in [(0, entry.cwd), (2, entry.swd), (4, entry.twd), (6, entry.fop)] {
+        let value = u16::try_from(value)
+            .map_err(|_| Error::new("the image's floating point control words have more than 16 bits"))?;
+        area[at..at + 2].copy_from_slice(&value.to_le_bytes());
+    }
+    area[8..16].copy_from_slice(&entry.rip.to_le_bytes());
+    area[16..24].copy_from_slice(&entry.rdp.to_le_bytes());
+    area[24..28].copy_from_slice(&entry.mxcsr.to_le_bytes());
+    area[28..32].copy_from_slice(&entry.mxcsr_mask.to_le_bytes());
+    put_words(&mut area[32..160], &entry.st_space);
+    put_words(&mut area[160..416], &entry.xmm_space);
+    let Some(xsave) = &entry.xsave else { return Ok(area) };
+    if area.len() < HEADER_END {
+        return Err(Error::new("the image has extended processor state, this processor has none")
+            .remedy("restore on a processor with xsave"));
+    }
+    let here = quad(current, SW_XFEATURES);
+    let mut used = xsave.xstate_bv & KNOWN;
+    for extra in extras {
+        used |= 1 << (extra.number & 63);
+    }
+    let missing = used & !here;
+    if missing != 0 {
+        return Err(Error::new(format!(
+            "the program uses processor features that this machine lacks: {} (xsave components {missing:#x} of {here:#x})",
+            names(missing)
+        ))
+        .remedy("restore on a machine with the same processor features"));
+    }
+    area[FXSAVE..FXSAVE + 8].copy_from_slice(&used.to_le_bytes());
+    let mut part = |number: u32, bytes: &[u8]| -> Result<()> {
+        if used & (1 << number) == 0 {
+            return Ok(());
+        }
+        let place = xsave_component(number)
+            .filter(|c| c.size == bytes.len())
+            .and_then(|c| area.get_mut(c.offset..c.offset + c.size))
+            .ok_or_else(|| {
+                Error::new(format!(
+                    "xsave component {number} has {} bytes in the image, others here",
+                    bytes.len()
+                ))
+            })?;
+        place.copy_from_slice(bytes);
+        Ok(())
+    };
+    part(2, &bytes32(&xsave.ymmh_space))?;
+    part(3, &bytes64(&xsave.bndreg_state))?;
+    part(4, &bytes64(&xsave.bndcsr_state))?;
+    part(5, &bytes64(&xsave.opmask_reg))?;
+    part(6, &bytes64(&xsave.zmm_upper))?;
+    part(7, &bytes64(&xsave.hi16_zmm))?;
+    part(9, &bytes32(&xsave.pkru))?;
+    for extra in extras {
+        part(extra.number & 63, &extra.data)?;
+    }
+    Ok(area)
+}
+
+/// The three empty thread-local segments of a 64-bit program, as CRIU writes them.
+pub fn no_segments() -> Vec<UserDescT> {
+    (12..15)
+        .map(|entry_number| UserDescT {
+            entry_number,
+            seg_not_present: true,
+            read_exec_only: true,
+            ..UserDescT::default()
+        })
+        .collect()
+}
+
+fn names(components: u64) -> String {
+    let name = |n: u32| match n {
+        2 => "AVX".to_owned(),
+        3 | 4 => "MPX".to_owned(),
+        5..=7 => "AVX-512".to_owned(),
+        9 => "protection keys".to_owned(),
+        17 | 18 => "AMX".to_owned(),
+        19 => "APX".to_owned(),
+        n => format!("component {n}"),
+    };
+    let mut all: Vec<String> = (0..64).filter(|n| components & (1 << n) != 0).map(name).collect();
+    all.dedup();
+    all.join(", ")
+}
+
+fn half(area: &[u8], at: usize) -> u32 {
+    u32::from(u16::from_le_bytes([area[at], area[at + 1]]))
+}
+fn word(area: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([area[at], area[at + 1], area[at + 2], area[at + 3]])
+}
+fn quad(area: &[u8], at: usize) -> u64 {
+    u64::from(word(area, at)) | u64::from(word(area, at + 4)) << 32
+}
+fn words(area: &[u8]) -> Vec<u32> {
+    area.chunks_exact(4).map(|c| word(c, 0)).collect()
+}
+fn quads(area: &[u8]) -> Vec<u64> {
+    area.chunks_exact(8).map(|c| quad(c, 0)).collect()
+}
+fn put_words(area: &mut [u8], values: &[u32]) {
+    area.copy_from_slice(&bytes32(values));
+}
+fn bytes32(values: &[u32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+fn bytes64(values: &[u64]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn regs() -> user_regs_struct {
+        dump_regs(0x1000, 0, u64::MAX)
+    }
+    fn dump_regs(rip: u64, rax: u64, orig_rax: u64) -> user_regs_struct {
+        let zero = UserX86RegsEntry { ip: rip, ax: rax, orig_ax: orig_rax, ..UserX86RegsEntry::default() };
+        let segments = user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() };
+        restore_general(&zero, &segments).unwrap()
+    }
+    fn empty() -> user_regs_struct {
+        user_regs_struct {
+            r15: 0,
+            r14: 0,
+            r13: 0,
+            r12: 0,
+            rbp: 0,
+            rbx: 0,
+            r11: 0,
+            r10: 0,
+            r9: 0,
+            r8: 0,
+            rax: 0,
+            rcx: 0,
+            rdx: 0,
+            rsi: 0,
+            rdi: 0,
+            orig_rax: u64::MAX,
+            rip: 0,
+            cs: 0,
+            eflags: 0,
+            rsp: 0,
+            ss: 0,
+            fs_base: 0,
+            gs_base: 0,
+            ds: 0,
+            es: 0,
+            fs: 0,
+            gs: 0,
+        }
+    }
+
+    #[test]
+    fn interrupted_calls() {
+        let code = |n: i64| n.cast_unsigned();
+        let read = dump_regs(0x1000, code(-512), 0);
+        assert_eq!((read.rip, read.rax, read.orig_rax), (0xffe, 0, u64::MAX));
+        let nanosleep = dump_regs(0x1000, code(-516), 35);
+        assert_eq!((nanosleep.rip, nanosleep.rax.cast_signed()), (0x1000, -4));
+        let finished = dump_regs(0x1000, 7, 0);
+        assert_eq!((finished.rip, finished.rax), (0x1000, 7));
+        // Outside a call the same number in rax is the program's own.
+        let own = dump_regs(0x1000, code(-512), u64::MAX);
+        assert_eq!((own.rip, own.rax.cast_signed()), (0x1000, -512));
+        assert_eq!(regs().cs, 0x33);
+    }
+
+    #[test]
+    fn the_image_does_not_choose_segments() {
+        let evil = UserX86RegsEntry { cs: 0x10, ss: 0x18, ..UserX86RegsEntry::default() };
+        let here = user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() };
+        let regs = restore_general(&evil, &here).unwrap();
+        assert_eq!((regs.cs, regs.ss), (0x33, 0x2b));
+        assert!(restore_general(&UserX86RegsEntry { cs: 0x23, ..evil }, &here).is_err());
+    }
+
+    fn sample() -> Vec<u8> {
+        let len = (2..20).filter_map(xsave_component).map(|c| c.offset + c.size).max().unwrap_or(HEADER_END);
+        let mut area: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
+        area[416..HEADER_END].fill(0);
+        let all = (2..20).filter(|n| xsave_component(*n).is_some()).fold(3_u64, |all, n| all | 1 << n);
+        area[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&all.to_le_bytes());
+        area[FXSAVE..FXSAVE + 8].copy_from_slice(&all.to_le_bytes());
+        area
+    }
+
+    #[test]
+    fn everything_this_processor_has_survives() {
+        let area = sample();
+        let (entry, extras) = dump_extended(&area).unwrap();
+        let back = restore_extended(&entry, &extras, &area).unwrap();
+        assert_eq!(back[..416], area[..416]);
+        assert_eq!(back[FXSAVE..FXSAVE + 8], area[FXSAVE..FXSAVE + 8]);
+        for c in (2..20).filter_map(xsave_component) {
+            assert_eq!(back[c.offset..c.offset + c.size], area[c.offset..c.offset + c.size], "{c:?}");
+        }
+    }
+
+    #[test]
+    fn features_that_are_missing_here_are_named() {
+        let area = sample();
+        let (mut entry, extras) = dump_extended(&area).unwrap();
+        let mut poor = area.clone();
+        poor[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&3_u64.to_le_bytes());
+        let error = restore_extended(&entry, &extras, &poor).unwrap_err().to_string();
+        assert!(error.contains("AVX"), "{error}");
+        entry.st_space.pop();
+        assert!(restore_extended(&entry, &extras, &area).is_err());
+    }
+}

@@ -1,0 +1,33 @@
+//! Where the processor keeps each component of its extended state: cpuid leaf 0x0d, as xsave(5) of the processor's manual.
+
+/// One component of the standard-format xsave area.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Component {
+    /// Where it starts.
+    pub offset: usize,
+    /// How long it is.
+    pub size: usize,
+}
+
+/// Component `number` of the xsave area; None if this processor has none such, or keeps it for the kernel alone.
+#[cfg(target_arch = "x86_64")]
+pub fn xsave_component(number: u32) -> Option<Component> {
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 processor has the instruction; an unknown leaf answers zeros.
+    let (size, offset, supervisor) = unsafe {
+        let leaf = std::arch::x86_64::__cpuid_count(0x0d, number);
+        (leaf.eax as usize, leaf.ebx as usize, leaf.ecx & 1 != 0)
+    };
+    (number >= 2 && size != 0 && !supervisor).then_some(Component { offset, size })
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    #[test]
+    fn avx_follows_the_header() {
+        if std::arch::is_x86_feature_detected!("avx") {
+            assert_eq!(super::xsave_component(2), Some(super::Component { offset: 576, size: 256 }));
+        }
+        assert_eq!(super::xsave_component(0), None);
+    }
+}
