@@ -1,6 +1,28 @@
 //! Stopping every thread of a container, and letting it go on.
+//!
+//! ```text
+//!   freeze the cgroup ── nothing is born any more
+//!   for every process of the subtree, every thread:  SEIZE, INTERRUPT       until a pass finds none that is new
+//!   thaw ── v1 gives no ptrace stop to a frozen task, v2 runs no batch in one
+//!   wait for each thread's stop: before any instruction of the program
+//! ```
+//!
+//! The parent of a vfork(2) sleeps until its child has exec'ed or exited, and stops for nobody: the child is let run
+//! up to that point. Zombies are in no cgroup's list: they are found as children of those that live.
 
-use crate::checkpoint::Result;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use super::status::{self, Status};
+use crate::checkpoint::context::LiveTask;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::remote::{Stop, Thread};
+use crate::checkpoint::{Error, Result};
+use crate::sys;
 
 /// The container's freezer: `cgroup/` implements it for v1, v2 and for hosts without one.
 pub trait Freezer {
@@ -12,4 +34,270 @@ pub trait Freezer {
     fn is_frozen(&self) -> Result<bool>;
     /// Every process of the subtree, as pids of this host.
     fn pids(&self) -> Result<Vec<i32>>;
+}
+
+/// How long all threads together may take to stop.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// After this long a thread is looked at closely.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Stops all threads of the container; `init` is its first process. On an error everything that was stopped goes on.
+pub fn stop(freezer: &mut dyn Freezer, init: i32) -> Result<Vec<LiveTask>> {
+    let deadline = Instant::now() + DEADLINE;
+    freezer.freeze()?;
+    let mut found = Found::default();
+    let seized = found.all(freezer, deadline);
+    // Whatever was found: nobody else would thaw it.
+    freezer.thaw()?;
+    seized?;
+    let stopped = found.wait(deadline)?;
+    found.collect(init, &stopped)
+}
+
+#[derive(Default)]
+struct Found {
+    /// Process, thread, seizure.
+    threads: BTreeMap<i32, (i32, Thread)>,
+    processes: BTreeSet<i32>,
+}
+
+impl Found {
+    /// Seizes until a pass finds nothing new.
+    fn all(&mut self, freezer: &dyn Freezer, deadline: Instant) -> Result<()> {
+        loop {
+            let mut new = 0;
+            for pid in freezer.pids()? {
+                new += self.process(pid)?;
+            }
+            // Those that have left the container's cgroup are its processes still.
+            for pid in self.processes.clone() {
+                for child in children(pid) {
+                    new += self.process(child)?;
+                }
+            }
+            if new == 0 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new("the container makes new processes faster than they can be stopped"));
+            }
+        }
+    }
+
+    /// Seizes the threads of `pid` that are new, and counts them. A process that has ended in the meantime has none.
+    fn process(&mut self, pid: i32) -> Result<usize> {
+        let Ok(tids) = status::threads(pid) else { return Ok(0) };
+        let mut new = 0;
+        for tid in tids {
+            if self.threads.contains_key(&tid) {
+                continue;
+            }
+            match Thread::seize(tid) {
+                Ok(thread) => {
+                    thread.interrupt()?;
+                    self.threads.insert(tid, (pid, thread));
+                    self.processes.insert(pid);
+                    new += 1;
+                }
+                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                // A zombie cannot be seized; nor can what a debugger holds.
+                Err(error) => match Status::of_thread(pid, tid) {
+                    Ok(status) if !matches!(status.state, 'Z' | 'X') => {
+                        return Err(explain(error, pid, &status));
+                    }
+                    _ => {}
+                },
+            }
+        }
+        Ok(new)
+    }
+
+    /// Waits for all; yields those that stand still.
+    fn wait(&mut self, deadline: Instant) -> Result<BTreeSet<i32>> {
+        let mut stopped = BTreeSet::new();
+        let mut late = Vec::new();
+        for (tid, (_, thread)) in &self.threads {
+            match thread.wait_quiet(deadline.min(Instant::now() + PATIENCE)) {
+                Ok(Stop::Exited(_)) => {}
+                Ok(_) => _ = stopped.insert(*tid),
+                Err(error) if error.errno() == Some(Errno::ETIMEDOUT) => late.push(*tid),
+                Err(error) => return Err(error),
+            }
+        }
+        for tid in late {
+            let Some((pid, thread)) = self.threads.get(&tid) else { continue };
+            self.release_vfork(*pid, &mut stopped, deadline)?;
+            match thread.wait_quiet(deadline) {
+                Ok(Stop::Exited(_)) => {}
+                Ok(_) => _ = stopped.insert(tid),
+                Err(error) => {
+                    return Err(error
+                        .pid(inner(*pid))
+                        .remedy("try again when the process is not waiting in the kernel"));
+                }
+            }
+        }
+        Ok(stopped)
+    }
+
+    /// If `parent` waits for a child that runs on its memory, lets that child run until it has exec'ed or exited.
+    fn release_vfork(&self, parent: i32, stopped: &mut BTreeSet<i32>, deadline: Instant) -> Result<()> {
+        for child in children(parent) {
+            let shares = sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm);
+            let Some((_, thread)) = self.threads.get(&child) else { continue };
+            if shares != Ok(std::cmp::Ordering::Equal) || !stopped.contains(&child) {
+                continue;
+            }
+            let options = thread.options();
+            thread.set_options(options | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT)?;
+            thread.cont(0)?;
+            loop {
+                match thread.wait_stop(deadline)? {
+                    Stop::Exited(_) => {
+                        stopped.remove(&child);
+                        break;
+                    }
+                    Stop::Event(libc::PTRACE_EVENT_EXEC, _) => {
+                        thread.set_options(options)?;
+                        thread.interrupt()?;
+                        thread.cont(0)?;
+                        thread.wait_quiet(deadline)?;
+                        break;
+                    }
+                    Stop::Signal(signal) => thread.cont(signal)?,
+                    _ => thread.cont(0)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The stopped threads as processes, init first, parents before children, zombies among them.
+    fn collect(self, init: i32, stopped: &BTreeSet<i32>) -> Result<Vec<LiveTask>> {
+        let mut tasks: BTreeMap<i32, LiveTask> = BTreeMap::new();
+        for pid in &self.processes {
+            let mut threads: Vec<(i32, Thread)> = self
+                .threads
+                .iter()
+                .filter(|(tid, (of, _))| of == pid && stopped.contains(tid))
+                .map(|(tid, (_, thread))| (*tid, thread.clone()))
+                .collect();
+            if threads.is_empty() {
+                continue;
+            }
+            threads.sort_by_key(|(tid, _)| (tid != pid, *tid));
+            if threads[0].0 != *pid {
+                return Err(Error::new("the process's first thread has exited while others go on")
+                    .pid(inner(*pid))
+                    .remedy("such a process cannot be dumped; let it end its threads, or exit"));
+            }
+            tasks.insert(*pid, live(*pid, threads.into_iter().map(|(_, thread)| thread).collect())?);
+        }
+        let zombies: BTreeSet<i32> = tasks.keys().flat_map(|pid| children(*pid)).collect();
+        for pid in zombies {
+            if !tasks.contains_key(&pid) {
+                match Status::of(pid) {
+                    Ok(status) if status.state == 'Z' => _ = tasks.insert(pid, live(pid, Vec::new())?),
+                    Ok(_) => {
+                        return Err(Error::new("a process appeared while all were stopped").pid(inner(pid)));
+                    }
+                    Err(_) => {}
+                }
+            }
+        }
+        order(init, tasks)
+    }
+}
+
+/// Kills stopped processes, and waits until every thread is gone.
+pub fn kill(tasks: Vec<LiveTask>) -> Result<()> {
+    let deadline = Instant::now() + DEADLINE;
+    for task in &tasks {
+        match sys::pidfd::send_signal(task.pidfd.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                return Err(Error::new("cannot end the dumped process")
+                    .call("pidfd_send_signal(pidfd, SIGKILL)", errno)
+                    .pid(task.vpid));
+            }
+        }
+    }
+    // A leader's end is not reported before that of its threads, init's not before that of all others.
+    for task in tasks.into_iter().rev() {
+        drop(task.injection);
+        for thread in task.threads.iter().rev() {
+            while !thread.is_gone() && !matches!(thread.wait_stop(deadline)?, Stop::Exited(_)) {}
+        }
+    }
+    Ok(())
+}
+
+/// Init, then every process after its parent.
+fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Vec<LiveTask>> {
+    let first = tasks.remove(&init).ok_or_else(|| Error::new("the container's first process has ended"))?;
+    let mut parents: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+    for pid in tasks.keys() {
+        parents.entry(Status::of(*pid)?.ppid).or_default().push(*pid);
+    }
+    let mut sorted = vec![first];
+    let mut next = 0;
+    while let Some(task) = sorted.get(next) {
+        next += 1;
+        for child in parents.remove(&task.pid).unwrap_or_default() {
+            sorted.extend(tasks.remove(&child));
+        }
+    }
+    match tasks.values().next() {
+        None => Ok(sorted),
+        Some(stranger) => Err(stranger_error(stranger.vpid)),
+    }
+}
+
+/// What is said of a process that was put into the container from outside.
+pub fn stranger_error(vpid: i32) -> Error {
+    Error::new("the process was started by exec: it is no descendant of the container's first process")
+        .pid(vpid)
+        .remedy("end it, or wait until it has ended")
+}
+
+fn live(pid: i32, threads: Vec<Thread>) -> Result<LiveTask> {
+    let pidfd =
+        sys::pidfd::open(pid, 0).during("cannot hold the process", || format!("pidfd_open({pid}, 0)"))?;
+    Ok(LiveTask { pid, vpid: inner(pid), pidfd, zombie: threads.is_empty(), threads, injection: None })
+}
+
+/// The process's id in its own pid namespace; its id here when it is gone.
+fn inner(pid: i32) -> i32 {
+    Status::of(pid).ok().and_then(|s| s.ns_pid.last().copied()).unwrap_or(pid)
+}
+
+/// The signal that has stopped the thread's process, if one has; the thread is in a stop of ours.
+pub fn group_stop(thread: &Thread) -> Result<Option<i32>> {
+    let info = match thread.siginfo() {
+        Ok(info) => info,
+        // In a group stop there may be none.
+        Err(error) if error.errno() == Some(Errno::EINVAL) => return Ok(Some(libc::SIGSTOP)),
+        Err(error) => return Err(error),
+    };
+    let word = |at: usize| i32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
+    let (signal, code) = (word(0), word(8));
+    Ok((code >> 8 == libc::PTRACE_EVENT_STOP && signal != libc::SIGTRAP).then_some(signal))
+}
+
+/// Children of all threads of `pid`.
+pub fn children(pid: i32) -> Vec<i32> {
+    let mut all = Vec::new();
+    for tid in status::threads(pid).unwrap_or_default() {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        all.extend(list.split_ascii_whitespace().filter_map(|n| n.parse::<i32>().ok()));
+    }
+    all
+}
+
+fn explain(error: Error, pid: i32, status: &Status) -> Error {
+    let error = error.pid(inner(pid));
+    match status.tracer {
+        0 => error,
+        tracer => error.remedy(format!("it is traced by process {tracer} of this host: end the debugger")),
+    }
 }

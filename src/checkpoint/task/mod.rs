@@ -12,4 +12,17 @@
 //!  scheduling   policy, nice, affinity
 //! ```
 
+pub mod credentials;
 pub mod freeze;
+pub mod limits;
+pub mod process;
+pub mod registers;
+pub mod revive;
+pub mod scheduling;
+pub mod seccomp;
+pub mod sharing;
+pub mod signals;
+pub mod status;
+pub mod threads;
+pub mod timers;
+pub mod tree;

@@ -1,0 +1,221 @@
+//! One process: what its threads share, apart from memory, descriptors and files; and the dump of all of them.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::status::{self, IdMap, Stat, Status};
+use super::threads::{self, Captured};
+use super::{freeze, limits, seccomp, sharing, signals, timers, tree};
+use crate::checkpoint::context::{Dump, LiveTask};
+use crate::checkpoint::image::{
+    CoreEntry, Extension, Machine, PstreeEntry, StasisExtension, TaskCoreEntry, TaskExtra, TaskRlimitsEntry,
+    ThreadExtra,
+};
+use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
+use crate::checkpoint::{Error, Result};
+
+/// Runs.
+pub const ALIVE: u32 = 1;
+/// Has exited and waits to be waited for.
+pub const DEAD: u32 = 2;
+/// Stopped by a signal.
+pub const STOPPED: u32 = 3;
+/// The name of this room's extension in stasis.img.
+pub const EXTENSION: &str = "task";
+
+const PR_GET_DUMPABLE: u64 = 3;
+const PR_GET_CHILD_SUBREAPER: u64 = 37;
+const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
+
+/// What has been read of the stopped container before any batch ran in it.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Threads by process, leaders first.
+    threads: BTreeMap<i32, Vec<Captured>>,
+    filters: seccomp::Filters,
+}
+
+/// Reads every thread by ptrace.
+pub fn capture(tasks: &[LiveTask]) -> Result<Snapshot> {
+    let mut snapshot = Snapshot::default();
+    for task in tasks {
+        let mut all = Vec::new();
+        for thread in &task.threads {
+            all.push(threads::capture(task, thread, &mut snapshot.filters)?);
+        }
+        snapshot.threads.insert(task.pid, all);
+    }
+    Ok(snapshot)
+}
+
+/// Fills pstree, cores, ids, seccomp and the extension, and leaves an injection in every leader for the other rooms.
+pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
+    let mut extra = TaskExtra::default();
+    let ids = sharing::ids(dump)?;
+    for i in 0..dump.tasks.len() {
+        let task = &mut dump.tasks[i];
+        let captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
+        let vpid = task.vpid;
+        let entry = tree_entry(task, &captured)?;
+        dump.model.pstree.push(entry);
+        if task.zombie {
+            dump.model.cores.insert(vpid.cast_unsigned(), zombie(task)?);
+            continue;
+        }
+        for (vtid, core, more) in alive(task, captured).map_err(|e| e.pid(vpid))? {
+            dump.model.cores.insert(vtid.cast_unsigned(), core);
+            extra.threads.push(more);
+        }
+    }
+    dump.model.ids = ids;
+    dump.model.seccomp = snapshot.filters.finish();
+    let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
+    extra.bottom_filter_is_runtimes = Some(has_runtimes);
+    let extension = dump.model.extension.get_or_insert_with(StasisExtension::default);
+    extension.extensions.push(Extension {
+        name: EXTENSION.into(),
+        critical: false,
+        data: extra.encode_to_vec(),
+    });
+    plan(&dump.model.pstree).map(|_| ())
+}
+
+/// How the tree of these records would be made.
+pub fn plan(pstree: &[PstreeEntry]) -> Result<Vec<tree::Step>> {
+    let node = |e: &PstreeEntry| tree::Node {
+        pid: e.pid.cast_signed(),
+        ppid: e.ppid.cast_signed(),
+        sid: e.sid.cast_signed(),
+        pgid: e.pgid.cast_signed(),
+    };
+    let nodes: Vec<tree::Node> = pstree.iter().map(node).collect();
+    let taken = pstree.iter().flat_map(|e| e.threads.iter().map(|t| t.cast_signed())).collect();
+    tree::plan(&nodes, &taken)
+}
+
+fn tree_entry(task: &LiveTask, captured: &[Captured]) -> Result<PstreeEntry> {
+    let status = Status::of(task.pid)?;
+    // A parent outside of the container's namespace is not there for it.
+    let ppid = if task.vpid == 1 { 0 } else { parent(&status) };
+    let last = |ids: &[i32]| ids.last().copied().unwrap_or(0).cast_unsigned();
+    let mut threads: Vec<u32> = captured.iter().map(|c| c.vtid.cast_unsigned()).collect();
+    if threads.is_empty() {
+        threads.push(task.vpid.cast_unsigned());
+    }
+    Ok(PstreeEntry {
+        pid: task.vpid.cast_unsigned(),
+        ppid,
+        pgid: last(&status.ns_pgid),
+        sid: last(&status.ns_sid),
+        threads,
+    })
+}
+
+fn parent(status: &Status) -> u32 {
+    let inside = Status::of(status.ppid).ok().filter(|p| p.ns_pid.len() == status.ns_pid.len());
+    inside.and_then(|p| p.ns_pid.last().copied()).unwrap_or(0).cast_unsigned()
+}
+
+/// The records of a process and its threads. Leaves the leader's injection in `task`.
+fn alive(task: &mut LiveTask, mut captured: Vec<Captured>) -> Result<Vec<(i32, CoreEntry, ThreadExtra)>> {
+    let users = IdMap::users(task.pid)?;
+    let groups = IdMap::groups(task.pid)?;
+    let pairs: Vec<(i32, i32)> = task.threads.iter().zip(&captured).map(|(t, c)| (t.tid(), c.vtid)).collect();
+    let leader = captured.first().ok_or_else(|| Error::new("the process has no thread"))?;
+    let thread_core = leader.core.thread_core.clone().unwrap_or_default();
+    let mut tc = TaskCoreEntry {
+        task_state: ALIVE,
+        personality: personality(task.pid)?,
+        blk_sigset: thread_core.blk_sigset.unwrap_or(0),
+        comm: thread_core.comm.unwrap_or_default(),
+        signals_s: Some(signals::queue(&task.threads[0].pending(true)?, leader.status.shared_pending)),
+        ..TaskCoreEntry::default()
+    };
+    if let Some(signal) = stopped_by(task)? {
+        tc.task_state = STOPPED;
+        tc.stop_signo = Some(signal);
+    }
+    limits::dump(task.pid, &mut tc)?;
+
+    let mut injection = Injection::start(&task.threads[0])?;
+    let mut batch = Batch::new();
+    let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
+    let results = injection.run(&batch)?;
+    asked.0.answer(&results, &mut tc);
+    asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
+    captured[0].core.tc = Some(tc);
+    for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {
+        let mut injection = Injection::start(thread)?;
+        let mut batch = Batch::new();
+        let asked = threads::Ask::new(&mut batch);
+        let results = injection.run(&batch)?;
+        asked.answer(&results, &injection, (&users, &groups), captured)?;
+        injection.finish()?;
+    }
+    task.injection = Some(injection);
+    Ok(captured.into_iter().map(|c| (c.vtid, c.core, c.extra)).collect())
+}
+
+/// What only the process can tell.
+struct Ask {
+    actions: signals::AskActions,
+    timers: timers::Ask,
+    limits: limits::Ask,
+    subreaper: Out,
+    membarrier: Call,
+}
+
+impl Ask {
+    fn new(batch: &mut Batch, pid: i32, threads: &[(i32, i32)]) -> Result<Self> {
+        batch.about("cannot read the process's state");
+        let subreaper = batch.out(4);
+        batch.call(libc::SYS_prctl, &[PR_GET_CHILD_SUBREAPER.into(), subreaper.arg()]);
+        let membarrier =
+            batch.call(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
+        batch.tolerate(membarrier);
+        Ok(Self {
+            actions: signals::AskActions::new(batch),
+            timers: timers::Ask::new(batch, pid, threads)?,
+            limits: limits::Ask::new(batch),
+            subreaper,
+            membarrier,
+        })
+    }
+
+    fn answer(&self, results: &Results, tc: &mut TaskCoreEntry) {
+        tc.sigactions = self.actions.answers(results);
+        tc.timers = Some(self.timers.answer(results));
+        tc.rlimits = Some(TaskRlimitsEntry { rlimits: self.limits.answer(results) });
+        tc.child_subreaper = Some(results.u32(self.subreaper, 0) != 0);
+        tc.membarrier_registration_mask =
+            u32::try_from(results.ret(self.membarrier)).ok().filter(|mask| *mask != 0);
+    }
+}
+
+/// Whether this process may be looked at, 0 to 2: prctl(2). Memory's record keeps it.
+pub fn dumpable(injection: &mut Injection) -> Result<i32> {
+    let value = injection.syscall(libc::SYS_prctl, &[PR_GET_DUMPABLE.into()])?;
+    Ok(i32::try_from(value).unwrap_or(0))
+}
+
+fn zombie(task: &LiveTask) -> Result<CoreEntry> {
+    let tc = TaskCoreEntry {
+        task_state: DEAD,
+        // Field 52 is the exit code as wait(2) gives it.
+        exit_code: u32::try_from(Stat::of(task.pid)?.field(52)).unwrap_or(0),
+        comm: threads::comm(task.pid, task.pid)?,
+        ..TaskCoreEntry::default()
+    };
+    Ok(CoreEntry { mtype: Machine::X8664.into(), tc: Some(tc), ..CoreEntry::default() })
+}
+
+fn personality(pid: i32) -> Result<u32> {
+    let text = status::read(format!("/proc/{pid}/personality"))?;
+    u32::from_str_radix(text.trim(), 16).map_err(|_| Error::new("/proc/PID/personality cannot be understood"))
+}
+
+/// The signal that has stopped the process, if one has.
+fn stopped_by(task: &LiveTask) -> Result<Option<u32>> {
+    Ok(freeze::group_stop(&task.threads[0])?.map(i32::cast_unsigned))
+}

@@ -1,0 +1,420 @@
+//! Making the processes of the images again, out of the stub that waits as the container's first one.
+//!
+//! ```text
+//!   stub ──> tree: clone3(set_tid), setsid, setpgid; helpers exit ──> descriptors, memory (the rooms' own)
+//!        ──> per process, children before parents:
+//!              threads; actions, limits, timers
+//!              zombies die; what their death has sent to the parent is taken away
+//!              queued signals; seccomp; credentials         (see `credentials` for that order)
+//!              registers, masks; a stopped process is stopped
+//!        ──> ready() ──> detach
+//! ```
+//!
+//! Children come before parents, because what a child does while it is made (die as a zombie, stop) sends its parent
+//! SIGCHLD, which the parent throws away before its own queue is restored.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use prost::Message;
+
+use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
+use super::tree::Step;
+use super::{credentials, limits, registers, scheduling, seccomp, signals, timers};
+use crate::checkpoint::context::{NewTask, Restore};
+use crate::checkpoint::error::Context;
+use crate::checkpoint::image::{
+    CoreEntry, PstreeEntry, TaskCoreEntry, TaskExtra, ThreadCoreEntry, ThreadExtra,
+};
+use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Final, Injection, Stop, Thread};
+use crate::checkpoint::{Error, Result};
+use crate::sys;
+
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_DUMPABLE: u64 = 4;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+/// How long a thread may take to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the images and the destination say of tasks, looked at before anything is made.
+pub struct Revival<'a> {
+    restore: &'a Restore<'a>,
+    steps: Vec<Step>,
+    policy: credentials::Policy,
+    filters: seccomp::Policy,
+    extra: TaskExtra,
+    runtimes_filter: bool,
+}
+
+impl<'a> Revival<'a> {
+    /// Checks the images against each other and against config.json.
+    pub fn plan(restore: &'a Restore<'a>, filters: seccomp::Policy) -> Result<Self> {
+        let model = restore.model;
+        let steps = process::plan(&model.pstree)?;
+        let policy = credentials::Policy::of(&restore.target.spec);
+        let extra = extension(restore)?;
+        let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
+        let revival = Self { restore, steps, policy, filters, extra, runtimes_filter };
+        for entry in &model.pstree {
+            let tc = revival.tc(entry)?;
+            match tc.task_state {
+                DEAD => continue,
+                ALIVE | STOPPED => {}
+                other => {
+                    return Err(Error::new(format!("the image has unknown state {other}")).pid(vpid(entry)));
+                }
+            }
+            for vtid in &entry.threads {
+                let core = revival.core(*vtid)?;
+                let creds = core.thread_core.as_ref().and_then(|t| t.creds.as_ref());
+                if let Some(creds) = creds {
+                    revival.policy.check(creds).map_err(|e| e.pid(vpid(entry)))?;
+                }
+                revival.chain(core)?;
+            }
+            if let Some(rlimits) = &tc.rlimits {
+                limits::check(&restore.target.spec, &rlimits.rlimits).map_err(|e| e.pid(vpid(entry)))?;
+            }
+        }
+        Ok(revival)
+    }
+
+    fn core(&self, vtid: u32) -> Result<&'a CoreEntry> {
+        let core = self.restore.model.cores.get(&vtid);
+        core.ok_or_else(|| Error::new(format!("the images have no core-{vtid}.img")))
+    }
+    fn tc(&self, entry: &PstreeEntry) -> Result<&'a TaskCoreEntry> {
+        let tc = self.core(entry.pid)?.tc.as_ref();
+        tc.ok_or_else(|| Error::new(format!("core-{}.img is not that of a process", entry.pid)))
+    }
+    fn extra(&self, vtid: u32) -> Option<&ThreadExtra> {
+        self.extra.threads.iter().find(|t| t.tid == vtid)
+    }
+    fn chain(&self, core: &CoreEntry) -> Result<Vec<seccomp::Program>> {
+        let image = self.restore.model.seccomp.as_ref();
+        let thread = core.thread_core.as_ref();
+        seccomp::chain(
+            image,
+            thread.unwrap_or(&ThreadCoreEntry::default()),
+            self.runtimes_filter,
+            &self.filters,
+        )
+    }
+
+    /// Makes the tree out of `stub`. What was made is in the result even when something failed, to be killed.
+    pub fn grow(&self, stub: NewTask, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+        let root = stub.vpid;
+        tree.insert(root, stub);
+        let first = self.restore.model.pstree.first().map_or(0, vpid);
+        if first != root {
+            return Err(Error::new(format!(
+                "the images' first process is {first}, the container's is {root}"
+            ))
+            .remedy("restore into a container with a pid namespace of its own"));
+        }
+        self.lead_session(tree)?;
+        for step in &self.steps {
+            self.step(*step, tree)?;
+        }
+        Ok(())
+    }
+
+    fn lead_session(&self, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+        let Some(root) = self.restore.model.pstree.first() else { return Ok(()) };
+        let task = get(tree, vpid(root))?;
+        if root.sid == root.pid
+            && task.injection.syscall(libc::SYS_getsid, &[0.into()])? != i64::from(root.pid)
+        {
+            task.injection.syscall(libc::SYS_setsid, &[])?;
+        }
+        Ok(())
+    }
+
+    fn step(&self, step: Step, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+        match step {
+            Step::Fork { by, pid, helper } => {
+                let flags = self.shared(by, pid);
+                let exit_signal = if helper { 0 } else { libc::SIGCHLD };
+                let args = CloneArgs { flags, exit_signal, set_tid: vec![pid], ..CloneArgs::default() };
+                let (thread, injection) =
+                    get(tree, by)?.injection.clone_child(&args).map_err(|e| e.pid(pid))?;
+                let host = thread.tid();
+                let pidfd = sys::pidfd::open(host, 0)
+                    .during("cannot hold the new process", || format!("pidfd_open({host}, 0)"))?;
+                tree.insert(pid, NewTask { pid: host, vpid: pid, pidfd, injection });
+            }
+            Step::Setsid { pid } => call(tree, pid, libc::SYS_setsid, [0; 2])?,
+            Step::Setpgid { pid, pgid } => call(tree, pid, libc::SYS_setpgid, [0, pgid])?,
+            Step::Subreaper { pid } => {
+                let set = [PR_SET_CHILD_SUBREAPER.into(), 1.into()];
+                get(tree, pid)?.injection.syscall(libc::SYS_prctl, &set).map_err(|e| e.pid(pid))?;
+            }
+            Step::Exit { pid, by } => {
+                let helper = tree.remove(&pid).ok_or_else(|| Error::new("a helper is gone").pid(pid))?;
+                helper.injection.exit_child(Exit::Code(0))?;
+                let wait = [pid.into(), 0.into(), libc::__WALL.into(), 0.into()];
+                get(tree, by)?.injection.syscall(libc::SYS_wait4, &wait).map_err(|e| e.pid(by))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// CLONE_FILES and CLONE_FS for processes that share with their parent.
+    fn shared(&self, parent: i32, child: i32) -> u64 {
+        let ids = |pid: i32| self.restore.model.ids.get(&pid.cast_unsigned());
+        let (Some(parent), Some(child)) = (ids(parent), ids(child)) else { return 0 };
+        let flag = |same: bool, flag: i32| if same { u64::from(flag.unsigned_abs()) } else { 0 };
+        flag(parent.files_id == child.files_id, libc::CLONE_FILES)
+            | flag(parent.fs_id == child.fs_id, libc::CLONE_FS)
+    }
+
+    /// The last stage of every process, children before parents. Yields the threads, to be detached.
+    pub fn finish(&self, tree: &mut BTreeMap<i32, NewTask>) -> Result<Vec<Thread>> {
+        let mut done = Vec::new();
+        for entry in self.restore.model.pstree.iter().rev() {
+            let pid = vpid(entry);
+            let task = tree.remove(&pid).ok_or_else(|| Error::new("the process is gone").pid(pid))?;
+            let tc = self.tc(entry)?;
+            if tc.task_state == DEAD {
+                die(task, tc).map_err(|e| e.pid(pid))?;
+            } else {
+                done.extend(self.process(entry, tc, task).map_err(|e| e.pid(pid))?);
+            }
+        }
+        Ok(done)
+    }
+
+    fn process(&self, entry: &PstreeEntry, tc: &TaskCoreEntry, task: NewTask) -> Result<Vec<Thread>> {
+        let NewTask { pid, mut injection, .. } = task;
+        let mut threads: Vec<(u32, Injection)> = Vec::new();
+        for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
+            threads.push((*vtid, make_thread(&mut injection, *vtid)?));
+        }
+        threads.push((entry.pid, injection));
+        let Some((_, leader)) = threads.last_mut() else { return Ok(Vec::new()) };
+
+        let mut batch = Batch::new();
+        batch.about("cannot restore the process's state");
+        let personality = u64::from(tc.personality);
+        batch.call(libc::SYS_personality, &[personality.into()]);
+        let subreaper = u64::from(tc.child_subreaper.unwrap_or(false));
+        batch.call(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER.into(), subreaper.into()]);
+        for command in
+            (0..32).map(|bit| 1_u32 << bit).filter(|c| tc.membarrier_registration_mask.unwrap_or(0) & c != 0)
+        {
+            batch.call(libc::SYS_membarrier, &[command.into(), 0.into(), 0.into()]);
+        }
+        batch.about("cannot set the signal actions");
+        signals::restore_actions(&mut batch, &tc.sigactions)?;
+        leader.run(&batch)?;
+        if let Some(rlimits) = &tc.rlimits {
+            limits::restore(leader, &rlimits.rlimits)?;
+        }
+        limits::restore_files(pid, tc);
+        if let Some(all) = &tc.timers {
+            timers::restore_posix(leader, all)?;
+            let mut batch = Batch::new();
+            timers::restore_interval(&mut batch, all);
+            if !batch.is_empty() {
+                leader.run(&batch)?;
+            }
+        }
+        let stopped = self.restore.model.pstree.iter().filter(|e| e.ppid == entry.pid);
+        let stopped = stopped.filter(|e| self.tc(e).is_ok_and(|tc| tc.task_state == STOPPED)).map(vpid);
+        forget_children(leader, &stopped.collect::<Vec<_>>())?;
+        for (vtid, injection) in &mut threads {
+            self.thread(entry, tc, *vtid, injection).map_err(|e| named(e, *vtid))?;
+        }
+        let mut left = Vec::new();
+        let last = threads.len() - 1;
+        for (i, (vtid, injection)) in threads.into_iter().enumerate() {
+            let thread = self.leave(vtid, injection, i == last).map_err(|e| named(e, vtid))?;
+            left.push((thread, mask(self.core(vtid)?)));
+        }
+        if tc.task_state == STOPPED {
+            stop(pid, &left, tc)?;
+        }
+        Ok(left.into_iter().map(|(thread, _)| thread).collect())
+    }
+
+    /// What a thread sets by itself, credentials last.
+    fn thread(
+        &self,
+        entry: &PstreeEntry,
+        tc: &TaskCoreEntry,
+        vtid: u32,
+        injection: &mut Injection,
+    ) -> Result<()> {
+        let core = self.core(vtid)?;
+        let empty = ThreadCoreEntry::default();
+        let thread = core.thread_core.as_ref().unwrap_or(&empty);
+        let (pid, tid) = (vpid(entry), vtid.cast_signed());
+        scheduling::restore(injection, thread, self.extra(vtid))?;
+
+        let mut batch = Batch::new();
+        batch.about("cannot restore the thread's state");
+        let clear = core.thread_info.as_ref().map_or(0, |i| i.clear_tid_addr);
+        batch.call(libc::SYS_set_tid_address, &[clear.into()]);
+        if thread.futex_rla_len != 0 {
+            batch.call(libc::SYS_set_robust_list, &[thread.futex_rla.into(), thread.futex_rla_len.into()]);
+        }
+        if let Some(stack) = &thread.sas {
+            signals::restore_stack(&mut batch, stack);
+        }
+        if let Some(rseq) = thread.rseq_entry.as_ref().filter(|r| r.rseq_abi_pointer != 0) {
+            let args =
+                [rseq.rseq_abi_pointer.into(), rseq.rseq_abi_size.into(), 0.into(), rseq.signature.into()];
+            batch.call(libc::SYS_rseq, &args);
+        }
+        let name = thread.comm.as_deref().filter(|_| vtid != entry.pid).unwrap_or(&tc.comm);
+        let name = batch.string(name.as_bytes());
+        batch.call(libc::SYS_prctl, &[PR_SET_NAME.into(), name]);
+
+        batch.about("cannot queue the signals again");
+        if vtid == entry.pid {
+            if let Some(queue) = &tc.signals_s {
+                signals::restore_queue(&mut batch, queue, pid, None)?;
+            }
+        }
+        if let Some(queue) = &thread.signals_p {
+            signals::restore_queue(&mut batch, queue, pid, Some(tid))?;
+        }
+        let strict = thread.seccomp_mode == Some(1);
+        seccomp::restore(&mut batch, &self.chain(core)?, strict)?;
+        if let Some(creds) = &thread.creds {
+            credentials::restore(&mut batch, creds, &self.policy)?;
+        }
+        batch.about("cannot restore the thread's state");
+        batch.call(libc::SYS_prctl, &[PR_SET_PDEATHSIG.into(), thread.pdeath_sig.unwrap_or(0).into()]);
+        if vtid == entry.pid {
+            // 2 is what a change of credentials leaves; it cannot be asked for.
+            let dumpable = self.restore.model.mm.get(&entry.pid).and_then(|mm| mm.dumpable).unwrap_or(1);
+            batch.call(libc::SYS_prctl, &[PR_SET_DUMPABLE.into(), u64::from(dumpable == 1).into()]);
+        }
+        injection.run(&batch).map(|_| ())
+    }
+
+    /// Puts the thread where it was.
+    fn leave(&self, vtid: u32, injection: Injection, last: bool) -> Result<Thread> {
+        let core = self.core(vtid)?;
+        let info = core.thread_info.as_ref().ok_or_else(|| Error::new("the image has no registers"))?;
+        let thread = injection.thread().clone();
+        let extra = self.extra(vtid).map_or(&[][..], |e| &e.xstate);
+        thread.set_xstate(&registers::restore_extended(&info.fpregs, extra, &thread.xstate()?)?)?;
+        let regs = registers::restore_general(&info.gpregs, &thread.regs()?)?;
+        injection.leave(&Final { regs, sigmask: mask(core), unmap_window: last })
+    }
+}
+
+/// Blocked signals of a thread.
+fn mask(core: &CoreEntry) -> u64 {
+    let own = core.thread_core.as_ref().and_then(|t| t.blk_sigset);
+    own.or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0)
+}
+
+fn vpid(entry: &PstreeEntry) -> i32 {
+    entry.pid.cast_signed()
+}
+
+fn named(error: Error, vtid: u32) -> Error {
+    error.pid(vtid.cast_signed())
+}
+
+fn get(tree: &mut BTreeMap<i32, NewTask>, pid: i32) -> Result<&mut NewTask> {
+    tree.get_mut(&pid).ok_or_else(|| Error::new("the process does not exist yet").pid(pid))
+}
+
+fn call(tree: &mut BTreeMap<i32, NewTask>, pid: i32, nr: libc::c_long, args: [i32; 2]) -> Result<()> {
+    get(tree, pid)?.injection.syscall(nr, &args.map(Into::into)).map(|_| ()).map_err(|e| e.pid(pid))
+}
+
+fn extension(restore: &Restore<'_>) -> Result<TaskExtra> {
+    let all = restore.model.extension.iter().flat_map(|e| &e.extensions);
+    match all.into_iter().find(|e| e.name == EXTENSION) {
+        None => Ok(TaskExtra::default()),
+        Some(e) => TaskExtra::decode(&e.data[..])
+            .map_err(|e| Error::new(format!("the extension {EXTENSION} of stasis.img cannot be read: {e}"))),
+    }
+}
+
+fn make_thread(leader: &mut Injection, vtid: u32) -> Result<Injection> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    let args = CloneArgs {
+        flags: u64::from(flags.unsigned_abs()),
+        set_tid: vec![vtid.cast_signed()],
+        ..CloneArgs::default()
+    };
+    let (_, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
+    Ok(injection)
+}
+
+/// Throws away the SIGCHLD that children which died or stopped have sent, and the report that they have stopped: a
+/// shell has had it.
+fn forget_children(injection: &mut Injection, stopped: &[i32]) -> Result<()> {
+    let mut batch = Batch::new();
+    for child in stopped {
+        let flags = libc::WSTOPPED | libc::WNOHANG;
+        let wait = batch
+            .call(libc::SYS_waitid, &[libc::P_PID.into(), (*child).into(), 0.into(), flags.into(), 0.into()]);
+        batch.tolerate(wait);
+    }
+    let set = batch.words(&[1 << (libc::SIGCHLD - 1)]);
+    let now = batch.words(&[0, 0]);
+    let call = batch.call(libc::SYS_rt_sigtimedwait, &[set, 0.into(), now, 8.into()]);
+    batch.tolerate(call);
+    match injection.run(&batch)?.result(call) {
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(errno) => Err(Error::new("cannot take away a signal").call("rt_sigtimedwait({SIGCHLD})", errno)),
+    }
+}
+
+/// A process that had exited exits again, and waits for its parent.
+fn die(task: NewTask, tc: &TaskCoreEntry) -> Result<()> {
+    let mut injection = task.injection;
+    let mut batch = Batch::new();
+    let name = batch.string(tc.comm.as_bytes());
+    batch.call(libc::SYS_prctl, &[PR_SET_NAME.into(), name]);
+    injection.run(&batch)?;
+    let code = tc.exit_code.cast_signed();
+    injection.exit_child(match code & 0x7f {
+        0 => Exit::Code(code >> 8 & 0xff),
+        signal => Exit::Signal(signal),
+    })
+}
+
+/// Stops the process by job control, before it runs an instruction of its program. Its leader is the last.
+fn stop(pid: i32, threads: &[(Thread, u64)], tc: &TaskCoreEntry) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let signal = match tc.stop_signo.unwrap_or(0).cast_signed() {
+        signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) => signal,
+        _ => libc::SIGSTOP,
+    };
+    // Nothing but SIGSTOP may be delivered now: it cannot be blocked.
+    for (thread, _) in threads {
+        thread.set_sigmask(u64::MAX)?;
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP)
+        .during("cannot stop the process", || format!("kill({pid}, SIGSTOP)"))?;
+    // The leader takes the signal, the others find the process stopped when they go on.
+    for (thread, _) in threads.iter().rev() {
+        thread.cont(0)?;
+        loop {
+            match thread.wait_stop(deadline)? {
+                Stop::Group(_) => break,
+                Stop::Signal(libc::SIGSTOP) => thread.cont(signal)?,
+                Stop::Exited(status) => {
+                    return Err(Error::new(format!("the stopped process died ({status:#x})")));
+                }
+                _ => thread.cont(0)?,
+            }
+        }
+    }
+    threads.iter().try_for_each(|(thread, mask)| thread.set_sigmask(*mask))
+}

@@ -1,0 +1,115 @@
+//! Scheduling: policy, nice value, real-time priority, processor affinity, I/O priority, timer slack. All of a thread.
+
+use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
+use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
+use crate::checkpoint::{Error, Result};
+
+/// Version 1 of `struct sched_attr`: up to the utilisation clamps.
+const ATTR: usize = 56;
+/// Bytes of a processor set: 8192 processors.
+const CPUS: usize = 1024;
+const PR_SET_TIMERSLACK: u64 = 29;
+const PR_GET_TIMERSLACK: u64 = 30;
+const IOPRIO_WHO_PROCESS: u64 = 1;
+const SCHED_DEADLINE: u32 = 6;
+/// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
+const RESET_ON_FORK: u64 = 1;
+
+/// Asks how a thread is scheduled.
+#[derive(Debug)]
+pub struct Ask {
+    attr: Out,
+    cpus: Out,
+    size: Call,
+    slack: Call,
+    io: Call,
+}
+
+impl Ask {
+    /// Adds the questions to `batch`.
+    pub fn new(batch: &mut Batch) -> Self {
+        batch.about("cannot read how the thread is scheduled");
+        let (attr, cpus) = (batch.out(ATTR), batch.out(CPUS));
+        batch.call(libc::SYS_sched_getattr, &[0.into(), attr.arg(), ATTR.into(), 0.into()]);
+        let size = batch.call(libc::SYS_sched_getaffinity, &[0.into(), CPUS.into(), cpus.arg()]);
+        let slack = batch.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
+        let io = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), 0.into()]);
+        batch.tolerate(io);
+        Self { attr, cpus, size, slack, io }
+    }
+
+    /// Takes the answers.
+    pub fn answer(
+        &self,
+        results: &Results,
+        core: &mut ThreadCoreEntry,
+        extra: &mut ThreadExtra,
+    ) -> Result<()> {
+        let policy = results.u32(self.attr, 4);
+        if policy == SCHED_DEADLINE {
+            return Err(Error::new("a thread with the scheduling policy SCHED_DEADLINE cannot be dumped")
+                .remedy("give it another policy for the dump: chrt --other --pid 0 TID"));
+        }
+        core.sched_policy = Some(policy);
+        core.sched_nice = Some(results.i32(self.attr, 16));
+        core.sched_prio = Some(results.u32(self.attr, 20));
+        extra.sched_flags = Some(results.u64(self.attr, 8) & RESET_ON_FORK);
+        let size = usize::try_from(results.ret(self.size)).unwrap_or(0).min(CPUS);
+        extra.affinity = Some(results.out(self.cpus)[..size].to_vec());
+        extra.timer_slack = u64::try_from(results.ret(self.slack)).ok();
+        extra.io_priority = u32::try_from(results.ret(self.io)).ok();
+        Ok(())
+    }
+}
+
+/// Puts a thread's scheduling back. Processors that do not exist here, or are not in the destination's cpuset, are left
+/// out by the kernel; if none is left, the thread stays where the container may run.
+pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<&ThreadExtra>) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.about("cannot restore how the thread is scheduled");
+    if let Some(extra) = extra {
+        if let Some(cpus) = extra.affinity.as_ref().filter(|cpus| cpus.len() <= CPUS) {
+            let set = batch.data(cpus);
+            let call = batch.call(libc::SYS_sched_setaffinity, &[0.into(), cpus.len().into(), set]);
+            batch.tolerate(call);
+        }
+        if let Some(slack) = extra.timer_slack.filter(|slack| *slack != 0) {
+            batch.call(libc::SYS_prctl, &[PR_SET_TIMERSLACK.into(), slack.into()]);
+        }
+        if let Some(io) = extra.io_priority {
+            let call = batch.call(libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS.into(), 0.into(), io.into()]);
+            batch.tolerate(call);
+        }
+    }
+    if let Some(policy) = core.sched_policy {
+        let flags = extra.and_then(|e| e.sched_flags).unwrap_or(0) & RESET_ON_FORK;
+        let attr =
+            batch.data(&attr(policy, flags, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0)));
+        batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
+    }
+    injection.run(&batch).map(|_| ())
+}
+
+fn attr(policy: u32, flags: u64, nice: i32, priority: u32) -> Vec<u8> {
+    let mut attr = vec![0; 48];
+    attr[..4].copy_from_slice(&48_u32.to_ne_bytes());
+    attr[4..8].copy_from_slice(&policy.to_ne_bytes());
+    attr[8..16].copy_from_slice(&flags.to_ne_bytes());
+    attr[16..20].copy_from_slice(&nice.to_ne_bytes());
+    attr[20..24].copy_from_slice(&priority.to_ne_bytes());
+    attr
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_attributes_are_laid_out_as_the_kernel_reads_them() {
+        let raw = attr(3, 1, -5, 9);
+        assert_eq!(raw.len(), 48);
+        assert_eq!(raw[..8], [48, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(i32::from_ne_bytes(raw[16..20].try_into().unwrap()), -5);
+        assert_eq!(raw[20], 9);
+    }
+}

@@ -1,0 +1,127 @@
+//! One thread: what belongs to it alone, gathered from the rooms next door into its core record.
+//!
+//! ```text
+//!   stopped     extended state, signal mask, queue, rseq       by ptrace, before a batch disturbs them
+//!   injected    registers as they were; robust list, where its death is announced, alternate stack, securebits, ...
+//! ```
+
+use crate::checkpoint::context::LiveTask;
+use crate::checkpoint::image::{CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadExtra, ThreadInfoX86};
+use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
+use crate::checkpoint::task::status::{IdMap, Status};
+use crate::checkpoint::task::{credentials, registers, scheduling, seccomp, signals};
+use crate::checkpoint::{Error, Result};
+
+const PR_GET_PDEATHSIG: u64 = 2;
+const PR_GET_TID_ADDRESS: u64 = 40;
+
+/// A thread as ptrace shows it.
+#[derive(Debug)]
+pub struct Captured {
+    /// Its id inside the container.
+    pub vtid: i32,
+    /// `/proc/PID/task/TID/status`.
+    pub status: Status,
+    /// Its core record, without what only a batch can tell.
+    pub core: CoreEntry,
+    /// What has no place in it.
+    pub extra: ThreadExtra,
+}
+
+/// Reads what must be read before a batch runs in the thread.
+pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters) -> Result<Captured> {
+    let tid = thread.tid();
+    let status = Status::of_thread(task.pid, tid)?;
+    let vtid = status.ns_tid.last().copied().unwrap_or(tid);
+    let named = |e: Error| e.pid(task.vpid);
+    registers::check(&thread.regs().map_err(named)?).map_err(named)?;
+    let (fpregs, xstate) = registers::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
+    let mut thread_core = ThreadCoreEntry {
+        blk_sigset: Some(thread.sigmask().map_err(named)?),
+        signals_p: Some(signals::queue(&thread.pending(false).map_err(named)?, status.pending)),
+        comm: Some(comm(task.pid, tid)?),
+        ..ThreadCoreEntry::default()
+    };
+    thread_core.rseq_entry = thread.rseq().map_err(named)?.map(|rseq| RseqEntry {
+        rseq_abi_pointer: rseq.addr,
+        rseq_abi_size: rseq.len,
+        signature: rseq.sig,
+        rseq_cs_pointer: None,
+    });
+    filters.dump(thread, status.seccomp, &mut thread_core).map_err(named)?;
+    let core = CoreEntry {
+        mtype: Machine::X8664.into(),
+        thread_info: Some(ThreadInfoX86 {
+            fpregs,
+            tls: registers::no_segments(),
+            ..ThreadInfoX86::default()
+        }),
+        thread_core: Some(thread_core),
+        ..CoreEntry::default()
+    };
+    let extra = ThreadExtra { tid: vtid.cast_unsigned(), xstate, ..ThreadExtra::default() };
+    Ok(Captured { vtid, status, core, extra })
+}
+
+/// The name of a thread, as the kernel prints it: a newline is the end.
+pub fn comm(pid: i32, tid: i32) -> Result<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/task/{tid}/comm"))
+        .map_err(|e| Error::new(format!("cannot read the thread's name: {e}")))?;
+    let name = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
+    Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Asks a thread for what only it can tell.
+#[derive(Debug)]
+pub struct Ask {
+    stack: signals::AskStack,
+    creds: credentials::Ask,
+    sched: scheduling::Ask,
+    tid_address: Out,
+    death: Out,
+    robust: (Out, Out),
+}
+
+impl Ask {
+    /// Adds the questions to `batch`.
+    pub fn new(batch: &mut Batch) -> Self {
+        batch.about("cannot read the thread's state");
+        let (tid_address, death) = (batch.out(8), batch.out(4));
+        let robust = (batch.out(8), batch.out(8));
+        let call = batch.call(libc::SYS_prctl, &[PR_GET_TID_ADDRESS.into(), tid_address.arg()]);
+        batch.tolerate(call);
+        batch.call(libc::SYS_prctl, &[PR_GET_PDEATHSIG.into(), death.arg()]);
+        batch.call(libc::SYS_get_robust_list, &[0.into(), robust.0.arg(), robust.1.arg()]);
+        Self {
+            stack: signals::AskStack::new(batch),
+            creds: credentials::Ask::new(batch),
+            sched: scheduling::Ask::new(batch),
+            tid_address,
+            death,
+            robust,
+        }
+    }
+
+    /// Completes the record.
+    pub fn answer(
+        &self,
+        results: &Results,
+        injection: &Injection,
+        ids: (&IdMap, &IdMap),
+        captured: &mut Captured,
+    ) -> Result<()> {
+        let Captured { status, core, extra, .. } = captured;
+        let regs = injection.image_regs().ok_or_else(|| Error::new("the thread's registers are lost"))?;
+        let (Some(info), Some(thread)) = (&mut core.thread_info, &mut core.thread_core) else {
+            return Ok(());
+        };
+        info.gpregs = registers::dump_general(&regs);
+        info.clear_tid_addr = results.u64(self.tid_address, 0);
+        thread.pdeath_sig = Some(results.u32(self.death, 0));
+        thread.futex_rla = results.u64(self.robust.0, 0);
+        thread.futex_rla_len = u32::try_from(results.u64(self.robust.1, 0)).unwrap_or(0);
+        thread.sas = Some(self.stack.answer(results));
+        thread.creds = Some(self.creds.answer(results, status, ids.0, ids.1));
+        self.sched.answer(results, thread, extra)
+    }
+}
