@@ -4,10 +4,67 @@
 //! collected, so that the operator sees the whole list at once. What changes between this look and the freeze is seen
 //! again by the dump itself, which refuses in the same words.
 
+use std::collections::BTreeSet;
+
 use crate::checkpoint::context::{Options, Source};
-use crate::checkpoint::{Error, Freezer};
+use crate::checkpoint::task::freeze::{children, stranger_error};
+use crate::checkpoint::task::status::{self, Status};
+use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// Everything that keeps this container from being dumped; empty when it can be.
-pub fn check(_options: &Options, _source: &Source, _freezer: &dyn Freezer) -> Vec<Error> {
-    Vec::new()
+pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer) -> Vec<Error> {
+    let pids = match processes(freezer) {
+        Ok(pids) => pids,
+        Err(error) => return vec![error],
+    };
+    if !pids.contains(&source.init) {
+        return vec![Error::new("the container's first process does not run")];
+    }
+    let mut found = Vec::new();
+    let mut tasks = Vec::new();
+    for pid in &pids {
+        // What has ended meanwhile is no finding.
+        let Ok(status) = Status::of(*pid) else { continue };
+        let vpid = status.ns_pid.last().copied().unwrap_or(*pid);
+        found.extend(process(*pid, &status, &pids, source.init).err().map(|e| e.pid(vpid)));
+        if status.state != 'Z' {
+            tasks.push((*pid, vpid));
+            found.extend(memory::layout::refusals(*pid).unwrap_or_default().into_iter().map(|e| e.pid(vpid)));
+        }
+    }
+    found.extend(files::check(options, source, &tasks));
+    let live: Vec<i32> = tasks.iter().map(|(pid, _)| *pid).collect();
+    found.extend(namespaces::check(options, source, &live));
+    found
+}
+
+/// The processes of the subtree, and their children, which may be zombies or in another group.
+fn processes(freezer: &dyn Freezer) -> Result<BTreeSet<i32>> {
+    let mut all: BTreeSet<i32> = freezer.pids()?.into_iter().collect();
+    let mut new: Vec<i32> = all.iter().copied().collect();
+    while let Some(pid) = new.pop() {
+        new.extend(children(pid).into_iter().filter(|child| all.insert(*child)));
+    }
+    Ok(all)
+}
+
+fn process(pid: i32, status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<()> {
+    if status.tracer != 0 {
+        return Err(Error::new(format!("the process is traced by process {} of this host", status.tracer))
+            .remedy("end the debugger"));
+    }
+    if status.state == 'Z' && status::threads(pid).is_ok_and(|threads| threads.len() > 1) {
+        return Err(Error::new("the process's first thread has exited while others go on")
+            .remedy("such a process cannot be dumped; let it end its threads, or exit"));
+    }
+    if pid != init && !all.contains(&status.ppid) {
+        return Err(stranger_error(status.ns_pid.last().copied().unwrap_or(pid)));
+    }
+    let features = status::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let features = features.lines().find_map(|l| l.strip_prefix("x86_Thread_features:"));
+    if features.is_some_and(|f| f.split_whitespace().any(|f| f == "shstk")) {
+        return Err(Error::new("the process has a shadow stack, which cannot be dumped yet")
+            .remedy("start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
+    }
+    Ok(())
 }

@@ -11,12 +11,152 @@
 //!                                                           v
 //!                                            stopping: publish, then SIGKILL, never resumed
 //! ```
+//!
+//! A container that arrives paused is thawed behind ptrace's back: its threads stand in ptrace stops instead, and are
+//! frozen again before they are let go.
 
-use crate::checkpoint::context::{Options, Source};
-use crate::checkpoint::report::DumpReport;
-use crate::checkpoint::{Error, Freezer, Result};
+use std::time::Instant;
+
+use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
+use crate::checkpoint::image::{IMG_VERSION, ImageDir, Lsmtype, StasisExtension};
+use crate::checkpoint::memory::dump::Capture;
+use crate::checkpoint::recovery::Record;
+use crate::checkpoint::report::{self, DumpReport, Log, Phases};
+use crate::checkpoint::task::{freeze, process};
+use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces};
 
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
-pub fn dump(_options: &Options, _source: &Source, _freezer: &mut dyn Freezer) -> Result<DumpReport> {
-    Err(Error::new("cannot dump yet"))
+pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Result<DumpReport> {
+    let mut log = Log::open(options, "dump.log");
+    log.line(format_args!("dump of container {} into {}", source.id, options.image_path.display()));
+    let result = run(options, source, freezer, &mut log);
+    match &result {
+        Ok(done) => log.line(format_args!("done: {}; frozen {:.1} ms", done.phases, report::ms(done.frozen))),
+        Err(error) => log.error(error),
+    }
+    result
+}
+
+fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut Log) -> Result<DumpReport> {
+    let mut phases = Phases::start();
+    refuse(check::check(options, source, freezer), log)?;
+    let images = ImageDir::create(&options.image_path)?;
+    let paused = freezer.is_frozen()?;
+    let record = Record::write(source.state_dir.as_deref(), paused)?;
+    phases.end("check");
+
+    let started = Instant::now();
+    let tasks = match freeze::stop(freezer, source.init) {
+        Ok(tasks) => tasks,
+        Err(error) => {
+            record.undo(freezer)?;
+            return Err(error);
+        }
+    };
+    let freezing = started.elapsed();
+    let threads = tasks.iter().map(|t| t.threads.len()).sum();
+    log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
+    phases.end("freeze");
+
+    let mut dump = Dump::new(options, source, &images, tasks);
+    let mut frozen = None;
+    let result = save(&mut dump, &mut phases).and_then(|()| {
+        if options.leave_running {
+            release(std::mem::take(&mut dump.tasks), freezer, paused)?;
+            frozen = Some(started.elapsed());
+        }
+        dump.model.write(&images)?;
+        phases.end("images");
+        images.publish(!options.no_sync)?;
+        phases.end("publish");
+        Ok(())
+    });
+    let frozen = frozen.unwrap_or_else(|| started.elapsed());
+    let tasks = std::mem::take(&mut dump.tasks);
+    let counted = dump.model.pstree.len();
+    match &result {
+        Ok(()) if !options.leave_running => freeze::kill(tasks)?,
+        Ok(()) => {}
+        // What failed first is what matters.
+        Err(_) => _ = release(tasks, freezer, paused),
+    }
+    record.remove();
+    result?;
+    let image_bytes = report::bytes(&options.image_path);
+    let report = DumpReport { freezing, frozen, phases, tasks: counted, threads, image_bytes };
+    report.write_stats(options);
+    Ok(report)
+}
+
+/// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.
+fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
+    for error in &found {
+        log.error(error);
+    }
+    let others = found.len().saturating_sub(1);
+    match found.into_iter().next() {
+        None => Ok(()),
+        Some(first) if others == 0 => Err(first),
+        Some(first) => Err(first.and_others(others)),
+    }
+}
+
+/// Everything that must agree, while all stand still.
+fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<()> {
+    let snapshot = process::capture(&dump.tasks)?;
+    process::dump(dump, snapshot)?;
+    for (pid, zombie) in dump.tasks.iter().map(|t| (t.pid, t.zombie)).collect::<Vec<_>>() {
+        if !zombie {
+            namespaces::ids(dump, pid)?;
+        }
+    }
+    describe(dump)?;
+    phases.end("tasks");
+    namespaces::dump(dump)?;
+    phases.end("namespaces");
+    files::dump(dump)?;
+    phases.end("files");
+    pages(dump)?.write(dump.images)?;
+    phases.end("memory");
+    Ok(())
+}
+
+fn pages(dump: &mut Dump<'_>) -> Result<Capture> {
+    memory::dump::capture(dump, &mut |dump, file, link, flags| {
+        files::register_path(dump, file, link, nix::fcntl::OFlag::from_bits_retain(flags.cast_signed()))
+    })
+}
+
+fn describe(dump: &mut Dump<'_>) -> Result<()> {
+    let inventory = &mut dump.model.inventory;
+    inventory.img_version = IMG_VERSION;
+    inventory.fdinfo_per_id = Some(true);
+    inventory.ns_per_id = Some(true);
+    inventory.lsmtype = Some(Lsmtype::NoLsm.into());
+    let kernel =
+        nix::sys::utsname::uname().map_err(|e| Error::new("cannot name the kernel").call("uname()", e))?;
+    let extension = dump.model.extension.get_or_insert_with(StasisExtension::default);
+    extension.version = env!("CARGO_PKG_VERSION").into();
+    extension.kernel = kernel.release().to_string_lossy().into_owned();
+    extension.container.clone_from(&dump.source.id);
+    Ok(())
+}
+
+/// Lets the container go on as before. Every task is healed even when another one fails.
+fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
+    let mut result = Ok(());
+    for task in &mut tasks {
+        if let Some(injection) = task.injection.take() {
+            result = result.and(injection.finish().map_err(|e| e.pid(task.vpid)));
+        }
+    }
+    if paused {
+        result = result.and(freezer.freeze());
+    }
+    for task in tasks {
+        for thread in task.threads {
+            result = result.and(thread.detach());
+        }
+    }
+    result
 }

@@ -67,6 +67,12 @@ impl Error {
         self.0.remedy.get_or_insert_with(|| remedy.into());
         self
     }
+    /// Says that `count` more things are wrong.
+    #[must_use]
+    pub fn and_others(mut self, count: usize) -> Self {
+        self.0.what.push_str(&format!(" (and {count} more, see the log)"));
+        self
+    }
     /// The parts of the failure.
     pub fn fields(&self) -> &Fields {
         &self.0

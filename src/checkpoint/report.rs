@@ -1,7 +1,16 @@
 //! What a dump or a restore reports: how long the container stood still, and where the time and the bytes went.
 
 use std::fmt;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use prost::Message;
+
+use crate::checkpoint::Error;
+use crate::checkpoint::context::Options;
+use crate::checkpoint::image::{DumpStatsEntry, Kind, RestoreStatsEntry, StatsEntry};
 
 /// The phases of an operation in the order they ended, each with its length.
 #[derive(Debug, Clone)]
@@ -24,6 +33,10 @@ impl Phases {
     /// The phases so far.
     pub fn all(&self) -> &[(&'static str, Duration)] {
         &self.done
+    }
+    /// How long one of them took.
+    pub fn of(&self, name: &str) -> Duration {
+        self.done.iter().filter(|(n, _)| *n == name).map(|(_, d)| *d).sum()
     }
     /// Their sum.
     pub fn total(&self) -> Duration {
@@ -69,4 +82,130 @@ pub struct RestoreReport {
     pub threads: usize,
     /// Init of the container, as a pid of this host.
     pub init: i32,
+}
+
+impl DumpReport {
+    /// Leaves `stats-dump` in the work directory, where clients look for it. A failure to do so is none of the dump.
+    pub fn write_stats(&self, options: &Options) {
+        let dump = DumpStatsEntry {
+            freezing_time: us(self.freezing),
+            frozen_time: us(self.frozen),
+            memdump_time: us(self.phases.of("memory")),
+            memwrite_time: us(self.phases.of("publish")),
+            pages_scanned: self.image_bytes / PAGE,
+            pages_written: self.image_bytes / PAGE,
+            ..DumpStatsEntry::default()
+        };
+        write_stats(options, "stats-dump", StatsEntry { dump: Some(dump), restore: None });
+    }
+}
+
+impl RestoreReport {
+    /// Leaves `stats-restore` in the work directory.
+    pub fn write_stats(&self, options: &Options) {
+        let restore = RestoreStatsEntry {
+            forking_time: us(self.phases.of("tree")),
+            restore_time: us(self.phases.total()),
+            ..RestoreStatsEntry::default()
+        };
+        write_stats(options, "stats-restore", StatsEntry { dump: None, restore: Some(restore) });
+    }
+}
+
+const PAGE: u64 = 4096;
+
+fn us(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+/// A duration in milliseconds.
+pub fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}
+
+fn write_stats(options: &Options, name: &str, stats: StatsEntry) {
+    let mut bytes = Kind::Stats.header();
+    let record = stats.encode_to_vec();
+    bytes.extend_from_slice(&u32::try_from(record.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend_from_slice(&record);
+    let _ = std::fs::write(work(options).join(name), bytes);
+}
+
+fn work(options: &Options) -> &Path {
+    options.work_path.as_deref().unwrap_or(&options.image_path)
+}
+
+/// Bytes of all images in a directory.
+pub fn bytes(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let images = files.filter(|f| f.path().extension().is_some_and(|e| e == "img"));
+    images.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()
+}
+
+/// `dump.log` or `restore.log` in the work directory: the story of an operation, with times.
+#[derive(Debug)]
+pub struct Log {
+    file: Option<File>,
+    start: Instant,
+}
+
+impl Log {
+    /// Begins the log. One that cannot be written stays silent.
+    pub fn open(options: &Options, name: &str) -> Self {
+        let dir = work(options);
+        let _ = std::fs::create_dir_all(dir);
+        Self { file: File::create(dir.join(name)).ok(), start: Instant::now() }
+    }
+    /// Writes a line.
+    pub fn line(&mut self, text: fmt::Arguments<'_>) {
+        let elapsed = self.start.elapsed();
+        if let Some(file) = &mut self.file {
+            let _ = writeln!(file, "({:02}.{:06}) {text}", elapsed.as_secs(), elapsed.subsec_micros());
+        }
+    }
+    /// Writes an error, marked as clients look for it.
+    pub fn error(&mut self, error: &Error) {
+        self.line(format_args!("Error: {error}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_add_up() {
+        let mut phases = Phases::start();
+        phases.end("a");
+        phases.end("b");
+        assert_eq!(phases.total(), phases.of("a") + phases.of("b"));
+        assert!(phases.to_string().starts_with("a 0."), "{phases}");
+    }
+
+    #[test]
+    fn statistics_and_log_are_where_clients_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            image_path: dir.path().join("none"),
+            work_path: Some(dir.path().into()),
+            ..Options::default()
+        };
+        let mut log = Log::open(&options, "dump.log");
+        log.error(&Error::new("cannot"));
+        let ms = Duration::from_millis(1);
+        let report = DumpReport {
+            freezing: ms,
+            frozen: ms,
+            phases: Phases::start(),
+            tasks: 1,
+            threads: 1,
+            image_bytes: 8192,
+        };
+        report.write_stats(&options);
+        assert!(std::fs::read_to_string(dir.path().join("dump.log")).unwrap().contains("Error: cannot"));
+        let stats = std::fs::read(dir.path().join("stats-dump")).unwrap();
+        assert_eq!(stats[..8], Kind::Stats.header());
+        let entry = StatsEntry::decode(&stats[12..]).unwrap();
+        assert_eq!(entry.dump.unwrap().frozen_time, 1000);
+    }
 }

@@ -11,20 +11,163 @@
 //!
 //! Until `ready()` has returned, a failure kills everything that was made; the images are only read.
 
-use crate::checkpoint::context::{Options, Target};
-use crate::checkpoint::image::ImageDir;
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use crate::checkpoint::context::{NewTask, Options, Restore, Target};
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::Files;
+use crate::checkpoint::image::{ImageDir, VmaEntry};
+use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::model::Model;
-use crate::checkpoint::report::RestoreReport;
-use crate::checkpoint::{Error, Result};
+use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
+use crate::checkpoint::report::{Log, Phases, RestoreReport};
+use crate::checkpoint::task::revive::Revival;
+use crate::checkpoint::task::{limits, seccomp, status};
+use crate::checkpoint::{Error, Result, memory, namespaces};
+use crate::sys;
+
+/// How long the stub may take to stop.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Fills the container that `target` describes from the images. `ready` is called once everything is in place and
 /// before any restored instruction runs: the caller writes state.json and the pid file there; its error fails the restore.
 pub fn restore(
-    _options: &Options,
-    _target: &Target,
-    _model: &Model,
-    _images: &ImageDir,
-    _ready: &mut dyn FnMut() -> Result<()>,
+    options: &Options,
+    target: &Target,
+    model: &Model,
+    images: &ImageDir,
+    ready: &mut dyn FnMut() -> Result<()>,
 ) -> Result<RestoreReport> {
-    Err(Error::new("cannot restore yet"))
+    let mut log = Log::open(options, "restore.log");
+    log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
+    let restore = Restore { options, target, model, images };
+    let mut tree = BTreeMap::new();
+    let result = run(&restore, &mut tree, ready);
+    match &result {
+        Ok(report) => {
+            log.line(format_args!("done: {}", report.phases));
+            report.write_stats(options);
+        }
+        Err(error) => {
+            log.error(error);
+            kill(target, tree);
+        }
+    }
+    result
+}
+
+fn run(
+    restore: &Restore<'_>,
+    tree: &mut BTreeMap<i32, NewTask>,
+    ready: &mut dyn FnMut() -> Result<()>,
+) -> Result<RestoreReport> {
+    let mut phases = Phases::start();
+    let model = restore.model;
+    let revival = Revival::plan(restore, policy(restore.target)?)?;
+    phases.end("plan");
+    let mut stub = seize(restore)?;
+    namespaces::restore(restore)?;
+    phases.end("namespaces");
+    let mut files = Files::open(restore)?;
+    phases.end("files");
+
+    let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);
+    limits::make_room(&mut stub.injection, u64::from(highest) + ROOM)?;
+    let number =
+        i32::try_from(u64::from(highest) + ROOM).map_err(|_| Error::new("a descriptor is too large"))?;
+    let conduit = Conduit::open(&mut stub.injection, number)?;
+    revival.grow(stub, tree)?;
+    phases.end("tree");
+
+    let live: Vec<i32> =
+        model.mm.keys().map(|pid| pid.cast_signed()).filter(|pid| tree.contains_key(pid)).collect();
+    for pid in &live {
+        if let Some(task) = tree.get_mut(pid) {
+            files.install(task, &conduit)?;
+        }
+    }
+    phases.end("descriptors");
+    let shared = Shared::open(model, restore.images)?;
+    for pid in &live {
+        if let Some(task) = tree.get_mut(pid) {
+            memory::restore::restore(restore, task, &|id| files.vma_file(id), &shared, &conduit)?;
+        }
+    }
+    phases.end("memory");
+    for pid in &live {
+        if let Some(task) = tree.get_mut(pid) {
+            files.finish(task, &conduit)?;
+            conduit.close(&mut task.injection)?;
+        }
+    }
+    let threads = revival.finish(tree)?;
+    phases.end("tasks");
+    ready()?;
+    let count = threads.len();
+    threads.into_iter().try_for_each(Thread::detach)?;
+    phases.end("resume");
+    Ok(RestoreReport { phases, tasks: model.pstree.len(), threads: count, init: restore.target.init })
+}
+
+/// Numbers above those of the images that a task may need while it is put together.
+const ROOM: u64 = 300;
+
+/// The filter that config.json puts under every process.
+fn policy(target: &Target) -> Result<seccomp::Policy> {
+    let Some(config) = target.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
+        return Ok(Vec::new());
+    };
+    let program = crate::init::seccomp::compile(config).map_err(|e| Error::new(e.to_string()))?;
+    if program.has_listener() {
+        return Err(Error::new(
+            "config.json has a seccomp filter with a listener, which a restored process cannot have",
+        ));
+    }
+    let instruction = |f: &libc::sock_filter| {
+        let mut raw = [0; 8];
+        raw[..2].copy_from_slice(&f.code.to_ne_bytes());
+        (raw[2], raw[3]) = (f.jt, f.jf);
+        raw[4..].copy_from_slice(&f.k.to_ne_bytes());
+        raw
+    };
+    let code: Vec<u8> = program.filters.iter().flat_map(instruction).collect();
+    Ok(if code.is_empty() { Vec::new() } else { vec![seccomp::Program { code, flags: program.flags }] })
+}
+
+/// Stops the stub, and settles in it.
+fn seize(restore: &Restore<'_>) -> Result<NewTask> {
+    let target = restore.target;
+    let thread = Thread::seize(target.init)?;
+    if let Stop::Exited(status) = thread.stop(Instant::now() + PATIENCE)? {
+        return Err(Error::new(format!(
+            "the new container's first process has ended (wait status {status:#x})"
+        )));
+    }
+    let mut injection = Injection::start(&thread)?;
+    injection.settle(window(restore)?)?;
+    let vpid = status::Status::of(target.init)?.ns_pid.last().copied().unwrap_or(target.init);
+    let pidfd = target
+        .init_pidfd
+        .try_clone()
+        .during("cannot hold the new process", || "fcntl(pidfd, F_DUPFD)".into())?;
+    Ok(NewTask { pid: target.init, vpid, pidfd, injection })
+}
+
+/// An address that neither the tasks of the images nor the stub use.
+fn window(restore: &Restore<'_>) -> Result<u64> {
+    let own = memory::maps::read(restore.target.init)?;
+    let own: Vec<VmaEntry> =
+        own.iter().map(|m| VmaEntry { start: m.start, end: m.end, ..VmaEntry::default() }).collect();
+    let theirs = restore.model.mm.values().flat_map(|mm| &mm.vmas);
+    memory::plan::free_window(theirs.chain(&own), Injection::FOOTPRINT)
+}
+
+/// Ends everything that was made. In a pid namespace init's end is everybody's.
+fn kill(target: &Target, tree: BTreeMap<i32, NewTask>) {
+    let _ = sys::pidfd::send_signal(target.init_pidfd.as_fd(), libc::SIGKILL);
+    for task in tree.values() {
+        let _ = sys::pidfd::send_signal(task.pidfd.as_fd(), libc::SIGKILL);
+    }
 }

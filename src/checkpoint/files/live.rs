@@ -139,8 +139,13 @@ impl Live {
             let signum = fcntl::signal(&self.file)?;
             Ok((owner, signum, if owner.pid == 0 { [0, 0] } else { fcntl::owner_uids(&self.file)? }))
         };
+        let told = read();
+        if told == Err(nix::errno::Errno::EBADF) {
+            // Opened by us with O_PATH, to register a file that is mapped.
+            return Ok(none);
+        }
         let (owner, signum, [uid, euid]) =
-            read().during("cannot read the descriptor's owner", || "fcntl(_, F_GETOWN_EX)".into())?;
+            told.during("cannot read the descriptor's owner", || "fcntl(_, F_GETOWN_EX)".into())?;
         let signum = signum.cast_unsigned();
         if owner.pid == 0 {
             return Ok(FownEntry { signum, ..none });

@@ -165,6 +165,11 @@ pub fn register_path(dump: &mut Dump<'_>, opened: OwnedFd, link: &Path, flags: O
 /// Flags for opening: creation, truncation and the like were done when the program opened it.
 pub fn open_flags(flags: u32) -> OFlag {
     let once = libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY;
+    if flags.cast_signed() & libc::O_PATH != 0 {
+        // openat2(2) refuses all others beside it.
+        let with = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+        return OFlag::from_bits_retain(flags.cast_signed() & with) | OFlag::O_CLOEXEC;
+    }
     OFlag::from_bits_retain(flags.cast_signed() & !once) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
 }
 
