@@ -1,0 +1,320 @@
+"""Real programs in containers made by hand, checkpointed and restored."""
+
+import hashlib
+import json
+import re
+import socket
+import os
+import time
+
+from harness import (TARGET, TOP, Container, Failed, Redis, check, config, equal, image_size, need, real_checkpoints,
+                     rootfs, sh, until)
+
+KEYS = 100_000
+
+
+def bind(source, destination):
+    return {"destination": destination, "type": "bind", "source": str(source), "options": ["rbind", "rw"]}
+
+
+def load_client():
+    program = TARGET / "integration" / "load"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    need("gcc")
+    sh("gcc", "-static", "-O2", "-Wall", "-o", program, TOP / "integration/programs/load.c")
+    return program
+
+
+def redis_container(host, label="redis", script=None, output="file"):
+    """redis-server, listening on a port of its own network namespace and on a unix socket that the host sees too."""
+    data = host.dir / f"{label}.data"
+    data.mkdir(mode=0o777)
+    root = host.overlay("redis", label)
+    server = ["redis-server", "--port", "6379", "--unixsocket", "/data/redis.sock", "--unixsocketperm", "777",
+              "--save", "", "--appendonly", "no", "--dir", "/tmp", "--enable-debug-command", "yes"]
+    args = ["/bin/sh", "-c", script.replace("REDIS", " ".join(f"'{w}'" for w in server))] if script else server
+    container = Container(host, label, config(args, root=root, mounts=[bind(data, "/data")]), output=output)
+    container.socket = data / "redis.sock"
+    return container
+
+
+def serving(container):
+    def ask():
+        try:
+            with Redis(container.socket) as redis:
+                return redis("PING") == "PONG"
+        except (OSError, Failed):
+            return False
+
+    until(ask, f"redis in {container.id} to answer: {container.text()}")
+
+
+def fill(container, keys=KEYS):
+    with Redis(container.socket) as redis:
+        for at in range(0, keys, 10_000):
+            redis.many(("SET", f"key:{i}", hashlib.md5(b"%d" % i).hexdigest()) for i in range(at, min(at + 10_000, keys)))
+
+
+def digest(container):
+    with Redis(container.socket) as redis:
+        return redis("DBSIZE"), redis("DEBUG", "DIGEST")
+
+
+def test_redis(host):
+    """100,000 keys: stop checkpoint, restore; the same data set, still writable."""
+    real_checkpoints()
+    c = redis_container(host)
+    c.run()
+    serving(c)
+    fill(c)
+    before = digest(c)
+    equal(before[0], KEYS, "keys before")
+    c.checkpoint("image")
+    check(c.state() in ("", "stopped"), f"after the checkpoint the container is {c.state()}")
+    c.restore("image")
+    equal(digest(c), before, "keys and digest after the restore")
+    with Redis(c.socket) as redis:
+        equal(redis("SET", "after", "restore"), "OK", "SET after the restore")
+        equal(redis("GET", "key:99999"), hashlib.md5(b"99999").hexdigest(), "a key")
+    c.call("kill", c.id, "TERM")
+    until(lambda: c.state() == "stopped", "redis to end on SIGTERM")
+    check("User requested shutdown" in c.text(), "redis' last words are not in the log that the restore was given")
+
+
+def test_redis_leave_running(host):
+    """The container goes on after --leave-running; the image is what it was at that moment."""
+    real_checkpoints()
+    c = redis_container(host)
+    c.run()
+    serving(c)
+    fill(c)
+    before = digest(c)
+    c.checkpoint("image", "--leave-running")
+    equal(c.state(), "running", "state after the checkpoint")
+    equal(digest(c), before, "the one left running")
+    with Redis(c.socket) as redis:
+        redis("FLUSHALL")
+    c.delete()
+    c.restore("image")
+    equal(digest(c), before, "keys and digest after the restore")
+
+
+def test_redis_under_load(host):
+    """A client writes all the time over a connection it keeps. Every write it saw acknowledged must be there."""
+    real_checkpoints()
+    c = redis_container(host, script="REDIS & exec /load /data/redis.sock", output="pipe")
+    sh("cp", load_client(), c.spec["root"]["path"] + "/load")
+    c.run()
+    serving(c)
+    fill(c)
+
+    def acknowledged():
+        numbers = re.findall(r"^(\d+)$", c.text().rpartition("\n")[0], re.M)
+        return int(numbers[-1]) if numbers else 0
+
+    def all_there(upto):
+        with Redis(c.socket) as redis:
+            for at in range(1, upto + 1, 10_000):
+                numbers = range(at, min(at + 10_000, upto + 1))
+                equal(redis.many(("GET", f"load:{i}") for i in numbers), [str(i * 7) for i in numbers], "acknowledged writes")
+
+    until(lambda: acknowledged() > 500, "the client to write")
+    earlier = acknowledged()
+    c.checkpoint("first", "--leave-running")
+    until(lambda n=acknowledged(): acknowledged() > n + 500, "the client to go on after --leave-running")
+    all_there(acknowledged())
+    c.checkpoint("second")
+    time.sleep(0.1)
+    upto = acknowledged()
+    del c.printed[:]
+    c.restore("second")
+    until(lambda: acknowledged() > upto + 500, "the client to go on after the restore")
+    check(min(int(n) for n in re.findall(r"^(\d+)$", c.text(), re.M)) == upto + 1,
+          "the client's first number after the restore is not the one after its last before")
+    all_there(acknowledged())
+    c.delete()
+    c.restore("first")
+    all_there(earlier)
+
+
+def test_redis_twenty_cycles(host):
+    """Checkpoint and restore, twenty times in a row, a new key each time."""
+    real_checkpoints()
+    c = redis_container(host)
+    c.run()
+    serving(c)
+    fill(c)
+    for cycle in range(20):
+        c.checkpoint("image")  # into the directory that holds the last one
+        c.restore("image")
+        with Redis(c.socket) as redis:
+            redis("SET", f"cycle:{cycle}", cycle)
+            equal(redis("DBSIZE"), KEYS + cycle + 1, f"keys after cycle {cycle}")
+            equal(redis("MGET", *(f"cycle:{i}" for i in range(cycle + 1))), [str(i) for i in range(cycle + 1)], "cycles")
+
+
+def ask_threads(path):
+    s = socket.socket(socket.AF_UNIX)
+    directory = os.open(path, os.O_PATH)
+    try:
+        s.connect(f"/proc/self/fd/{directory}/threads.sock")
+    finally:
+        os.close(directory)
+    with s, s.makefile() as f:
+        return json.loads(f.read())
+
+
+def chain(upto):
+    d = hashlib.sha256(b"0").hexdigest()
+    for _ in range(upto):
+        d = hashlib.sha256(d.encode()).hexdigest()
+    return d
+
+
+def python_story(host, kill):
+    data = host.dir / "data"
+    data.mkdir()
+    program = (TOP / "integration/programs/threads.py").read_text()
+    (data / "threads.py").write_text(program)
+    spec = config(["/usr/bin/python3", "-u", "/data/threads.py"], root=host.overlay("python", "python"), mounts=[bind(data, "/data")])
+    c = Container(host, "python", spec)
+    c.run()
+    until(lambda: "serving" in c.text() or c.state() != "running", "python to serve")
+    check("serving" in c.text(), c.text())
+    time.sleep(0.3)
+    before = ask_threads(data)
+    kill(c)
+    middle = ask_threads(data)
+    time.sleep(0.3)
+    after = ask_threads(data)
+    for a in (middle, after):
+        check(all(a["alive"]), f"threads died: {a['alive']}\n{c.text()}")
+        equal(a["tids"], before["tids"], "thread ids")
+        equal(a["listening"], before["listening"], "the listening socket")
+    for was, now, later in zip(before["state"], middle["state"], after["state"]):
+        check(was[0] <= now[0] < later[0], f"a counter went from {was[0]} to {now[0]} to {later[0]}")
+        equal(later[1], chain(later[0]), f"hash number {later[0]}")
+    for what in ("taken", "ticks", "turns"):
+        check(before[what] <= middle[what] < after[what], f"{what}: {before[what]}, {middle[what]}, {after[what]}")
+
+
+def test_python_plain(host):
+    """The Python program itself, without a checkpoint: does the test hold water?"""
+    python_story(host, lambda c: None)
+
+
+def test_python_threads(host):
+    """Fourteen Python threads, restored in the middle of what they do."""
+    real_checkpoints()
+
+    def cycle(c):
+        for i in range(3):
+            c.checkpoint(f"image{i}")
+            c.restore(f"image{i}")
+
+    python_story(host, cycle)
+
+
+def shell_story(host, between):
+    spec = config(["/bin/sh"], root=host.overlay("busybox", "shell"), tty=True)
+    c = Container(host, "shell", spec)
+    c.run()
+    until(lambda: "# \x1b[6n" in c.text(), "a prompt")
+    c.type("i=0; while [ $i -lt 1000000 ]; do echo n$i; i=$((i+1)); sleep 0.02; done | cat | cat\n")
+    until(lambda: "\nn20\r" in c.text(), "the pipeline to count")
+    between(c)
+    reached = len(re.findall(r"^n\d+\r$", c.text(), re.M))
+    until(lambda: len(re.findall(r"^n\d+\r$", c.text(), re.M)) > reached + 20, "the pipeline to go on")
+    numbers = [int(n) for n in re.findall(r"^n(\d+)\r$", c.text(), re.M)]
+    equal(numbers, list(range(len(numbers))), "the numbers")
+    prompts = c.text().count("# \x1b[6n")
+    c.type("\x03")
+    until(lambda: c.text().count("# \x1b[6n") > prompts, "a prompt after Ctrl-C")  # what is typed earlier may be thrown away
+    c.type("echo $((6*7))-$$; stty size; tty\n")
+    until(lambda: "\n42-1\r" in c.text(), f"the shell to answer after Ctrl-C: {c.text()[-200:]!r}")
+    until(lambda: re.search(r"\n/dev/(pts/0|console)\r", c.text()), f"the terminal's name: {c.text()[-200:]!r}")
+    c.type("exit 3\n")
+    until(lambda: c.state() == "stopped", "the shell to end")
+
+
+def test_shell_plain(host):
+    """The shell itself, without a checkpoint."""
+    shell_story(host, lambda c: None)
+
+
+def test_shell_with_tty(host):
+    """An interactive shell with a pipeline running on its terminal, restored onto another terminal."""
+    real_checkpoints()
+
+    def cycle(c):
+        for i in range(2):
+            c.checkpoint(f"image{i}")
+            c.restore(f"image{i}")
+
+    shell_story(host, cycle)
+
+
+def postgres_story(host, between):
+    data = host.dir / "data"
+    data.mkdir(mode=0o777)
+    os.chown(data, 105, 105)
+    bin_ = "/usr/lib/postgresql/15/bin"
+    script = (f"set -e; {bin_}/initdb -D /data/db -A trust -U postgres -N >/dev/null; "
+              f"exec {bin_}/postgres -D /data/db -k /data -c listen_addresses=127.0.0.1 -c shared_buffers=32MB -c jit=off")
+    spec = config(["/bin/sh", "-c", script], root=host.overlay("postgres", "postgres"), user=(105, 105),
+                  mounts=[bind(data, "/data")], env=["LC_ALL=C", "HOME=/data"])
+    c = Container(host, "postgres", spec)
+    c.run()
+
+    def sql(text, **how):
+        # Each statement by itself: some don't like to be in a transaction with others.
+        statements = [word for one in text.split("; ") for word in ("-c", one)]
+        return c.exec(f"{bin_}/psql", "-h", "/data", "-U", "postgres", "-AtXq", "-v", "ON_ERROR_STOP=1", *statements, **how)
+
+    until(lambda: sql("select 1", ok=None).stdout == "1\n", "PostgreSQL to answer", 60)
+    sql("create table t as select i, md5(i::text) as h from generate_series(1, 100000) i; create index on t(i)")
+    query = "select count(*), sum(i), md5(string_agg(h, '' order by i)) from t"
+    before = sql(query).stdout
+    processes = c.exec("ps", "-o", "pid,args").stdout
+    between(c)
+    equal(sql(query).stdout, before, "the table")
+    sql("insert into t values (-1, 'after'); checkpoint; vacuum analyze t")
+    equal(sql("select h from t where i = -1").stdout, "after\n", "a new row")
+    sql("set max_parallel_workers_per_gather = 2; set parallel_setup_cost = 0; set parallel_tuple_cost = 0; "
+        "set min_parallel_table_scan_size = 0; select count(*) from t")  # new shared memory, new processes
+    for name in ("checkpointer", "background writer", "walwriter", "autovacuum launcher"):
+        line = re.search(rf"^ *(\d+) .*{name}", processes, re.M)
+        check(line, f"no {name} in {processes}")
+        check(re.search(rf"^ *{line[1]} .*{name}", c.exec("ps", "-o", "pid,args").stdout, re.M), f"{name} is not pid {line[1]} any more")
+    c.call("kill", c.id, "INT")
+    until(lambda: c.state() == "stopped", f"PostgreSQL to end on SIGINT: {c.text()}")
+    check("database system is shut down" in c.text(), f"PostgreSQL did not end in good order: {c.text()}")
+
+
+def test_postgres_plain(host):
+    """PostgreSQL itself, without a checkpoint."""
+    postgres_story(host, lambda c: None)
+
+
+def test_postgres(host):
+    """PostgreSQL's processes, shared memory and sockets, restored twice and answering queries."""
+    real_checkpoints()
+
+    def cycle(c):
+        for i in range(2):
+            c.checkpoint(f"image{i}")
+            c.restore(f"image{i}")
+
+    postgres_story(host, cycle)
+
+
+def test_redis_plain(host):
+    """redis itself with its load, without a checkpoint."""
+    c = redis_container(host, script="REDIS & exec /load /data/redis.sock", output="pipe")
+    sh("cp", load_client(), c.spec["root"]["path"] + "/load")
+    c.run()
+    serving(c)
+    fill(c, 1000)
+    until(lambda: "\n300\n" in c.text(), "the load client to write")
+    c.delete()
+    check(image_size(host.dir) > 0 and rootfs("redis").exists(), "nothing")

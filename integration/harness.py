@@ -1,0 +1,386 @@
+"""What the integration tests share: running commands, daemons, containers by hand, and cleaning up after them.
+
+Nothing here needs more than Debian's python3. Everything a test makes is undone through `Host.undo`, newest first,
+whether it passes or not; processes are ended by pid, and only those that were started here.
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+TOP = pathlib.Path(__file__).resolve().parent.parent
+TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target"))
+RUNTIME = os.environ.get("RUNTIME") or str(TARGET / "x86_64-unknown-linux-gnu/release/stasis")
+
+
+class Skip(Exception):
+    """The test can't run here; the reason is shown."""
+
+
+class Failed(Exception):
+    """The test has found something wrong."""
+
+
+def check(condition, message):
+    if not condition:
+        raise Failed(message)
+
+
+def equal(got, expected, what):
+    if got != expected:
+        raise Failed(f"{what}: got {got!r}, expected {expected!r}")
+
+
+def real_checkpoints():
+    """Skips the test under a runtime that can't checkpoint on this machine (runc needs a criu that works)."""
+    if os.path.basename(RUNTIME) in ("runc", "crun"):
+        raise Skip(f"{os.path.basename(RUNTIME)} can't checkpoint here")
+
+
+def need(*programs):
+    for program in programs:
+        if not shutil.which(program, path="/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"):
+            raise Skip(f"{program} is not installed")
+
+
+def sh(*command, ok=(0,), timeout=120, stdin=None, env=None, **more):
+    """Runs a command to its end. Its output is returned, whole, as `.stdout` and `.stderr`; a status that is not
+    in `ok` (None: any will do) fails the test with everything that was printed."""
+    command = [str(c) for c in command]
+    try:
+        done = subprocess.run(command, input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
+                              capture_output=True, text=True, timeout=timeout, errors="replace",
+                              env={**os.environ, **env} if env else None, **more)
+    except subprocess.TimeoutExpired as late:
+        raise Failed(f"$ {' '.join(command)}\ndid not end in {timeout} s\n{late.stdout or ''}{late.stderr or ''}") from None
+    if ok is not None and done.returncode not in ok:
+        raise Failed(f"$ {' '.join(command)}\nstatus {done.returncode}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def until(condition, what, seconds=30):
+    """Waits until `condition()` is true, and returns what it returned."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Failed(f"{what}: not within {seconds} s")
+        time.sleep(0.01)
+
+
+def rootfs(name):
+    """The directory of a root file system, made on first use. NAME.tar lies beside it."""
+    lines = sh(TOP / "integration/rootfs", name, timeout=900).stdout.split()
+    return pathlib.Path(lines[-1])
+
+
+class Host:
+    """One test's share of the machine: a directory, and a list of what to undo."""
+
+    def __init__(self, name):
+        self.name = name
+        self.id = f"{name}-{os.getpid()}"
+        self.dir = TARGET / "integration" / self.id
+        self.dir.mkdir(parents=True)
+        self.undo = []
+
+    def close(self, keep):
+        for step in reversed(self.undo):
+            try:
+                step()
+            except Exception as e:  # the rest has to be undone too
+                print(f"        (cleaning up: {e})")
+        if not keep:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    def overlay(self, name, label):
+        """A writable root file system over the cached one."""
+        base = self.dir / label
+        for d in ("upper", "work", "rootfs"):
+            (base / d).mkdir(parents=True, exist_ok=True)
+        options = f"lowerdir={rootfs(name)},upperdir={base}/upper,workdir={base}/work"
+        sh("mount", "-t", "overlay", "overlay", "-o", options, base / "rootfs")
+        self.undo.append(lambda: sh("umount", "-l", base / "rootfs"))
+        return base / "rootfs"
+
+    def daemon(self, *command, log, env=None):
+        """Starts a daemon that is ended, by its pid, when the test is over."""
+        with open(log, "wb") as out:
+            process = subprocess.Popen([str(c) for c in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                       start_new_session=True, env={**os.environ, **env} if env else None)
+
+        def end():
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+        self.undo.append(end)
+        process.end = end
+        return process
+
+
+BASE_CAPS = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
+             "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL",
+             "CAP_AUDIT_WRITE"]
+
+
+def config(args, root="rootfs", tty=False, mounts=(), env=(), user=(0, 0), cwd="/"):
+    """A config.json like the ones Docker writes, without its seccomp profile."""
+    def mount(where, kind, source, *options):
+        return {"destination": where, "type": kind, "source": source, "options": list(options)}
+
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": tty,
+            "user": {"uid": user[0], "gid": user[1]},
+            "args": [str(a) for a in args],
+            "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm", *env],
+            "cwd": cwd,
+            "capabilities": {k: BASE_CAPS for k in ("bounding", "effective", "permitted")},
+            "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
+            "noNewPrivileges": True,
+        },
+        "root": {"path": str(root), "readonly": False},
+        "hostname": "stasis",
+        "mounts": [
+            mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+            mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+            mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+            mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
+            mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+            mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", "ro"),
+            mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "relatime", "ro"),
+            *mounts,
+        ],
+        "linux": {
+            "namespaces": [{"type": n} for n in ("pid", "network", "ipc", "uts", "mount")],
+            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "maskedPaths": ["/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+                            "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/sys/firmware", "/proc/scsi"],
+            "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+        },
+    }
+
+
+class Container:
+    """A container driven by hand, through the runtime's command line."""
+
+    def __init__(self, host, label, spec, output="file"):
+        self.host, self.id = host, f"{host.id}-{label}"
+        self.bundle = host.dir / f"{label}.bundle"
+        self.bundle.mkdir()
+        self.spec = spec
+        (self.bundle / "config.json").write_text(json.dumps(spec, indent=1))
+        self.output = output
+        self.log = host.dir / f"{label}.log"
+        self.printed = bytearray()
+        self.master = None
+        host.undo.append(self.delete)
+
+    def command(self, *words):
+        return [RUNTIME, "--root", str(self.host.dir / "root"), *map(str, words)]
+
+    def call(self, *words, **how):
+        return sh(*self.command(*words), **how)
+
+    def _launch(self, *words, ok=(0,)):
+        """`run -d` and `restore -d`: the container keeps the output that the command was given."""
+        words = list(words)
+        listener = None
+        if self.spec["process"]["terminal"]:
+            path = f"/tmp/stasis-tty-{os.getpid()}-{len(self.id)}.sock"  # short: sun_path is
+            if os.path.exists(path):
+                os.unlink(path)
+            listener = socket.socket(socket.AF_UNIX)
+            listener.bind(path)
+            listener.listen(1)
+            listener.settimeout(60)
+            words += ["--console-socket", path]
+        errors = self.host.dir / f"{self.id}.stderr"
+        out = {"file": lambda: open(self.log, "ab"), "null": lambda: open("/dev/null", "wb"), "pipe": self._pipe}[self.output]()
+        with open(errors, "wb") as e, out:
+            process = subprocess.Popen(self.command(*words, self.id), stdin=subprocess.DEVNULL, stdout=out,
+                                       stderr=e if self.output == "null" else out)
+            try:
+                status = process.wait(120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                status = "none: it hung"
+        try:
+            if ok is not None and status not in ok:
+                raise Failed(f"$ {' '.join(self.command(*words, self.id))}\nstatus {status}\n{errors.read_text()}{self.text()}")
+            if listener and status == 0:
+                connection, _ = listener.accept()
+                _, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+                connection.close()
+                self._read(fds[0])
+                self.master = fds[0]
+        finally:
+            if listener:
+                listener.close()
+                os.unlink(path)
+        return status
+
+    def _pipe(self):
+        r, w = os.pipe()
+        self._read(r)
+        return os.fdopen(w, "wb")
+
+    def _read(self, fd):
+        def drain():
+            try:
+                while data := os.read(fd, 65536):
+                    self.printed += data
+            except OSError:
+                pass  # EIO: the terminal's last user is gone
+
+        threading.Thread(target=drain, daemon=True).start()
+
+    def run(self, **how):
+        return self._launch("run", "--detach", "--bundle", self.bundle, "--pid-file", self.host.dir / "pid", **how)
+
+    def checkpoint(self, name, *flags, ok=(0,), **how):
+        work = self.host.dir / f"{name}.work"
+        began = time.monotonic()
+        done = self.call("checkpoint", "--image-path", self.host.dir / name, "--work-path", work, *flags, self.id,
+                         ok=None, **how)
+        if ok is not None and done.returncode not in ok:
+            raise Failed(f"checkpoint: status {done.returncode}\n{done.stdout}{done.stderr}{tail(work / 'dump.log')}")
+        done.seconds = time.monotonic() - began
+        return done
+
+    def restore(self, name, *flags, **how):
+        work = self.host.dir / f"{name}.work"
+        began = time.monotonic()
+        try:
+            self._launch("restore", "--detach", "--bundle", self.bundle, "--image-path", self.host.dir / name,
+                         "--work-path", work, "--pid-file", self.host.dir / "pid", *flags, **how)
+        except Failed as e:
+            raise Failed(f"{e}\n{tail(work / 'restore.log')}") from None
+        return time.monotonic() - began
+
+    def exec(self, *command, **how):
+        return self.call("exec", self.id, *command, **how)
+
+    def state(self):
+        done = self.call("state", self.id, ok=None)
+        return json.loads(done.stdout)["status"] if done.returncode == 0 else ""
+
+    def pid(self):
+        return json.loads(self.call("state", self.id).stdout)["pid"]
+
+    def delete(self):
+        self.call("delete", "--force", self.id, ok=None)
+        if self.master is not None:
+            os.close(self.master)
+            self.master = None
+
+    def text(self):
+        if self.output == "file" and not self.spec["process"]["terminal"]:
+            return self.log.read_text(errors="replace") if self.log.exists() else ""
+        return self.printed.decode(errors="replace")
+
+    def type(self, keys):
+        os.write(self.master, keys.encode())
+
+
+def tail(path, lines=25):
+    try:
+        text = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return f"{path}:\n" + "\n".join(text[-lines:]) + "\n"
+
+
+def image_size(directory):
+    return sum(f.stat().st_size for f in pathlib.Path(directory).rglob("*") if f.is_file())
+
+
+class Redis:
+    """Just enough of redis' protocol, over its unix socket."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        # A unix socket's path may have 107 bytes; the build directory's alone may have more.
+        directory = os.open(os.path.dirname(path), os.O_PATH)
+        try:
+            self.socket.connect(f"/proc/self/fd/{directory}/{os.path.basename(path)}")
+        finally:
+            os.close(directory)
+        self.file = self.socket.makefile("rb")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+    @staticmethod
+    def _encode(words):
+        out = [b"*%d\r\n" % len(words)]
+        for word in words:
+            word = str(word).encode()
+            out.append(b"$%d\r\n%s\r\n" % (len(word), word))
+        return b"".join(out)
+
+    def _answer(self):
+        line = self.file.readline()
+        kind, rest = line[:1], line[1:].strip()
+        if kind == b"-":
+            raise Failed(f"redis says {rest.decode()}")
+        if kind == b"$":
+            return None if rest == b"-1" else self.file.read(int(rest) + 2)[:-2].decode()
+        if kind == b"*":
+            return [self._answer() for _ in range(int(rest))]
+        if kind == b":":
+            return int(rest)
+        if kind == b"+":
+            return rest.decode()
+        raise Failed(f"redis has hung up: {line!r}")
+
+    def __call__(self, *words):
+        self.socket.sendall(self._encode(words))
+        return self._answer()
+
+    def many(self, commands):
+        """Sends all, then reads all the answers."""
+        commands = list(commands)
+        data = b"".join(self._encode(c) for c in commands)
+        sender = threading.Thread(target=self.socket.sendall, args=(data,))
+        sender.start()
+        answers = [self._answer() for _ in commands]
+        sender.join()
+        return answers
+
+
+def own_mounts():
+    """Mounts that a failing test leaves behind go away with this process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    CLONE_NEWNS, MS_REC, MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None):
+        sys.exit(f"a mount namespace of our own: {os.strerror(ctypes.get_errno())}")
+
+
+def forward_signals():
+    """Ctrl-C and `kill` end the run in an orderly way."""
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
