@@ -5,6 +5,8 @@ whether it passes or not; processes are ended by pid, and only those that were s
 """
 
 import ctypes
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -13,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -384,3 +387,53 @@ def forward_signals():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def oci_archive(name):
+    """The root file system NAME as an OCI image in a tar, for programs that import nothing else. Made once."""
+    source, archive = pathlib.Path(f"{rootfs(name)}.tar"), pathlib.Path(f"{rootfs(name)}.oci.tar")
+    if archive.exists() and archive.stat().st_mtime >= source.stat().st_mtime:
+        return archive
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    blobs = {}
+
+    def blob(value):
+        data = json.dumps(value).encode()
+        key = hashlib.sha256(data).hexdigest()
+        blobs[f"blobs/sha256/{key}"] = data
+        return {"digest": f"sha256:{key}", "size": len(data)}
+
+    settings = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["/bin/sh"]}
+    image = blob({"architecture": "amd64", "os": "linux", "config": settings,
+                  "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}})
+    manifest = blob({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **image},
+        "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": f"sha256:{digest}",
+                    "size": source.stat().st_size}]})
+    index = {"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.manifest.v1+json", **manifest,
+        "platform": {"architecture": "amd64", "os": "linux"},
+        "annotations": {"io.containerd.image.name": f"localhost/{name}:test", "org.opencontainers.image.ref.name": "test"}}]}
+    blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
+    blobs["index.json"] = json.dumps(index).encode()
+    new = f"{archive}.{os.getpid()}"
+    with tarfile.open(new, "w") as tar:
+        for path, data in blobs.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+        tar.add(source, f"blobs/sha256/{digest}")
+    os.rename(new, archive)
+    return archive
+
+
+def remove_cgroup(name):
+    """Removes the control groups called `name` at the top of each hierarchy, emptied by now, and those below them."""
+    for top in pathlib.Path("/sys/fs/cgroup").iterdir():
+        if (top / name).is_dir():
+            for directory, _, _ in os.walk(top / name, topdown=False):
+                try:
+                    os.rmdir(directory)
+                except OSError:
+                    pass  # somebody is still in it: then it isn't ours to remove

@@ -1,0 +1,368 @@
+"""Docker, Debian's, with daemons of the test's own: their data, sockets, containers and network are nobody else's."""
+
+import json
+import os
+import re
+import time
+
+from by_hand import KEYS, digest
+from harness import (RUNTIME, Failed, Redis, Skip, check, equal, need, real_checkpoints, remove_cgroup, rootfs, sh, tail,
+                     until)
+
+CLIENT = "/usr/bin/docker"  # a newer one may stand first on the path
+_daemon = {}
+
+
+class Docker:
+    """A containerd and a dockerd, in a network namespace of their own."""
+
+    def __init__(self, host):
+        need("dockerd", "containerd", "ip")
+        if not os.path.exists(CLIENT):
+            raise Skip(f"{CLIENT} is not installed")
+        self.host = host
+        self.dir = host.dir
+        self.short = f"/tmp/stasis-docker-{os.getpid()}"  # sockets' paths have to be short
+        os.makedirs(self.short, exist_ok=True)
+        host.undo.append(lambda: sh("rm", "-rf", self.short))
+        # A namespace is kept by a process that sleeps in it; Docker may do with bridges and rules there what it likes.
+        host.undo.append(lambda: remove_cgroup(f"stasis-docker-{os.getpid()}"))
+        holder = host.daemon("unshare", "--net", "sleep", "infinity", log=self.dir / "holder.log")
+        until(lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != os.readlink("/proc/self/ns/net"), "a network namespace")
+        self.inside = ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
+        sh(*self.inside, "ip", "link", "set", "lo", "up")
+        (self.dir / "containerd.toml").write_text(
+            f'version = 2\nroot = "{self.dir}/containerd"\nstate = "{self.short}/containerd"\n'
+            f'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
+            f'[grpc]\naddress = "{self.short}/containerd.sock"\n')
+        host.daemon(*self.inside, "containerd", "--config", self.dir / "containerd.toml", log=self.dir / "containerd.log")
+        until(lambda: os.path.exists(f"{self.short}/containerd.sock"), "containerd to listen")
+        (self.dir / "daemon.json").write_text("{}")  # the machine's own, if any, is none of ours
+        network = ["--iptables=false", "--ip6tables=false"]
+        daemon = host.daemon(*self.inside, "dockerd", "--config-file", self.dir / "daemon.json", "--containerd", f"{self.short}/containerd.sock",
+                    "--host", f"unix://{self.short}/docker.sock", "--pidfile", f"{self.short}/docker.pid",
+                    "--data-root", self.dir / "data", "--exec-root", f"{self.short}/exec", "--experimental",
+                    "--add-runtime", f"stasis={RUNTIME}", "--default-runtime", "stasis", "--cgroup-parent", f"stasis-docker-{os.getpid()}", *network,
+                    log=self.dir / "dockerd.log")
+        host.undo.append(self.remove_all)
+        try:
+            until(lambda: self("version", ok=None).returncode == 0 or daemon.poll() is not None, "dockerd to answer", 60)
+            check(daemon.poll() is None, "dockerd has ended")
+        except Failed as e:
+            raise Failed(f"{e}\n{tail(self.dir / 'dockerd.log')}") from None
+        for image in ("busybox", "redis"):
+            self("import", str(rootfs(image)) + ".tar", f"{image}:test")
+
+    def __call__(self, *words, **how):
+        return sh(CLIENT, "--host", f"unix://{self.short}/docker.sock", *words, **how)
+
+    def remove_all(self):
+        ids = self("ps", "-aq", ok=None).stdout.split()
+        if ids:
+            self("rm", "-f", *ids, ok=None)
+
+    def status(self, name):
+        return self("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name).stdout.strip()
+
+    def start_from(self, checkpoint, name):
+        try:
+            return self("start", "--checkpoint", checkpoint, name)
+        except Failed as e:
+            logs = sorted((self.dir / "data").rglob("restore.log")) + sorted(self.dir.rglob("restore.log"))
+            raise Failed(f"{e}\n{''.join(tail(log) for log in logs[:1])}{tail(self.dir / 'dockerd.log', 8)}") from None
+
+
+def docker(host):
+    """The daemons are started by the first test that needs them, and shared by the rest."""
+    if "docker" not in _daemon:
+        from harness import Host
+
+        own = Host("docker-daemons")
+        _daemon["host"] = own
+        try:
+            _daemon["docker"] = Docker(own)
+        except (Failed, Skip) as e:
+            own.close(keep=isinstance(e, Failed))
+            _daemon["docker"] = e
+    if isinstance(_daemon["docker"], Exception):
+        raise _daemon["docker"]
+    d = _daemon["docker"]
+    host.undo.append(d.remove_all)
+    return d
+
+
+def finish():
+    """Called by integration/run when this file's tests are over."""
+    if isinstance(_daemon.get("docker"), Docker):
+        _daemon["host"].close(keep=False)
+
+
+def test_run(host):
+    """Output, exit codes, environment, user, directory, hostname; `--rm` leaves nothing behind."""
+    d = docker(host)
+    out = d("run", "--rm", "-e", "A=b c", "-w", "/tmp", "-u", "7:8", "--hostname", "inside", "busybox:test",
+            "sh", "-c", "echo $A; pwd; id -u; id -g; hostname; echo error >&2; exit 7", ok=[7])
+    equal(out.stdout, "b c\n/tmp\n7\n8\ninside\n", "output")
+    equal(out.stderr, "error\n", "errors")
+    equal(d("ps", "-aq").stdout, "", "containers left")
+
+
+def test_exit_codes(host):
+    """125 for Docker's own failures, 126 for what can't be executed, 127 for what isn't there, 128+n for signals."""
+    d = docker(host)
+    d("run", "--rm", "--no-such-flag", "busybox:test", "true", ok=[125])
+    d("run", "--rm", "busybox:test", "/no/such/program", ok=[127])
+    d("run", "--rm", "busybox:test", "no-such-program", ok=[127])
+    d("run", "--rm", "busybox:test", "/etc/passwd", ok=[126])
+    d("run", "--rm", "busybox:test", "/etc", ok=[126])
+    d("run", "--rm", "busybox:test", "sh", "-c", "kill -KILL $$; sleep 1 & kill -9 $!; wait $!", ok=[137])
+    d("run", "-d", "--name", "codes", "busybox:test", "sleep", "1000")
+    d("exec", "codes", "/no/such/program", ok=[126, 127])
+    d("exec", "codes", "false", ok=[1])
+
+
+def test_stdin(host):
+    """Standard input reaches the container and ends there."""
+    d = docker(host)
+    equal(d("run", "--rm", "-i", "busybox:test", "cat", stdin="through and through\n").stdout, "through and through\n", "cat")
+
+
+def test_tty(host):
+    """A terminal inside; its size; both streams are one."""
+    d = docker(host)
+    d("run", "-d", "-t", "--name", "tty", "busybox:test", "sh", "-c", "tty; test -t 0 && echo in; echo error >&2; sleep 1000")
+    until(lambda: "error" in d("logs", "tty").stdout, "the log")
+    text = d("logs", "tty").stdout.replace("\r", "")
+    check(re.fullmatch(r"/dev/(pts/0|console)\nin\nerror\n", text), f"log: {text!r}")
+    equal(d("exec", "-t", "tty", "sh", "-c", "test -t 1 && echo terminal").stdout.strip(), "terminal", "exec -t")
+
+
+def test_exec(host):
+    """exec: output, environment, exit codes, detached, and into the same namespaces."""
+    d = docker(host)
+    d("run", "-d", "--name", "exec", "busybox:test", "sleep", "1000")
+    equal(d("exec", "-e", "X=y", "exec", "sh", "-c", "echo $X; exit 5", ok=[5]).stdout, "y\n", "exec")
+    equal(d("exec", "-i", "exec", "cat", stdin="input").stdout, "input", "exec -i")
+    d("exec", "-d", "exec", "sh", "-c", "echo detached >/tmp/said; sleep 500")
+    until(lambda: d("exec", "exec", "cat", "/tmp/said", ok=None).stdout == "detached\n", "exec -d to say so")
+    check("sleep 1000" in d("exec", "exec", "ps", "-o", "args").stdout, "ps inside doesn't show the main program")
+    check("sleep 1000" in d("top", "exec").stdout, "docker top")
+
+
+def test_stop_and_kill(host):
+    """stop with a handler and without, kill with a signal, restart; exit codes say which."""
+    d = docker(host)
+    d("run", "-d", "--name", "polite", "busybox:test", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
+    until(lambda: "up" in d("logs", "polite").stdout, "the trap")
+    d("stop", "polite")
+    equal(d.status("polite"), "exited 3", "after stop")
+    check("bye" in d("logs", "polite").stdout, "the handler's word")
+    d("start", "polite")
+    until(lambda: d("logs", "polite").stdout.count("up") == 2, "the second start")
+    d("restart", "-t", "5", "polite")
+    until(lambda: d("logs", "polite").stdout.count("up") == 3, "the restart")
+    d("kill", "polite")
+    equal(d.status("polite"), "exited 137", "after kill")
+    d("run", "-d", "--name", "deaf", "busybox:test", "sleep", "1000")
+    d("stop", "-t", "1", "deaf")
+    equal(d.status("deaf"), "exited 137", "after a stop that had to kill")
+
+
+def test_pause(host):
+    """A paused container does nothing, an unpaused one goes on."""
+    d = docker(host)
+    d("run", "-d", "--name", "pause", "busybox:test", "sh", "-c", "i=0; while :; do echo $((i=i+1)); sleep 0.01; done")
+    until(lambda: "20\n" in d("logs", "pause").stdout, "counting")
+    d("pause", "pause")
+    equal(d.status("pause"), "paused 0", "state")
+    time.sleep(0.2)
+    still = d("logs", "pause").stdout
+    time.sleep(0.3)
+    equal(d("logs", "pause").stdout, still, "output while paused")
+    d("unpause", "pause")
+    until(lambda: d("logs", "pause").stdout != still, "counting again")
+
+
+def test_limits(host):
+    """Memory, pids and cpu limits arrive in the control groups; update changes them."""
+    d = docker(host)
+    d("run", "-d", "--name", "limits", "--memory", "64m", "--pids-limit", "50", "--cpus", "0.5", "busybox:test", "sleep", "1000")
+    pid = d("inspect", "-f", "{{.State.Pid}}", "limits").stdout.strip()
+    groups = {}
+    for line in open(f"/proc/{pid}/cgroup"):
+        _, controllers, path = line.strip().split(":", 2)
+        groups.update((c, path) for c in controllers.split(","))
+
+    def read(controller, file):
+        try:
+            with open(f"/sys/fs/cgroup/{controller}{groups[controller]}/{file}") as f:
+                return f.read().strip()
+        except (OSError, KeyError) as e:
+            raise Skip(f"no v1 {controller} controller here: {e}") from None
+
+    equal(read("memory", "memory.limit_in_bytes"), str(64 << 20), "memory limit")
+    equal(read("pids", "pids.max"), "50", "pids limit")
+    equal(int(read("cpu", "cpu.cfs_quota_us")) * 2, int(read("cpu", "cpu.cfs_period_us")), "cpu quota")
+    d("update", "--memory", "80m", "--memory-swap", "80m", "limits")
+    equal(read("memory", "memory.limit_in_bytes"), str(80 << 20), "memory limit after update")
+    check("limits" in d("stats", "--no-stream", "limits").stdout, "docker stats")
+
+
+def test_security(host):
+    """Docker's seccomp profile, dropped capabilities, read-only root, no-new-privileges, privileged."""
+    d = docker(host)
+    status = d("run", "--rm", "--cap-drop", "ALL", "--cap-add", "CHOWN", "--security-opt", "no-new-privileges",
+               "busybox:test", "cat", "/proc/self/status").stdout
+    check(re.search(r"CapEff:\s+0000000000000001\n", status), status)
+    check(re.search(r"NoNewPrivs:\s+1\n", status), status)
+    check(re.search(r"Seccomp:\s+2\n", status), "Docker's seccomp profile is not in force")
+    d("run", "--rm", "--read-only", "busybox:test", "touch", "/file", ok=[1])
+    d("run", "--rm", "busybox:test", "sh", "-c", "echo 1 >/proc/sys/kernel/sysrq", ok=[1, 2])
+    d("run", "--rm", "busybox:test", "sh", "-c", "test -s /proc/kcore", ok=[1])
+
+
+def test_privileged(host):
+    """A privileged container has all capabilities and no seccomp filter."""
+    d = docker(host)
+    mine = int(re.search(r"CapBnd:\s+(\w+)", open("/proc/self/status").read())[1], 16)
+    every = (1 << (int(open("/proc/sys/kernel/cap_last_cap").read()) + 1)) - 1
+    if mine != every:
+        raise Skip(f"root lacks capabilities of its own here: {every & ~mine:#x}")
+    out = d("run", "--rm", "--privileged", "busybox:test", "grep", "Seccomp:", "/proc/self/status").stdout
+    check(re.search(r"Seccomp:\s+0", out), out)
+
+
+def test_network(host):
+    """Two containers on Docker's bridge talk; one that joins another's network shares its interfaces."""
+    d = docker(host)
+    d("run", "-d", "--name", "server", "busybox:test", "sh", "-c", "while :; do echo hello | nc -l -p 8000; done")
+    address = d("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server").stdout.strip()
+    check(address, "the container has no address")
+    until(lambda: d("run", "--rm", "busybox:test", "nc", "-w", "2", address, "8000", ok=None).stdout == "hello\n", "the answer")
+    shared = d("run", "--rm", "--network", "container:server", "busybox:test", "ip", "addr").stdout
+    check(address in shared, "the joined network namespace doesn't have the address")
+    check("eth0" not in d("run", "--rm", "--network", "none", "busybox:test", "ip", "addr").stdout, "network none")
+
+
+COUNT = "i=0; while :; do echo $((i=i+1)); sleep 0.02; done"
+
+
+def numbers(d, name):
+    return [int(n) for n in re.findall(r"^(\d+)\r?$", d("logs", name).stdout, re.M)]
+
+
+def checkpoint_story(host, *flags, leave_running):
+    real_checkpoints()
+    d = docker(host)
+    d("run", "-d", "--name", "count", *flags, "busybox:test", "sh", "-c", COUNT)
+    until(lambda: len(numbers(d, "count")) > 10, "counting")
+    d("checkpoint", "create", *(["--leave-running"] if leave_running else []), "count", "one")
+    check("one" in d("checkpoint", "ls", "count").stdout, "checkpoint ls doesn't show it")
+    if leave_running:
+        equal(d.status("count"), "running 0", "state after --leave-running")
+        at = len(numbers(d, "count"))
+        until(lambda: len(numbers(d, "count")) > at + 10, "counting after --leave-running")
+        d("kill", "count")
+    else:
+        until(lambda: d.status("count").startswith("exited"), "the container to be shown as exited")
+    before = numbers(d, "count")
+    d.start_from("one", "count")
+    equal(d.status("count"), "running 0", "state after the restore")
+    until(lambda: len(numbers(d, "count")) > len(before) + 10, "counting after the restore")
+    after = numbers(d, "count")[len(before):]
+    equal(after, list(range(after[0], after[0] + len(after))), "numbers after the restore")
+    if leave_running:
+        check(10 < after[0] <= before[-1], f"went on at {after[0]}, the checkpoint was taken before {before[-1]}")
+    else:
+        equal(after[0], before[-1] + 1, "the first number after the restore")
+    equal(d("exec", "count", "echo", "exec").stdout, "exec\n", "exec in the restored one")
+    d("stop", "-t", "1", "count")
+    d("checkpoint", "rm", "count", "one")
+
+
+def test_checkpoint(host):
+    """checkpoint create, ls, start --checkpoint, rm."""
+    checkpoint_story(host, leave_running=False)
+
+
+def test_checkpoint_leave_running(host):
+    """The same, with --leave-running."""
+    checkpoint_story(host, leave_running=True)
+
+
+def test_checkpoint_tty(host):
+    """The same, with a terminal."""
+    checkpoint_story(host, "-t", leave_running=False)
+
+
+def test_checkpoint_no_network(host):
+    """The same, with nothing but the loopback device."""
+    checkpoint_story(host, "--network", "none", leave_running=False)
+
+
+def test_checkpoint_hardened(host):
+    """The same, without privileges, read-only, as a user, with limits."""
+    checkpoint_story(host, "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "-u", "1000:1000",
+                     "--memory", "64m", "--pids-limit", "20", "--tmpfs", "/scratch", leave_running=False)
+
+
+def test_checkpoint_again_and_again(host):
+    """Five cycles; the checkpoint of each is taken from what the one before restored."""
+    real_checkpoints()
+    d = docker(host)
+    d("run", "-d", "--name", "again", "busybox:test", "sh", "-c", COUNT)
+    for cycle in range(5):
+        at = len(numbers(d, "again"))
+        until(lambda n=at: len(numbers(d, "again")) > n + 5, f"counting in cycle {cycle}")
+        d("checkpoint", "create", "again", f"c{cycle}")
+        until(lambda: d.status("again").startswith("exited"), "the container to be shown as exited")
+        d.start_from(f"c{cycle}", "again")
+    at = len(numbers(d, "again"))
+    until(lambda: len(numbers(d, "again")) > at + 5, "counting at the end")
+    got = numbers(d, "again")
+    equal(got, list(range(1, len(got) + 1)), "the numbers")
+
+
+def test_checkpoint_of_exec(host):
+    """A failed checkpoint leaves the container running: it can't be taken twice under one name."""
+    real_checkpoints()
+    d = docker(host)
+    d("run", "-d", "--name", "twice", "busybox:test", "sh", "-c", COUNT)
+    until(lambda: len(numbers(d, "twice")) > 5, "counting")
+    d("checkpoint", "create", "--leave-running", "twice", "same")
+    d("checkpoint", "create", "--leave-running", "twice", "same", ok=[1])
+    equal(d.status("twice"), "running 0", "state")
+
+
+def test_checkpoint_redis(host):
+    """redis with 100,000 keys, on Docker's bridge, with a volume: stop checkpoint, start --checkpoint, all keys there."""
+    real_checkpoints()
+    d = docker(host)
+    data = host.dir / "volume"
+    data.mkdir(mode=0o777)
+    d("run", "-d", "--name", "redis", "-v", f"{data}:/data", "redis:test", "redis-server", "--bind", "0.0.0.0", "--protected-mode", "no",
+      "--unixsocket", "/data/redis.sock", "--unixsocketperm", "777", "--save", "", "--enable-debug-command", "yes")
+
+    class C:
+        socket = data / "redis.sock"
+        id = "redis"
+
+        @staticmethod
+        def text():
+            return d("logs", "redis").stdout
+
+    from by_hand import fill, serving
+
+    serving(C)
+    fill(C)
+    before = digest(C)
+    equal(before[0], KEYS, "keys before")
+    d("checkpoint", "create", "redis", "full")
+    until(lambda: d.status("redis").startswith("exited"), "the container to be shown as exited")
+    d.start_from("full", "redis")
+    serving(C)
+    equal(digest(C), before, "keys and digest after")
+    address = d("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "redis").stdout.strip()
+    answer = d("run", "--rm", "redis:test", "redis-cli", "-h", address, "get", "key:5").stdout
+    with Redis(C.socket) as redis:
+        equal(answer.strip(), redis("GET", "key:5"), "a key, over the network that Docker attached again")
