@@ -5,7 +5,8 @@
 //!        ├─── v1, v2      limits of config.json
 //!        ├─── devices     who may open what: devices.allow, or eBPF
 //!        ├─── freezer     pause and resume
-//!        └─── pids        who is in it; kill; remove
+//!        ├─── pids        who is in it; kill; remove
+//!        └─── stats       `events --stats`
 //! ```
 //!
 //! cgroups-rs finds and describes the mounted trees. Writing limits is done here: clients rely on runc's order of
@@ -16,6 +17,7 @@ mod file;
 mod freezer;
 pub mod hierarchy;
 mod pids;
+pub mod stats;
 mod v1;
 pub mod v2;
 
@@ -28,6 +30,7 @@ use oci_spec::runtime::{Linux, LinuxRdma, LinuxResources};
 use crate::sys::{Context, Error, Result};
 
 pub use hierarchy::is_unified;
+pub use stats::Stats;
 
 /// The control groups of one container: a directory in each tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -244,6 +247,11 @@ impl Cgroup {
     pub fn delete(&self) -> Result<()> {
         pids::delete(self)
     }
+
+    /// What has been used so far.
+    pub fn stats(&self) -> Result<Stats> {
+        stats::read_all(self)
+    }
 }
 
 /// A line of `rdma.max`.
@@ -251,3 +259,6 @@ fn rdma_line(device: &str, limit: &LinuxRdma) -> String {
     let number = |n: Option<u32>| n.map_or_else(|| "max".to_owned(), |n| n.to_string());
     format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles()), number(limit.hca_objects()))
 }
+
+#[cfg(test)]
+mod tests;

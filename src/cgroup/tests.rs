@@ -1,0 +1,164 @@
+//! Real control groups, where this machine lets us make them: elsewhere these tests say that they are skipped.
+
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::LinuxResources;
+
+use super::*;
+
+/// A group with one sleeping process, gone afterwards.
+struct Group {
+    cgroup: Cgroup,
+    child: Child,
+}
+
+impl Group {
+    fn new(resources: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("/stasis-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let resources: LinuxResources = serde_json::from_str(resources).unwrap();
+        let cgroup = match Cgroup::create(&resources, Some(Path::new(&name)), "unused", false) {
+            Ok(cgroup) => cgroup,
+            Err(e) => {
+                eprintln!("skipped: no control groups can be made here: {e}");
+                return None;
+            }
+        };
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let group = Self { cgroup, child };
+        group.cgroup.add(group.pid()).unwrap();
+        Some(group)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn state(&self) -> String {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.chars().take(1).collect()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = self.cgroup.thaw();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Err(e) = self.cgroup.delete() {
+            eprintln!("{e}");
+        }
+    }
+}
+
+#[test]
+fn processes_enter_and_the_group_can_be_removed() {
+    let Some(group) = Group::new("{}") else { return };
+    assert_eq!(group.cgroup.pids().unwrap(), [group.pid()]);
+    assert_eq!(Cgroup::load(group.cgroup.paths().clone()), group.cgroup);
+    assert!(group.cgroup.exists());
+    let cgroup = group.cgroup.clone();
+    drop(group);
+    assert!(!cgroup.exists());
+    assert!(cgroup.paths().values().all(|dir| !dir.exists()));
+    cgroup.delete().unwrap();
+}
+
+#[test]
+fn processes_of_groups_inside_are_seen_and_killed() {
+    let Some(mut group) = Group::new("{}") else { return };
+    for dir in group.cgroup.paths().values() {
+        std::fs::create_dir(dir.join("sub")).unwrap();
+        if let Some(base) = dir.to_str().filter(|d| d.contains("cpuset")) {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let text = std::fs::read(format!("{base}/{file}")).unwrap();
+                std::fs::write(format!("{base}/sub/{file}"), text).unwrap();
+            }
+        }
+        std::fs::write(dir.join("sub/cgroup.procs"), group.pid().to_string()).unwrap();
+    }
+    assert!(group.cgroup.pids().unwrap().is_empty());
+    assert_eq!(group.cgroup.all_pids().unwrap(), [group.pid()]);
+    group.cgroup.kill(libc::SIGKILL).unwrap();
+    assert!(!group.child.wait().unwrap().success());
+    group.cgroup.delete().unwrap();
+    assert!(!group.cgroup.exists());
+}
+
+#[test]
+fn frozen_processes_stop_and_can_still_be_killed() {
+    let Some(mut group) = Group::new("{}") else { return };
+    assert!(!group.cgroup.is_frozen().unwrap());
+    group.cgroup.freeze().unwrap();
+    assert!(group.cgroup.is_frozen().unwrap());
+    group.cgroup.thaw().unwrap();
+    assert!(!group.cgroup.is_frozen().unwrap());
+    assert_eq!(group.state(), "S");
+    group.cgroup.freeze().unwrap();
+    group.cgroup.kill(libc::SIGKILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while group.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "a frozen process outlived SIGKILL");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn limits_are_written_and_updated() {
+    let Some(group) = Group::new("{}") else { return };
+    if group.cgroup.is_unified() {
+        return;
+    }
+    let update = |json: &str| group.cgroup.update(&serde_json::from_str(json).unwrap());
+    let value =
+        |controller: &str, file: &str| file::read_number(&group.cgroup.paths()[controller], file).unwrap();
+    update(r#"{"memory":{"limit":104857600},"cpu":{"shares":512,"quota":50000,"period":100000},"pids":{"limit":7}}"#)
+        .unwrap();
+    assert_eq!(value("memory", "memory.limit_in_bytes"), 104_857_600);
+    assert_eq!(value("cpu", "cpu.shares"), 512);
+    assert_eq!(value("cpu", "cpu.cfs_quota_us"), 50_000);
+    assert_eq!(value("pids", "pids.max"), 7);
+    // What is not named stays.
+    update(r#"{"memory":{"limit":-1},"pids":{"limit":-1}}"#).unwrap();
+    assert_eq!(value("pids", "pids.max"), u64::MAX);
+    assert_eq!(value("cpu", "cpu.shares"), 512);
+    assert!(
+        update(r#"{"cpu":{"shares":1}}"#).unwrap_err().to_string().contains("minimum allowed cpu-shares")
+    );
+    let e = update(r#"{"unified":{"memory.high":"1"}}"#).unwrap_err().to_string();
+    assert!(e.contains("cannot use unified on cgroup v1"), "{e}");
+}
+
+#[test]
+fn the_device_policy_is_in_force() {
+    let Some(group) = Group::new("{}") else { return };
+    let linux = r#"{"resources":{"devices":[{"allow":false,"access":"rwm"}]}}"#;
+    group.cgroup.apply(&serde_json::from_str(linux).unwrap()).unwrap();
+    // Applying the same again changes nothing.
+    group.cgroup.apply(&serde_json::from_str(linux).unwrap()).unwrap();
+    let procs = group.cgroup.main_dir().unwrap().join("cgroup.procs");
+    let script = format!(
+        "echo 0 > {} && cat /dev/zero | head -c1 >/dev/null && ! head -c1 /dev/kmsg 2>/dev/null",
+        procs.display()
+    );
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success());
+}
+
+#[test]
+fn statistics_have_every_section() {
+    let Some(group) = Group::new("{}") else { return };
+    let stats = serde_json::to_value(group.cgroup.stats().unwrap()).unwrap();
+    for section in ["cpu", "cpuset", "memory", "pids", "blkio", "hugetlb", "intel_rdt", "network_interfaces"]
+    {
+        assert!(stats.get(section).is_some(), "{section}");
+    }
+    assert_eq!(stats["pids"]["current"], 1);
+}
+
+#[test]
+fn the_systemd_driver_is_refused_by_name() {
+    let e = Cgroup::locate(None, "x", true).unwrap_err().to_string();
+    assert!(e.contains("systemd"), "{e}");
+}
