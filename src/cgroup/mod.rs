@@ -13,6 +13,7 @@
 //! writes, its conversions and its words, and a limit that could not be set must be an error.
 
 pub mod devices;
+mod engine;
 mod file;
 mod freezer;
 pub mod hierarchy;
@@ -211,6 +212,11 @@ impl Cgroup {
             }
         }
         Ok(())
+    }
+
+    /// True if [`Cgroup::freeze`] can work.
+    pub fn has_freezer(&self) -> bool {
+        self.is_unified() || self.paths.contains_key("freezer")
     }
 
     /// Stops all processes, also of groups inside.
