@@ -1,0 +1,62 @@
+# Everything here works on a fresh Debian 12 as root; what is missing is installed from Debian first.
+#   make demo       build, run the redis story, print the figures
+#   make test       lints, unit tests, engine tests, integration; ends with one line of counts
+#   make            build the release binary
+#   make install    put it in $(DESTDIR)$(PREFIX)/bin
+PREFIX ?= /usr/local
+export PATH := $(PATH):$(HOME)/.cargo/bin
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BINARY := $(TARGET)/x86_64-unknown-linux-gnu/release/stasis
+
+BUILD_NEEDS := gcc libc6-dev libseccomp-dev
+DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
+TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables
+
+.PHONY: all build demo test lint unit engine integration bench install uninstall clean needs-build needs-demo needs-test
+
+all: build
+
+build: needs-build
+	cargo build --release
+
+demo: needs-demo
+	cargo build --release
+	integration/demo
+
+test:
+	@tests/all
+
+lint: needs-build
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+
+unit: needs-build
+	cargo test --lib --bins
+
+engine: needs-build
+	cargo test --test engine
+
+integration: needs-test
+	cargo build --release
+	integration/run
+
+bench: needs-demo
+	cargo build --release
+	integration/bench
+
+install: build
+	install -D -m 0755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/stasis
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/stasis
+
+clean:
+	cargo clean
+
+needs-build:
+	@tests/needs $(BUILD_NEEDS)
+needs-demo:
+	@tests/needs $(DEMO_NEEDS)
+needs-test:
+	@tests/needs $(TEST_NEEDS)
