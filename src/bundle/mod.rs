@@ -1,1 +1,3 @@
 //! config.json: loading, validation, and the templates that `spec` and `features` print.
+
+pub mod validate;

@@ -65,7 +65,7 @@ fn freeze_v1(dir: &Path) -> Result<()> {
     let mut tries = 0u32;
     loop {
         tries += 1;
-        if tries % 50 == 0 {
+        if tries.is_multiple_of(50) {
             // A thaw in between lets processes that are being made get past the point where they are missed. There is
             // no event to wait for.
             write(dir, "freezer.state", "THAWED")?;

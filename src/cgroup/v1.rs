@@ -24,18 +24,18 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
             set_cpu(cgroup.required("cpu")?, cpu)?;
         }
     }
-    if let Some(memory) = resources.memory() {
-        if has_memory_limit(memory) {
-            set_memory(cgroup.required("memory")?, memory)?;
-        }
+    if let Some(memory) = resources.memory()
+        && has_memory_limit(memory)
+    {
+        set_memory(cgroup.required("memory")?, memory)?;
     }
     if let Some(pids) = resources.pids() {
         write(cgroup.required("pids")?, "pids.max", &pids_max(pids.limit()))?;
     }
-    if let Some(io) = resources.block_io() {
-        if has_io_limit(io) {
-            set_io(cgroup.required("blkio")?, io)?;
-        }
+    if let Some(io) = resources.block_io()
+        && has_io_limit(io)
+    {
+        set_io(cgroup.required("blkio")?, io)?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let dir = cgroup.required("hugetlb")?;

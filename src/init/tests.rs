@@ -314,3 +314,130 @@ fn a_container_without_a_mount_namespace_is_refused() {
         assert!(prepare(&mut fixture.setup(&spec)).is_err());
     });
 }
+
+#[test]
+fn the_cgroup_mount_shows_every_tree() {
+    if crate::cgroup::is_unified() || crate::cgroup::hierarchy::v1_mounts().map_or(0, |m| m.len()) == 0 {
+        eprintln!("skipped: this host mounts no cgroup v1");
+        return;
+    }
+    let mounts = format!(
+        r#"[{PROC},{{"destination":"/sys/fs/cgroup","type":"cgroup","source":"cgroup",
+           "options":["nosuid","noexec","nodev","ro"]}}]"#
+    );
+    for namespaces in ["", r#",{"type":"cgroup"}"#] {
+        let unshared = if namespaces.is_empty() { 0 } else { libc::CLONE_NEWCGROUP };
+        in_child(libc::CLONE_NEWNS | unshared, || {
+            let fixture = Fixture::new();
+            let mut spec = fixture.spec(&mounts, "");
+            let json = serde_json::to_string(&spec).unwrap();
+            let json = json.replace(r#"{"type":"mount"}"#, &format!(r#"{{"type":"mount"}}{namespaces}"#));
+            spec = serde_json::from_str(&json).unwrap();
+            let wanted = crate::cgroup::hierarchy::v1_mounts().unwrap();
+            let mut setup = fixture.setup(&spec);
+            let root = prepare(&mut setup).unwrap();
+            pivot(&setup, &root).unwrap();
+            for hierarchy in wanted {
+                let point = Path::new("/sys/fs/cgroup").join(hierarchy.mount_point.file_name().unwrap());
+                assert!(point.join("cgroup.procs").exists(), "{}", point.display());
+                assert!(mount_options(point.to_str().unwrap()).contains(" ro,nosuid"));
+                assert!(fs::create_dir(point.join("x")).is_err());
+            }
+        });
+    }
+}
+
+#[test]
+fn owners_of_a_mount_can_be_mapped() {
+    test(|fixture| {
+        let host = fixture.dir.path().join("host");
+        fs::create_dir(&host).unwrap();
+        fs::write(host.join("file"), b"").unwrap();
+        let mounts = format!(
+            r#"[{PROC},{{"destination":"/mapped","source":"{}","options":["rbind","idmap"],
+               "uidMappings":[{{"containerID":0,"hostID":1234,"size":1}}],
+               "gidMappings":[{{"containerID":0,"hostID":5678,"size":1}}]}}]"#,
+            host.display()
+        );
+        let spec = fixture.spec(&mounts, "");
+        let mut setup = fixture.setup(&spec);
+        for m in spec.mounts().iter().flatten() {
+            let m = super::mounts::Mount::parse(m, setup.bundle).unwrap();
+            setup.sources.push(super::mounts::source(&m, &spec).unwrap());
+        }
+        assert!(setup.sources[0].is_none() && setup.sources[1].is_some());
+        let root = prepare(&mut setup).unwrap();
+        pivot(&setup, &root).unwrap();
+        let meta = fs::metadata("/mapped/file").unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (1234, 5678));
+    });
+}
+
+#[test]
+fn the_console_covers_whatever_is_there() {
+    in_child(libc::CLONE_NEWNS, || {
+        let fixture = Fixture::new();
+        let pts = r#"{"destination":"/dev/pts","type":"devpts","source":"devpts","options":["newinstance","ptmxmode=0666"]}"#;
+        let spec = fixture.spec(&format!("[{PROC},{DEV},{pts}]"), "");
+        let mut setup = fixture.setup(&spec);
+        let root = prepare(&mut setup).unwrap();
+        // CVE-2025-52565: a link in place of the console.
+        symlink("/proc/self/mem", fixture.rootfs.join("dev/console")).unwrap();
+        pivot(&setup, &root).unwrap();
+        let master = fs::File::options().read(true).write(true).open("/dev/ptmx").unwrap();
+        let number = {
+            use std::os::fd::AsRawFd;
+            let (mut unlock, mut number): (libc::c_int, libc::c_uint) = (0, 0);
+            // SAFETY: each request reads or writes one int.
+            unsafe {
+                assert_eq!(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw mut unlock), 0);
+                assert_eq!(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number), 0);
+            }
+            number
+        };
+        let slave = fs::File::options().read(true).open(format!("/dev/pts/{number}")).unwrap();
+        use std::os::fd::AsFd;
+        match devices::mount_console(slave.as_fd()) {
+            // The terminal is mounted over the link itself, or the link is refused: it is never followed.
+            Ok(()) => assert!(mount_options("/dev/console").contains("devpts")),
+            Err(e) => {
+                assert!(e.to_string().contains("/dev/console") || e.to_string().contains("move_mount"), "{e}")
+            }
+        }
+    });
+}
+
+#[test]
+fn a_user_is_entered_with_groups_and_terminals() {
+    in_child(0, || {
+        let user = serde_json::from_str(r#"{"uid":12,"gid":34,"additionalGids":[56,78]}"#).unwrap();
+        let procfs = crate::sys::procfs::Procfs::mounted().unwrap();
+        super::credentials::become_user(&user, &procfs).unwrap();
+        super::credentials::clear_keep_capabilities().unwrap();
+        let status = fs::read_to_string("/proc/self/status").unwrap();
+        assert!(status.contains("Uid:\t12\t12\t12\t12\n") && status.contains("Gid:\t34\t34\t34\t34\n"));
+        assert!(status.contains("Groups:\t56 78 \n"), "{status}");
+        // Kept for capset(2) to set, though not in force.
+        assert!(
+            !status.contains("CapPrm:\t0000000000000000") && status.contains("CapEff:\t0000000000000000")
+        );
+    });
+}
+
+#[test]
+fn mappings_are_written_from_outside() {
+    let json = r#"{"ociVersion":"1.0.2","linux":{"namespaces":[{"type":"user"}],
+        "uidMappings":[{"containerID":0,"hostID":1000,"size":10},{"containerID":10,"hostID":2000,"size":5}],
+        "gidMappings":[{"containerID":0,"hostID":3000,"size":10}]}}"#;
+    let spec: Spec = serde_json::from_str(json).unwrap();
+    let maps = super::credentials::IdMaps::of(&spec).unwrap();
+    crate::sys::namespace::with_idle_child(libc::CLONE_NEWUSER, |pid| {
+        maps.write(pid).unwrap();
+        let map = fs::read_to_string(format!("/proc/{pid}/uid_map")).unwrap();
+        let words: Vec<_> = map.split_whitespace().collect();
+        assert_eq!(words, ["0", "1000", "10", "10", "2000", "5"]);
+    })
+    .unwrap();
+    assert_eq!(super::credentials::host_id(maps.uids, 12), Some(2002));
+    assert_eq!(super::credentials::host_id(maps.uids, 15), None);
+}

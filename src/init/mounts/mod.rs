@@ -12,6 +12,7 @@
 
 mod cgroup;
 mod copy_up;
+mod fresh;
 mod idmap;
 mod options;
 
@@ -25,26 +26,18 @@ use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
-use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, set_attributes};
+use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
 use crate::sys::procfs::Procfs;
 use crate::sys::resolve::{make_dir_in_root, make_file_in_root, open_in_root, parent_in_root};
 use crate::sys::stat::place;
 use crate::sys::{Context, Error, Result};
 
+pub(crate) use fresh::fresh;
 pub use idmap::source;
 pub use options::{IdMapping, Mount, attributes, known_options, propagation};
 
 pub(crate) const DIR_MODE: Mode = Mode::from_bits_truncate(0o755);
 const FILE_MODE: Mode = Mode::from_bits_truncate(0o644);
-
-/// The MS_* bits that a superblock has, with their names as mount options.
-const SUPERBLOCK: &[(u64, &std::ffi::CStr)] = &[
-    (MS_RDONLY, c"ro"),
-    (libc::MS_SYNCHRONOUS, c"sync"),
-    (libc::MS_DIRSYNC, c"dirsync"),
-    (libc::MS_LAZYTIME, c"lazytime"),
-    (libc::MS_MANDLOCK, c"mand"),
-];
 
 /// What all mounts of a container have in common.
 pub struct Mounter<'a> {
@@ -325,40 +318,6 @@ pub(crate) fn set_propagation(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
         other => other,
     }
     .context(|| "change mount propagation")
-}
-
-/// A new file system as a detached mount.
-pub(crate) fn fresh(kind: &str, source: &Path, flags: u64, data: &str) -> Result<OwnedFd> {
-    let unsupported = libc::MS_I_VERSION | MS_REMOUNT | libc::MS_MOVE;
-    // Quoting and escapes are the file system's own business: mount(2) hands it the whole string.
-    if flags & unsupported != 0 || data.contains(['"', '\\']) {
-        return Err(Error::call("fsopen", Errno::ENOTSUP));
-    }
-    let call = || format!("fsopen {kind}");
-    let context = FsContext::open(&c_string(kind.as_bytes())?).context(call)?;
-    let explain = |what: &str, errno: Errno| {
-        let complaints = context.complaints();
-        let e = Error::call(what, errno);
-        if complaints.is_empty() { e } else { e.context(complaints) }
-    };
-    if !source.as_os_str().is_empty() {
-        context
-            .string(c"source", &c_string(source.as_os_str().as_bytes())?)
-            .map_err(|e| explain("fsconfig source", e))?;
-    }
-    for (flag, name) in SUPERBLOCK {
-        if flags & flag != 0 {
-            context.flag(name).map_err(|e| explain("fsconfig", e))?;
-        }
-    }
-    for option in data.split(',').filter(|o| !o.is_empty()) {
-        let set = match option.split_once('=') {
-            Some((key, value)) => context.string(&c_string(key.as_bytes())?, &c_string(value.as_bytes())?),
-            None => context.flag(&c_string(option.as_bytes())?),
-        };
-        set.map_err(|e| explain(&format!("fsconfig {option}"), e))?;
-    }
-    context.mount(attributes(flags)).map_err(|e| explain(&format!("fsmount {kind}"), e))
 }
 
 /// mount(2), with an errno.
