@@ -77,16 +77,15 @@ fn mask(paths: &[&str], label: Option<&str>) -> Result<()> {
         };
         done.push(clean);
         let kind = SFlag::from_bits_truncate(fstat(&target).context(shown)?.st_mode) & SFlag::S_IFMT;
-        let cover = if kind == SFlag::S_IFDIR {
-            if empty.is_none() {
-                empty = Some(empty_directory(label).context(shown)?);
-            }
-            let source = empty.as_ref().ok_or_else(|| Error::new("no mask"))?;
-            clone_tree(source.as_fd(), c"", false)
+        let put = |cover: OwnedFd| attach(&cover, &target).map(|()| cover).context(shown);
+        if kind != SFlag::S_IFDIR {
+            put(clone_tree(null.as_fd(), c"", false).context(shown)?)?;
+        } else if let Some(first) = &empty {
+            put(clone_tree(first.as_fd(), c"", false).context(shown)?)?;
         } else {
-            clone_tree(null.as_fd(), c"", false)
-        };
-        cover.and_then(|cover| attach(&cover, &target)).context(shown)?;
+            // Older kernels copy only what is attached, so the first one goes to its place itself.
+            empty = Some(put(empty_directory(label).context(shown)?)?);
+        }
     }
     Ok(())
 }

@@ -83,7 +83,7 @@ fn a_usual_container_finds_what_it_expects() {
             {{"destination":"/data/file","source":"{}","options":["bind","ro","nosuid"]}}]"#,
             fixture.dir.path().join("secret").display()
         );
-        fixture.enter(&mounts, r#","maskedPaths":["/proc/cpuinfo","/sys/kernel","/sys/./kernel","/nothing"],"readonlyPaths":["/proc/sys"]"#).unwrap();
+        fixture.enter(&mounts, r#","maskedPaths":["/proc/cpuinfo","/sys/kernel","/sys/./kernel","/sys/module","/nothing"],"readonlyPaths":["/proc/sys"]"#).unwrap();
         for (path, major, minor) in devices::DEFAULT {
             let meta = fs::metadata(path).unwrap();
             assert!(meta.file_type().is_char_device(), "{path}");
@@ -101,6 +101,8 @@ fn a_usual_container_finds_what_it_expects() {
         assert!(fs::write("/proc/sys/kernel/hostname", b"x").is_err());
         assert!(fs::metadata("/proc/cpuinfo").unwrap().file_type().is_char_device());
         assert_eq!(fs::read_dir("/sys/kernel").unwrap().count(), 0);
+        assert_eq!(fs::read_dir("/sys/module").unwrap().count(), 0);
+        assert!(fs::create_dir("/sys/module/x").is_err());
         // Nothing of the host is left.
         let points = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(!points.contains("/sys/fs/cgroup"), "{points}");
@@ -363,7 +365,12 @@ fn owners_of_a_mount_can_be_mapped() {
         let mut setup = fixture.setup(&spec);
         for m in spec.mounts().iter().flatten() {
             let m = super::mounts::Mount::parse(m, setup.bundle).unwrap();
-            setup.sources.push(super::mounts::source(&m, &spec).unwrap());
+            match super::mounts::source(&m, &spec) {
+                Err(e) if e.to_string().contains("doesn't support idmap mounts") => {
+                    return eprintln!("skipped: {e}");
+                }
+                source => setup.sources.push(source.unwrap()),
+            }
         }
         assert!(setup.sources[0].is_none() && setup.sources[1].is_some());
         let root = prepare(&mut setup).unwrap();
