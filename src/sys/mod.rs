@@ -16,9 +16,11 @@ pub mod keyring;
 pub mod memory;
 pub mod mount;
 pub mod namespace;
+pub mod network;
 pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;
+pub mod process;
 pub mod procfs;
 pub mod resolve;
 pub mod sched;
@@ -29,6 +31,7 @@ pub mod sockopt;
 pub mod stat;
 #[cfg(test)]
 pub mod testing;
+pub mod tty;
 pub mod userfaultfd;
 pub mod uts;
 
