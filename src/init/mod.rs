@@ -15,16 +15,25 @@
 //! written through [`crate::sys::procfs`] only.
 
 pub mod capabilities;
+pub mod channel;
+pub mod console;
 pub mod credentials;
 pub mod devices;
 pub mod lsm;
 pub mod masked;
 pub mod mounts;
+pub mod namespaces;
+pub mod privileges;
+pub mod process;
+pub mod program;
 pub mod rlimits;
 pub mod rootfs;
 pub mod scheduling;
+pub mod seal;
 pub mod seccomp;
+pub mod setns;
 pub mod sysctl;
+pub mod time;
 
 #[cfg(test)]
 mod tests;
