@@ -1,1 +1,142 @@
 //! The life of a container: its state on disk, and what each command does to it.
+//!
+//! ```text
+//!            create               start                (exits)
+//!   (none) ─────────> created ──────────> running ───────────────> stopped ──> delete
+//!                        │       pause ┌────┘  └── checkpoint ──> (none, images)
+//!                        │             v                              │
+//!                        │           paused ── resume ──> running <───┘ restore
+//! ```
+//!
+//! Status is never stored: it follows from what the kernel says of init, the freezer and the exec fifo.
+
+pub mod clock;
+pub mod create;
+pub mod error;
+pub mod exec;
+pub mod foreground;
+pub mod hooks;
+pub mod launch;
+pub mod list;
+mod listener;
+pub mod pause;
+pub mod proc;
+pub mod signal;
+pub mod start;
+pub mod state;
+pub mod stdio;
+pub mod store;
+pub mod update;
+
+use std::fs;
+
+use oci_spec::runtime::Spec;
+
+pub use crate::cgroup::Cgroup;
+pub use error::{Error, Result};
+use hooks::{HookState, Point};
+pub use state::State;
+pub use store::{Dir, Lock, Store};
+
+/// The version of the OCI runtime specification that we implement.
+pub const OCI_VERSION: &str = "1.3.0";
+
+/// What a container is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Everything is there but the program.
+    Created,
+    /// The program runs.
+    Running,
+    /// It is frozen.
+    Paused,
+    /// Init has exited.
+    Stopped,
+}
+
+impl Status {
+    /// The specification's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A container that exists.
+#[derive(Debug)]
+pub struct Container {
+    /// Where it is kept.
+    pub dir: Dir,
+    /// What is kept of it.
+    pub state: State,
+}
+
+impl Container {
+    /// Finds a container.
+    pub fn load(store: &Store, id: &str) -> Result<Self> {
+        let dir = store.dir(id)?;
+        let state = dir.load()?;
+        Ok(Self { dir, state })
+    }
+
+    /// Finds a container and the right to change it.
+    pub fn load_locked(store: &Store, id: &str) -> Result<(Self, Lock)> {
+        let dir = store.dir(id)?;
+        let lock = dir.lock()?;
+        let state = dir.load()?;
+        Ok((Self { dir, state }, lock))
+    }
+
+    /// True while init, the very process and not one that got its pid later, has not exited.
+    pub fn has_init(&self) -> bool {
+        let pid = self.state.init_process_pid;
+        pid > 0 && proc::Stat::of(pid).is_some_and(|s| s.start == self.state.init_process_start && s.alive())
+    }
+
+    /// What it is doing now.
+    pub fn status(&self) -> Result<Status> {
+        if !self.has_init() {
+            return Ok(Status::Stopped);
+        }
+        if self.cgroup().is_frozen()? {
+            return Ok(Status::Paused);
+        }
+        Ok(if self.dir.exec_fifo().exists() { Status::Created } else { Status::Running })
+    }
+
+    /// Its control groups.
+    pub fn cgroup(&self) -> Cgroup {
+        Cgroup::load(self.state.cgroup_paths.clone())
+    }
+
+    /// Pids of all its processes, on this host.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        match self.cgroup().all_pids() {
+            // The groups go when the last process does, if somebody else removes them.
+            Err(e) if e.errno() == Some(nix::errno::Errno::ENOENT) && !self.has_init() => Ok(vec![]),
+            pids => pids.map_err(|e| e.context("unable to get all container pids").into()),
+        }
+    }
+
+    /// config.json as it was when the container was created.
+    pub fn spec(&self) -> Result<Spec> {
+        let path = self.dir.join("config.json");
+        let read = || -> Result<Spec, String> {
+            let text = fs::read(&path).map_err(|e| e.to_string())?;
+            serde_json::from_slice(&text).map_err(|e| e.to_string())
+        };
+        read().map_err(|e| Error::new(format!("{}: {e}", path.display())))
+    }
+
+    /// Runs the hooks of one point outside the container.
+    pub fn run_hooks(&self, spec: &Spec, point: Point, status: &'static str) -> Result<()> {
+        if hooks::any(spec, &[point]) {
+            hooks::run(spec, point, &HookState::of(&self.state, status), &[])?;
+        }
+        Ok(())
+    }
+}

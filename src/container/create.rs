@@ -1,0 +1,411 @@
+//! Creating a container: the command's half. The other half runs in the new process: [`crate::init::process`].
+//!
+//! ```text
+//!   lock, directory ── control groups ── clone3 ── id maps, control groups ── Go
+//!      Mounted ──> prestart, createRuntime hooks ── Go
+//!      Ready   ──> rlimits, state.json ── Go          (a restore stops here: the process is an empty shell)
+//!      end of file ──> created
+//! ```
+//!
+//! A failure at any point undoes all of it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::{Mode, fchmodat};
+use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::hooks::{self, HookState, Point};
+use super::launch::{Newborn, launch};
+use super::proc::Stat;
+use super::state::{Config, Namespace, State, labels};
+use super::store::{Dir, Lock, Store};
+use super::{Cgroup, Container, Error, Result, clock};
+use crate::bundle::Bundle;
+use crate::init::channel::Message;
+use crate::init::credentials::{self, IdMaps};
+use crate::init::namespaces::{self, KINDS};
+use crate::init::process::{self, Plan, Purpose, Stage};
+use crate::init::rootfs::Setup;
+use crate::init::{lsm, mounts, rlimits, scheduling, seccomp};
+use crate::sys::{self, Context, pidfd};
+
+/// What is asked of `create`, `run` and `restore`.
+#[derive(Debug)]
+pub struct Request {
+    /// Container id.
+    pub id: String,
+    /// What to make it of.
+    pub bundle: Bundle,
+    /// A program to run, or a shell for the checkpoint engine.
+    pub purpose: Purpose,
+    /// Wait in front of the program until `start`.
+    pub hold: bool,
+    /// Standard input, output and error, where they are not ours.
+    pub stdio: Option<[OwnedFd; 3]>,
+    /// Connected socket that is to get the terminal's master.
+    pub console: Option<OwnedFd>,
+    /// Connected socket that is to get a pidfd of init.
+    pub pidfd_socket: Option<OwnedFd>,
+    /// How many descriptors from 3 on the program inherits.
+    pub passed: i32,
+    /// Flags of the command line.
+    pub options: Options,
+}
+
+/// Flags of the command line that shape a container.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// `--no-pivot`.
+    pub no_pivot: bool,
+    /// `--no-new-keyring`.
+    pub no_new_keyring: bool,
+    /// `--systemd-cgroup`.
+    pub systemd_cgroup: bool,
+}
+
+/// A container that has come into being.
+#[derive(Debug)]
+pub struct Created {
+    /// The container.
+    pub container: Container,
+    /// config.json.
+    pub spec: Spec,
+    /// The right to change it.
+    pub lock: Lock,
+    /// Its init.
+    pub init: Newborn,
+    /// The slave of its terminal, for a restore.
+    pub console: Option<OwnedFd>,
+}
+
+/// Creates a container. On failure nothing of it is left.
+pub fn create(store: &Store, request: Request) -> Result<Created> {
+    if !geteuid().is_root()
+        && request.bundle.spec.process().as_ref().is_some_and(|p| p.user().additional_gids().is_some())
+    {
+        return Err(Error::new("cannot set any additional groups in a rootless container"));
+    }
+    let (dir, lock) = store.create(&request.id)?;
+    let mut undo = Undo { dir: &dir, cgroup: None, init: None };
+    let made = make(&dir, &request, &mut undo);
+    match made {
+        Ok((container, init, console)) => {
+            Ok(Created { container, spec: request.bundle.spec, lock, init, console })
+        }
+        Err(e) => {
+            undo.all(&request);
+            Err(e)
+        }
+    }
+}
+
+/// What has to be undone when a creation fails.
+struct Undo<'a> {
+    dir: &'a Dir,
+    cgroup: Option<Cgroup>,
+    init: Option<(i32, OwnedFd)>,
+}
+
+impl Undo<'_> {
+    fn all(self, request: &Request) {
+        if let Some((pid, pidfd)) = self.init {
+            let _ = pidfd::send_signal(pidfd.as_fd(), libc::SIGKILL);
+            let _ = sys::process::wait_child(pid, true);
+        }
+        if let Some(cgroup) = self.cgroup {
+            let _ = cgroup.delete();
+        }
+        let _ = self.dir.remove();
+        if hooks::any(&request.bundle.spec, &[Point::Poststop]) {
+            let state = hook_state(request, None, "stopped");
+            let _ = hooks::run(&request.bundle.spec, Point::Poststop, &state, &[]);
+        }
+    }
+}
+
+fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container, Newborn, Option<OwnedFd>)> {
+    let spec = &request.bundle.spec;
+    let process = spec.process().as_ref().ok_or_else(|| Error::new("process property must not be empty"))?;
+    check(spec)?;
+    let cgroup = control_groups(request)?;
+    let unified = cgroup.paths().get("").cloned();
+    let cgroup = undo.cgroup.insert(cgroup);
+    let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let filter = match request.purpose {
+        Purpose::Start => filter.map(seccomp::compile).transpose()?,
+        Purpose::Restore => None,
+    };
+    let fifo = request.hold.then(|| exec_fifo(dir, spec)).transpose()?;
+    let joined = namespaces::to_join(spec)?;
+    let hooks_inside = |stage: Stage| run_inside(request, stage);
+    let plan = Plan {
+        id: &request.id,
+        spec,
+        process,
+        setup: RefCell::new(Setup {
+            spec,
+            rootfs: &request.bundle.rootfs,
+            bundle: &request.bundle.path,
+            no_pivot: request.options.no_pivot,
+            unified: unified.as_deref(),
+            sources: sources(&request.bundle)?,
+        }),
+        purpose: request.purpose,
+        no_new_keyring: request.options.no_new_keyring,
+        stdio: request.stdio.as_ref(),
+        console: request.console.as_ref(),
+        pidfd_socket: request.pidfd_socket.as_ref(),
+        fifo: fifo.as_ref(),
+        passed: request.passed,
+        seccomp: filter.as_ref(),
+        hooks: &hooks_inside,
+    };
+    let init = launch(namespaces::clone_flags(spec), &joined, &|channel| process::main(&plan, channel))
+        .map_err(|e| e.context("unable to start container process"))?;
+    undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
+    cgroup.add(init.pid).map_err(|e| e.context("unable to apply cgroup configuration"))?;
+    if let Some(maps) = IdMaps::of(spec) {
+        maps.write(init.pid)?;
+    }
+    if let Some(score) = process.oom_score_adj() {
+        oom_score(init.pid, score)?;
+    }
+    init.channel.go()?;
+
+    let mut console = None;
+    let mut container = None;
+    loop {
+        let message = init.channel.listen()?;
+        match message {
+            Some(Message::Mounted) => {
+                if let Some(linux) = spec.linux() {
+                    cgroup
+                        .apply(linux)
+                        .map_err(|e| e.context("error setting cgroup config for procHooks process"))?;
+                }
+                let state = hook_state(request, Some(init.pid), "creating");
+                hooks::run(spec, Point::Prestart, &state, &[])?;
+                hooks::run(spec, Point::CreateRuntime, &state, &[])?;
+            }
+            Some(Message::Console(fd)) => {
+                console = Some(fd);
+                continue;
+            }
+            Some(Message::Ready) => {
+                rlimits::apply(process.rlimits().as_deref().unwrap_or_default(), init.pid)
+                    .map_err(|e| e.context("error setting rlimits for ready process"))?;
+                let state = state(request, &init, cgroup.paths().clone())?;
+                if request.purpose == Purpose::Restore {
+                    let container = Container { dir: dir.clone(), state };
+                    return Ok((container, init, console));
+                }
+                let text =
+                    serde_json::to_vec(spec).map_err(|e| Error::new(format!("encoding config.json: {e}")))?;
+                dir.write("config.json", &text)?;
+                dir.save(&state)?;
+                container = Some(Container { dir: dir.clone(), state });
+            }
+            Some(Message::Listener(fd)) => super::listener::hand_over(
+                spec,
+                &init,
+                fd,
+                &hook_state(request, Some(init.pid), "creating"),
+                init.pid,
+            )?,
+            Some(Message::Failed(text)) => {
+                return Err(sys::Error::new(text)
+                    .context("unable to start container process: error during container init")
+                    .into());
+            }
+            Some(Message::Pid(_)) => return Err(Error::new("garbled message on the init channel")),
+            None => break,
+        }
+        init.channel.go()?;
+    }
+    match container {
+        Some(container) => Ok((container, init, console)),
+        None => Err(died(init.pid)),
+    }
+}
+
+/// Words for an init that went without a word.
+fn died(pid: i32) -> Error {
+    let how = match sys::process::wait_child(pid, true) {
+        Ok(Some(code @ 129..)) => format!("killed by signal {}", code - 128),
+        Ok(Some(code)) => format!("exit status {code}"),
+        _ => "unknown reason".to_owned(),
+    };
+    Error::new(format!(
+        "unable to start container process: container init died before it was ready ({how}); was it out of memory?"
+    ))
+}
+
+/// The hooks that run inside the new process.
+fn run_inside(request: &Request, stage: Stage) -> sys::Result<()> {
+    let spec = &request.bundle.spec;
+    let (point, status) = match stage {
+        Stage::CreateContainer => (Point::CreateContainer, "creating"),
+        Stage::StartContainer => (Point::StartContainer, "created"),
+    };
+    if !hooks::any(spec, &[point]) {
+        return Ok(());
+    }
+    let state = hook_state(request, Some(std::process::id() as i32), status);
+    // startContainer hooks get the program's environment where they bring none.
+    let env = match stage {
+        Stage::StartContainer => spec.process().as_ref().and_then(|p| p.env().clone()).unwrap_or_default(),
+        Stage::CreateContainer => vec![],
+    };
+    hooks::run(spec, point, &state, &env)
+}
+
+fn hook_state(request: &Request, pid: Option<i32>, status: &'static str) -> HookState {
+    let annotations = request.bundle.spec.annotations().clone().unwrap_or_default();
+    HookState {
+        version: super::OCI_VERSION.to_owned(),
+        id: request.id.clone(),
+        status,
+        pid,
+        bundle: request.bundle.path.clone(),
+        annotations: annotations.into_iter().collect(),
+    }
+}
+
+/// What can be found wrong before anything is made.
+fn check(spec: &Spec) -> Result<()> {
+    let Some(process) = spec.process() else { return Ok(()) };
+    rlimits::validate(process.rlimits().as_deref().unwrap_or_default())?;
+    lsm::validate(process)?;
+    if let Some(scheduler) = process.scheduler() {
+        scheduling::validate(scheduler)?;
+    }
+    let maps = IdMaps::of(spec);
+    if maps.is_some_and(|m| m.uids.is_empty() || m.gids.is_empty()) {
+        return Err(Error::new("user namespaces enabled, but no uid or gid mappings found"));
+    }
+    Ok(())
+}
+
+/// Makes the control groups, which must not be in use by somebody else.
+fn control_groups(request: &Request) -> Result<Cgroup> {
+    let spec = &request.bundle.spec;
+    let linux = spec.linux().as_ref();
+    let path = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
+    let systemd = request.options.systemd_cgroup;
+    let located = Cgroup::locate(path, &request.id, systemd)?;
+    if located.exists() {
+        let there = located.all_pids().unwrap_or_default().len();
+        if there != 0 {
+            return Err(Error::new(format!("container's cgroup is not empty: {there} process(es) found")));
+        }
+        if located.is_frozen().unwrap_or(false) {
+            return Err(Error::new("container's cgroup unexpectedly frozen"));
+        }
+    }
+    let none = LinuxResources::default();
+    let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
+    Ok(Cgroup::create(resources, path, &request.id, systemd)?)
+}
+
+/// Sources of bind mounts that only we, outside, can open.
+fn sources(bundle: &Bundle) -> Result<Vec<Option<OwnedFd>>> {
+    let mounts = bundle.spec.mounts().iter().flatten();
+    let open = |m| mounts::source(&mounts::Mount::parse(m, &bundle.path)?, &bundle.spec);
+    Ok(mounts.map(open).collect::<sys::Result<_>>()?)
+}
+
+/// The fifo that init opens for writing, and thereby waits for `start`.
+fn exec_fifo(dir: &Dir, spec: &Spec) -> Result<OwnedFd> {
+    let path = dir.exec_fifo();
+    let mode = Mode::from_bits_truncate(0o622);
+    mkfifo(&path, mode).context(|| format!("mkfifo {}", path.display()))?;
+    // The umask may have taken bits away.
+    fchmodat(nix::fcntl::AT_FDCWD, &path, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
+        .context(|| format!("chmod {}", path.display()))?;
+    let (uid, gid) = host_root(spec);
+    if uid != 0 || gid != 0 {
+        chown(&path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .context(|| format!("chown {}", path.display()))?;
+    }
+    Ok(open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+        .context(|| format!("open {}", path.display()))?)
+}
+
+/// The host's ids of the container's root, which is to own what we make for it.
+pub fn host_root(spec: &Spec) -> (u32, u32) {
+    let root = |maps| credentials::host_id(maps, 0).unwrap_or(0);
+    IdMaps::of(spec).map_or((0, 0), |maps| (root(maps.uids), root(maps.gids)))
+}
+
+/// oom_score_adj of the new process; lowering it takes a privilege, keeping it does not.
+fn oom_score(pid: i32, score: i32) -> Result<()> {
+    let name = format!("/proc/{pid}/oom_score_adj");
+    let now = fs::read_to_string(&name).unwrap_or_default();
+    if now.trim() != score.to_string() {
+        fs::write(&name, score.to_string()).context(|| format!("write {name}"))?;
+    }
+    Ok(())
+}
+
+fn state(request: &Request, init: &Newborn, cgroup_paths: BTreeMap<String, PathBuf>) -> Result<State> {
+    let spec = &request.bundle.spec;
+    let stat = Stat::of(init.pid).ok_or_else(|| Error::new("container init has vanished"))?;
+    let all = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
+    let namespaces = all.iter().filter_map(|n| {
+        let kind = KINDS.iter().find(|k| k.kind == n.typ())?;
+        Some(Namespace { kind: kind.runc.to_owned(), path: n.path().clone().unwrap_or_default() })
+    });
+    let namespace_paths = KINDS
+        .iter()
+        .map(|k| (k.runc.to_owned(), PathBuf::from(format!("/proc/{}/ns/{}", init.pid, k.file))))
+        .collect();
+    Ok(State {
+        id: request.id.clone(),
+        init_process_pid: init.pid,
+        init_process_start: stat.start,
+        created: clock::now_nanos(),
+        config: Config {
+            version: spec.version().clone(),
+            rootfs: request.bundle.rootfs.clone(),
+            labels: labels(&request.bundle.path, spec),
+            namespaces: namespaces.collect(),
+            no_pivot_root: request.options.no_pivot,
+            no_new_keyring: request.options.no_new_keyring,
+            systemd_cgroup: request.options.systemd_cgroup,
+        },
+        rootless: !geteuid().is_root(),
+        cgroup_paths,
+        namespace_paths,
+        external_descriptors: external_descriptors(request.stdio.as_ref()),
+    })
+}
+
+/// What init's standard descriptors are, as /proc/PID/fd prints them: by these names a restore knows what to
+/// put new ones in place of.
+fn external_descriptors(stdio: Option<&[OwnedFd; 3]>) -> Vec<String> {
+    let number = |i: usize| stdio.map_or(i as i32, |fds| fds[i].as_raw_fd());
+    let link = |i| fs::read_link(format!("/proc/self/fd/{}", number(i)));
+    (0..3).map(|i| link(i).map_or(String::new(), |p: PathBuf| p.to_string_lossy().into_owned())).collect()
+}
+
+/// What a killed creation may have left besides its directory.
+pub(super) fn sweep(_dir: &Dir) {}
+
+/// Writes a pid file such that nobody reads half a number.
+pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::new(format!("no pid file: {}", path.display())))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    let tmp = path.with_file_name(hidden);
+    let write = || -> std::io::Result<()> {
+        fs::write(&tmp, pid.to_string())?;
+        fs::rename(&tmp, path)
+    };
+    Ok(write().context(|| format!("writing {}", path.display()))?)
+}
