@@ -1,0 +1,162 @@
+//! Go's way with flags, put into ours before clap sees them.
+//!
+//! ```text
+//!   -no-subreaper --log L --detach=true --no-pivot=false ID -x
+//!     ──>  --no-subreaper --log=L --detach -- ID -x
+//! ```
+//!
+//! Go takes one dash or two, values after `=` or a space, booleans with a value, and the same flag any number of
+//! times. Flags may follow positional arguments, but not where the rest is a command line of its own.
+
+use clap::{ArgAction, Command};
+
+/// Rewrites `args` (without the program's name). `stops` names the subcommands whose flags end at the first
+/// positional argument.
+pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<String>, String> {
+    let mut out = vec![];
+    let mut flags = vec![];
+    let mut positional = vec![];
+    let mut level = root;
+    let mut rest = args.iter();
+    while let Some(arg) = rest.next() {
+        let body = match arg.strip_prefix('-') {
+            Some(body) if !body.is_empty() => body.strip_prefix('-').unwrap_or(body),
+            _ => {
+                if std::ptr::eq(level, root) {
+                    // The name of the subcommand; clap complains of an unknown one.
+                    out.append(&mut flags);
+                    out.push(arg.clone());
+                    match root.get_subcommands().find(|c| c.get_name() == arg) {
+                        Some(command) => level = command,
+                        None => {
+                            out.extend(rest.cloned());
+                            return Ok(out);
+                        }
+                    }
+                } else {
+                    positional.push(arg.clone());
+                    if stops.contains(&level.get_name()) {
+                        positional.extend(rest.cloned());
+                        break;
+                    }
+                }
+                continue;
+            }
+        };
+        if body.is_empty() {
+            positional.extend(rest.cloned());
+            break;
+        }
+        let (name, value) = match body.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (body, None),
+        };
+        if name == "help" || name == "h" {
+            flags.push("--help".to_owned());
+            continue;
+        }
+        let Some((long, takes_value, global)) = find(level, root, name) else {
+            return Err(format!("flag provided but not defined: -{name}"));
+        };
+        let target = if global { &mut out } else { &mut flags };
+        if takes_value {
+            let value = match value {
+                Some(value) => value,
+                None => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?,
+            };
+            // The flags of the program itself go before the subcommand's name, which is the last so far.
+            let at = if global { target.len() - 1 } else { target.len() };
+            target.insert(at, format!("--{long}={value}"));
+        } else {
+            let flag = format!("--{long}");
+            target.retain(|f| *f != flag);
+            if truth(value.as_deref().unwrap_or("true")).ok_or_else(|| {
+                format!("invalid boolean value {:?} for -{name}: parse error", value.unwrap_or_default())
+            })? {
+                let at = if global { target.len() - 1 } else { target.len() };
+                target.insert(at, flag);
+            }
+        }
+    }
+    out.append(&mut flags);
+    if !positional.is_empty() {
+        out.push("--".to_owned());
+        out.append(&mut positional);
+    }
+    Ok(out)
+}
+
+/// The flag's long name, whether it takes a value, and whether it is the program's rather than the subcommand's.
+fn find(level: &Command, root: &Command, name: &str) -> Option<(String, bool, bool)> {
+    let of = |command: &Command| {
+        let arg = command.get_arguments().find(|a| {
+            a.get_long() == Some(name)
+                || a.get_short().is_some_and(|s| name.len() == 1 && name.starts_with(s))
+                || a.get_all_aliases().is_some_and(|all| all.contains(&name))
+        })?;
+        let takes_value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+        Some((arg.get_long()?.to_owned(), takes_value))
+    };
+    if let Some((long, takes_value)) = of(level) {
+        return Some((long, takes_value, false));
+    }
+    of(root).map(|(long, takes_value)| (long, takes_value, true))
+}
+
+/// Go's strconv.ParseBool.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{Arg, Command};
+
+    fn command() -> Command {
+        let flag = |name: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue);
+        let value = |name: &'static str| Arg::new(name).long(name);
+        Command::new("x").arg(value("log")).arg(flag("debug")).subcommands([
+            Command::new("run").args([
+                flag("no-pivot"),
+                flag("detach").short('d'),
+                value("bundle").short('b'),
+            ]),
+            Command::new("exec")
+                .args([flag("tty").short('t'), value("env").short('e').action(ArgAction::Append)]),
+        ])
+    }
+
+    fn normal(line: &str) -> Result<String, String> {
+        let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        normalise(&args, &command(), &["exec"]).map(|v| v.join(" "))
+    }
+
+    #[test]
+    fn go_flags_become_ours() {
+        for (go, ours) in [
+            ("-log L run -no-pivot -b=B id", "--log=L run --no-pivot --bundle=B -- id"),
+            ("run id --bundle B -d", "run --bundle=B --detach -- id"),
+            ("run --no-pivot=true --no-pivot --detach=0 id", "run --no-pivot -- id"),
+            ("run --detach --detach=false id", "run -- id"),
+            ("run --debug id --log=L", "--debug --log=L run -- id"),
+            ("exec -e A=1 -e B=2 -t id ls -t -e", "exec --env=A=1 --env=B=2 --tty -- id ls -t -e"),
+            ("run --help", "run --help"),
+            ("--debug nonsense -x", "--debug nonsense -x"),
+            ("run -- -id", "run -- -id"),
+        ] {
+            assert_eq!(normal(go).as_deref(), Ok(ours), "{go}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_as_go_says_it() {
+        assert_eq!(normal("run --bundle").unwrap_err(), "flag needs an argument: -bundle");
+        assert_eq!(normal("run --nope id").unwrap_err(), "flag provided but not defined: -nope");
+        assert!(normal("run --detach=maybe id").unwrap_err().contains("invalid boolean value"));
+    }
+}
