@@ -136,7 +136,12 @@ mod tests {
             .iter()
             .map(|(kind, path)| {
                 let b = LinuxNamespaceBuilder::default().typ(*kind);
-                path.map_or(b.clone(), |p| b.path(p)).build().unwrap()
+                match path {
+                    Some(path) => b.path(path),
+                    None => b,
+                }
+                .build()
+                .unwrap()
             })
             .collect();
         SpecBuilder::default()
