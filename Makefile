@@ -1,5 +1,6 @@
 # Everything here works on a fresh Debian 12 as root; what is missing is installed from Debian first.
 #   make demo       build, run the redis story, print the figures
+#   make check      lints and unit tests
 #   make test       lints, unit tests, engine tests, integration; ends with one line of counts
 #   make            build the release binary
 #   make install    put it in $(DESTDIR)$(PREFIX)/bin
@@ -12,7 +13,7 @@ BUILD_NEEDS := gcc libc6-dev libseccomp-dev
 DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
 TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables
 
-.PHONY: all build demo test lint unit engine integration bench install uninstall clean needs-build needs-demo needs-test
+.PHONY: all build check demo test lint unit engine integration bench install uninstall clean needs-build needs-demo needs-test
 
 all: build
 
@@ -23,12 +24,15 @@ demo: needs-demo
 	cargo build --release
 	integration/demo
 
+# Lints and unit tests only: the inner loop.
+check: lint unit
+
 test:
 	@tests/all
 
 lint: needs-build
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings
+	cargo clippy --all-targets -- -D warnings -A dead_code
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
 unit: needs-build

@@ -11,7 +11,7 @@
 //!   FileEntry, FdinfoEntry, contents
 //! ```
 //!
-//! A kind is a file here and a line in [`KINDS`]. Its file holds the record it uses, how a live one is read, what it
+//! A kind is a file here and a line in `KINDS`. Its file holds the record it uses, how a live one is read, what it
 //! refuses, how it is made again, and its tests. Two descriptors with one open file description get one entry, in one
 //! process or in several.
 

@@ -94,7 +94,7 @@ records! {
         tcp_opts: optional message(TcpOptsEntry) = 20,
     }
 
-    /// tcp-stream-<ino>.img: state of an established connection; its receive and send queue follow.
+    /// `tcp-stream-<ino>.img`: state of an established connection; its receive and send queue follow.
     TcpStreamEntry = "tcp_stream_entry" {
         inq_len: required uint32 = 1,
         inq_seq: required uint32 = 2,

@@ -54,7 +54,7 @@ fn image_len(header: &[u8; 64]) -> Option<u64> {
     let mut offset = [0; 8];
     offset.copy_from_slice(&header[0x28..0x30]);
     let end = u64::from_le_bytes(offset).checked_add(half(0x3a) * half(0x3c))?;
-    (end >= 64 && end < 16 * PAGE).then_some(end)
+    (64..16 * PAGE).contains(&end).then_some(end)
 }
 
 /// A free slot in the tail.

@@ -253,9 +253,9 @@ impl Planner {
         let (founders, members): (Vec<&Node>, Vec<&Node>) =
             nodes.iter().partition(|n| wanted.contains(&n.pid));
         for node in members.into_iter().chain(founders) {
-            if node.pgid != 0 && node.pgid != node.pid && node.pgid != self.root.pgid {
-                self.steps.push(Step::Setpgid { pid: node.pid, pgid: node.pgid });
-            } else if node.pgid == self.root.pgid && node.pid != self.root.pid && node.pgid != 0 {
+            let in_roots = node.pgid == self.root.pgid;
+            let moves = if in_roots { node.pid != self.root.pid } else { node.pgid != node.pid };
+            if node.pgid != 0 && moves {
                 self.steps.push(Step::Setpgid { pid: node.pid, pgid: node.pgid });
             }
         }
