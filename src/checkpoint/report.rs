@@ -84,6 +84,32 @@ pub struct RestoreReport {
     pub init: i32,
 }
 
+impl fmt::Display for DumpReport {
+    /// The table that `--print-stats` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Displaying dump stats:")?;
+        writeln!(f, "Freezing time: {} us", us(self.freezing))?;
+        writeln!(f, "Frozen time: {} us", us(self.frozen))?;
+        writeln!(f, "Processes: {}, threads: {}", self.tasks, self.threads)?;
+        writeln!(f, "Image size: {} bytes", self.image_bytes)?;
+        table(f, &self.phases)
+    }
+}
+
+impl fmt::Display for RestoreReport {
+    /// The table that `--print-stats` prints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "Displaying restore stats:")?;
+        writeln!(f, "Restore time: {} us", us(self.phases.total()))?;
+        writeln!(f, "Processes: {}, threads: {}", self.tasks, self.threads)?;
+        table(f, &self.phases)
+    }
+}
+
+fn table(f: &mut fmt::Formatter<'_>, phases: &Phases) -> fmt::Result {
+    phases.all().iter().try_for_each(|(name, took)| writeln!(f, "  {name:<12} {:>9.3} ms", ms(*took)))
+}
+
 impl DumpReport {
     /// Leaves `stats-dump` in the work directory, where clients look for it. A failure to do so is none of the dump.
     pub fn write_stats(&self, options: &Options) {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Context, one_id};
-use crate::container::{Error, Result};
+use super::{Context, absolute, one_id};
+use crate::checkpoint::context::Options;
+use crate::container::{Error, Result, checkpoint};
 
 /// Checkpoint a running container
 ///
@@ -69,7 +70,65 @@ pub struct Args {
     args: Vec<String>,
 }
 
-pub fn run(_context: &Context, args: &Args) -> Result<u8> {
+impl Args {
+    /// Refuses by name what cannot be done yet.
+    fn refuse(&self) -> Result<()> {
+        let missing = [
+            (self.parent_path.is_some(), "--parent-path"),
+            (self.pre_dump, "--pre-dump"),
+            (self.lazy_pages, "--lazy-pages"),
+            (self.page_server.is_some(), "--page-server"),
+            (self.status_fd.is_some_and(|fd| fd >= 0), "--status-fd"),
+            (self.auto_dedup, "--auto-dedup"),
+            (self.tcp_skip_in_flight, "--tcp-skip-in-flight"),
+        ];
+        match missing.iter().find(|(given, _)| *given) {
+            Some((_, flag)) => {
+                Err(Error::new(format!("checkpoint {flag} is not supported yet; leave it out")))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// `--empty-ns`, of which runc knows one.
+pub fn empty_network(namespaces: &[String]) -> Result<bool> {
+    match namespaces.iter().find(|n| *n != "network") {
+        Some(other) => Err(Error::new(format!("namespace {other} is not supported"))),
+        None => Ok(!namespaces.is_empty()),
+    }
+}
+
+/// `--manage-cgroups-mode`.
+pub fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
+    match mode.map(String::as_str) {
+        None | Some("" | "soft" | "full" | "strict" | "ignore") => {
+            Ok(mode.filter(|m| !m.is_empty()).cloned())
+        }
+        Some(_) => Err(Error::new("Invalid manage-cgroups-mode value")),
+    }
+}
+
+pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("checkpoint", &args.args)?;
-    Err(Error::new(format!("container {id} cannot be checkpointed yet")))
+    args.refuse()?;
+    let options = Options {
+        image_path: checkpoint::image_path(args.image_path.as_deref())?,
+        work_path: args.work_path.as_deref().map(absolute).transpose()?,
+        leave_running: args.leave_running,
+        tcp_established: args.tcp_established,
+        ext_unix_sk: args.ext_unix_sk,
+        shell_job: args.shell_job,
+        file_locks: args.file_locks,
+        empty_network: empty_network(&args.empty_ns)?,
+        print_stats: args.print_stats,
+        manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
+        no_sync: false,
+    };
+    checkpoint::make_dirs(&options)?;
+    let report = checkpoint::checkpoint(&context.store, id, &options)?;
+    if args.print_stats {
+        print!("{report}");
+    }
+    Ok(0)
 }

@@ -1,13 +1,15 @@
 //! What `create`, `run` and `restore` have in common.
 
 use std::env;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
-use super::{Context, absolute};
+use super::{Context, absolute, log};
 use crate::bundle::Bundle;
-use crate::container::create::{Options, Request, host_root};
+use crate::container::create::{Created, Options, Request, host_root};
+use crate::container::foreground::{Signals, stay};
 use crate::container::stdio::{Ours, Stdio};
 use crate::container::{Error, Result};
 use crate::init::process::Purpose;
@@ -98,6 +100,29 @@ pub fn seal(context: &Context) -> Result<()> {
     let root = context.store.root();
     std::fs::create_dir_all(root).context(|| format!("mkdir {}", root.display()))?;
     Ok(seal::ensure(root)?)
+}
+
+/// Takes in processes that outlive an init without a pid namespace of its own.
+pub fn become_subreaper() {
+    if let Err(e) = nix::sys::prctl::set_child_subreaper(true) {
+        log::warn(&format!("prctl(PR_SET_CHILD_SUBREAPER): {}", sys::error::words(e)));
+    }
+}
+
+/// Stays with a container in the foreground until its init has ended, deletes it unless `keep`, and says how it ended.
+pub fn stay_and_delete(created: Created, ours: Ours, signals: &Signals, keep: bool) -> Result<u8> {
+    drop(created.lock);
+    let code = stay(created.init.pid, created.init.pidfd.as_fd(), ours, signals);
+    if !keep {
+        let lock = created.container.dir.lock();
+        // Another command may have deleted it.
+        if lock.is_ok() {
+            if let Err(e) = created.container.destroy() {
+                log::warn(&e.to_string());
+            }
+        }
+    }
+    u8::try_from(code?).map_err(|_| Error::new("exit status out of range"))
 }
 
 /// Connects to the socket that is to get a pidfd.

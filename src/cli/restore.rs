@@ -2,8 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{Context, one_id};
-use crate::container::{Error, Result};
+use super::checkpoint::{cgroups_mode, empty_network};
+use super::{Context, absolute, new, one_id};
+use crate::checkpoint::context::Options;
+use crate::container::foreground::Signals;
+use crate::container::{Error, Result, checkpoint};
+use crate::init::process::Purpose;
 
 /// Restore a container from a checkpoint
 #[derive(Debug, clap::Args)]
@@ -70,7 +74,50 @@ pub struct Args {
     args: Vec<String>,
 }
 
-pub fn run(_context: &Context, args: Args) -> Result<u8> {
+pub fn run(context: &Context, args: Args) -> Result<u8> {
     let id = one_id("restore", &args.args)?;
-    Err(Error::new(format!("container {id} cannot be restored yet")))
+    for (given, flag) in [
+        (args.lazy_pages, "--lazy-pages"),
+        (args.auto_dedup, "--auto-dedup"),
+        (args.lsm_profile.is_some(), "--lsm-profile"),
+        (args.lsm_mount_context.is_some(), "--lsm-mount-context"),
+    ] {
+        if given {
+            return Err(Error::new(format!("restore {flag} is not supported yet; leave it out")));
+        }
+    }
+    let options = Options {
+        image_path: checkpoint::image_path(args.image_path.as_deref())?,
+        work_path: args.work_path.as_deref().map(absolute).transpose()?,
+        leave_running: false,
+        tcp_established: args.tcp_established,
+        ext_unix_sk: args.ext_unix_sk,
+        shell_job: args.shell_job,
+        file_locks: args.file_locks,
+        empty_network: empty_network(&args.empty_ns)?,
+        print_stats: args.print_stats,
+        manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
+        no_sync: false,
+    };
+    let flags = new::Flags {
+        bundle: args.bundle,
+        console_socket: args.console_socket,
+        pidfd_socket: None,
+        pid_file: args.pid_file,
+        no_pivot: args.no_pivot,
+        no_new_keyring: false,
+        preserve_fds: 0,
+    };
+    let prepared = new::prepare(context, id, &flags, args.detach, Purpose::Restore)?;
+    let signals = if args.detach { None } else { Some(Signals::take()?) };
+    if !args.no_subreaper {
+        new::become_subreaper();
+    }
+    let pid_file = prepared.pid_file.as_deref();
+    let (created, report) = checkpoint::restore(&context.store, prepared.request, &options, pid_file)?;
+    if args.print_stats {
+        print!("{report}");
+    }
+    let Some(signals) = signals else { return Ok(0) };
+    new::stay_and_delete(created, prepared.ours, &signals, false)
 }

@@ -1,12 +1,9 @@
 //! `run`.
 
-use std::os::fd::AsFd;
-
-use super::{Context, log, new, one_id};
-use crate::container::foreground::{Signals, stay};
-use crate::container::{Error, Result, create, start};
+use super::{Context, new, one_id};
+use crate::container::foreground::Signals;
+use crate::container::{Result, create, start};
 use crate::init::process::Purpose;
-use crate::sys;
 
 /// Create and run a container
 ///
@@ -34,10 +31,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     let prepared = new::prepare(context, id, &args.new, args.detach, Purpose::Start)?;
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     if !args.no_subreaper {
-        // Only for processes that outlive an init without a pid namespace of its own.
-        if let Err(e) = nix::sys::prctl::set_child_subreaper(true) {
-            log::warn(&format!("prctl(PR_SET_CHILD_SUBREAPER): {}", sys::error::words(e)));
-        }
+        new::become_subreaper();
     }
     let created = create::create(&context.store, prepared.request)?;
     let finish = || -> Result<()> {
@@ -53,16 +47,5 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         return Err(e);
     }
     let Some(signals) = signals else { return Ok(0) };
-    drop(created.lock);
-    let code = stay(created.init.pid, created.init.pidfd.as_fd(), prepared.ours, &signals);
-    if !args.keep {
-        let lock = created.container.dir.lock();
-        // Another command may have deleted it.
-        if lock.is_ok() {
-            if let Err(e) = created.container.destroy() {
-                log::warn(&e.to_string());
-            }
-        }
-    }
-    u8::try_from(code?).map_err(|_| Error::new("exit status out of range"))
+    new::stay_and_delete(created, prepared.ours, &signals, args.keep)
 }

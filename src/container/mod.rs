@@ -10,6 +10,7 @@
 //!
 //! Status is never stored: it follows from what the kernel says of init, the freezer and the exec fifo.
 
+pub mod checkpoint;
 pub mod clock;
 pub mod create;
 pub mod error;

@@ -1,0 +1,183 @@
+//! Checkpoint and restore of a container: what the engine needs to know of it, and what becomes of it afterwards.
+//!
+//! ```text
+//!   checkpoint:  state.json, config.json ──> Source ──> engine ──> images      (stopping: the container is deleted)
+//!   restore:     bundle ──> create, up to an empty shell ──> Target ──> engine ──> state.json, pid file ──> running
+//! ```
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::Spec;
+
+use super::create::{Created, Request, create, write_pid_file};
+use super::{Container, Error, Result, Status, Store, start};
+use crate::checkpoint::context::{Options, Source, Target};
+use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::model::Model;
+use crate::checkpoint::recovery;
+use crate::checkpoint::report::{DumpReport, RestoreReport};
+use crate::checkpoint::{dump, restore as engine};
+use crate::init::mounts::Mount;
+use crate::sys::Context;
+
+/// `checkpoint`: dumps a container into images. It is gone afterwards, unless it was to be left running.
+pub fn checkpoint(store: &Store, id: &str, options: &Options) -> Result<DumpReport> {
+    let (container, _lock) = Container::load_locked(store, id)?;
+    container.heal()?;
+    match container.status()? {
+        Status::Running | Status::Paused => {}
+        Status::Created => {
+            return Err(Error::new("cannot checkpoint a container whose program has not been started")
+                .context("cannot checkpoint container"));
+        }
+        Status::Stopped => return Err(Error::NotRunning),
+    }
+    let source = container.source()?;
+    let mut cgroup = container.cgroup();
+    let report = dump::dump(options, &source, &mut cgroup)?;
+    if !options.leave_running {
+        container.destroy()?;
+    }
+    Ok(report)
+}
+
+impl Container {
+    /// Undoes what a killed checkpoint has left. Every command that changes the container begins with this.
+    pub fn heal(&self) -> Result<()> {
+        recovery::heal(self.dir.path(), &mut self.cgroup())?;
+        Ok(())
+    }
+
+    fn source(&self) -> Result<Source> {
+        let spec = self.spec()?;
+        let bundle = self.state.bundle().to_owned();
+        Ok(Source {
+            id: self.state.id.clone(),
+            init: self.state.init_process_pid,
+            rootfs: self.state.config.rootfs.clone(),
+            external_mounts: binds(&spec, &bundle)?,
+            spec,
+            stdio: self.state.external_descriptors.clone(),
+            cgroups: self.state.cgroup_paths.clone(),
+            state_dir: Some(self.dir.path().to_owned()),
+        })
+    }
+}
+
+/// The bind mounts of config.json: destination and source.
+fn binds(spec: &Spec, bundle: &Path) -> Result<std::collections::BTreeMap<PathBuf, PathBuf>> {
+    let mut found = std::collections::BTreeMap::new();
+    for mount in spec.mounts().iter().flatten() {
+        if Mount::parse(mount, bundle)?.is_bind() {
+            if let Some(source) = mount.source() {
+                found.insert(mount.destination().clone(), bundle.join(source));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// `restore`: a new container of that bundle, with the processes of the images in it. On failure nothing is left.
+pub fn restore(
+    store: &Store,
+    request: Request,
+    options: &Options,
+    pid_file: Option<&Path>,
+) -> Result<(Created, RestoreReport)> {
+    // The images are read before anything is made.
+    let images = ImageDir::open(&options.image_path)?;
+    let model = Model::read(&images)?;
+    model.validate()?;
+    let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
+    let mut created = create(store, request)?;
+    match fill(&mut created, options, &model, &images, stdio, pid_file) {
+        Ok(report) => Ok((created, report)),
+        Err(e) => {
+            created.init.kill();
+            // The first failure is the one to tell.
+            let _ = created.container.destroy();
+            Err(e)
+        }
+    }
+}
+
+fn fill(
+    created: &mut Created,
+    options: &Options,
+    model: &Model,
+    images: &ImageDir,
+    stdio: [Option<OwnedFd>; 3],
+    pid_file: Option<&Path>,
+) -> Result<RestoreReport> {
+    let root = format!("/proc/{}/root", created.init.pid);
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let container = &created.container;
+    let target = Target {
+        id: container.state.id.clone(),
+        init: created.init.pid,
+        init_pidfd: created.init.pidfd.try_clone().context(|| "dup")?,
+        root: open(root.as_str(), flags, Mode::empty()).context(|| format!("open {root}"))?,
+        spec: created.spec.clone(),
+        cgroups: container.state.cgroup_paths.clone(),
+        stdio,
+        console: created.console.take(),
+    };
+    let mut failed = None;
+    let mut ready = || {
+        let done = publish(container, &created.spec, created.init.pid, pid_file);
+        done.map_err(|e| {
+            let words = crate::checkpoint::Error::new(e.to_string());
+            failed = Some(e);
+            words
+        })
+    };
+    let report = engine::restore(options, &target, model, images, &mut ready);
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    let report = report?;
+    start::poststart(container, &created.spec)?;
+    Ok(report)
+}
+
+/// The container exists for other commands, before its first instruction.
+fn publish(container: &Container, spec: &Spec, pid: i32, pid_file: Option<&Path>) -> Result<()> {
+    let text = serde_json::to_vec(spec).map_err(|e| Error::new(format!("encoding config.json: {e}")))?;
+    container.dir.write("config.json", &text)?;
+    container.dir.save(&container.state)?;
+    match pid_file {
+        Some(path) => write_pid_file(path, pid),
+        None => Ok(()),
+    }
+}
+
+/// The standard descriptors that the container gets: those made for it, or else the caller's own.
+fn given(made: Option<&[OwnedFd; 3]>, terminal: bool) -> Result<[Option<OwnedFd>; 3]> {
+    if terminal {
+        return Ok([None, None, None]);
+    }
+    if let Some(made) = made {
+        let dup = |i: usize| made[i].try_clone().context(|| "dup").map(Some);
+        return Ok([dup(0)?, dup(1)?, dup(2)?]);
+    }
+    let dup = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned().ok();
+    Ok([dup(std::io::stdin().as_fd()), dup(std::io::stdout().as_fd()), dup(std::io::stderr().as_fd())])
+}
+
+/// The image directory as the user gave it, or runc's default; it must be there for a restore.
+pub fn image_path(given: Option<&Path>) -> Result<PathBuf> {
+    let path = given.unwrap_or(Path::new("checkpoint"));
+    Ok(std::path::absolute(path).context(|| format!("{}", path.display()))?)
+}
+
+/// Makes the directories that a checkpoint writes to.
+pub fn make_dirs(options: &Options) -> Result<()> {
+    for dir in [Some(&options.image_path), options.work_path.as_ref()].into_iter().flatten() {
+        fs::create_dir_all(dir).context(|| format!("mkdir {}", dir.display()))?;
+    }
+    Ok(())
+}
