@@ -147,6 +147,8 @@ fn seize(restore: &Restore<'_>) -> Result<NewTask> {
     }
     let mut injection = Injection::start(&thread)?;
     injection.settle(window(restore)?)?;
+    // The stub's own descriptors, its end of the conversation with `container/` among them, are nobody's any more.
+    injection.syscall(libc::SYS_close_range, &[0u64.into(), u64::from(u32::MAX).into(), 0u64.into()])?;
     let vpid = status::Status::of(target.init)?.ns_pid.last().copied().unwrap_or(target.init);
     let pidfd = target
         .init_pidfd
