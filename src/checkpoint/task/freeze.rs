@@ -222,15 +222,38 @@ pub fn kill(tasks: Vec<LiveTask>) -> Result<()> {
             }
         }
     }
-    // A leader's end is not reported before that of its threads, init's not before that of all others.
+    // A leader's end is not reported before that of its threads, and init's, in whichever of its threads is the last
+    // to leave, not before all others have been waited for: those that say nothing yet are asked again.
+    let mut left: Vec<Thread> = Vec::new();
     for task in tasks.into_iter().rev() {
         drop(task.injection);
-        for thread in task.threads.iter().rev() {
-            while !thread.is_gone() && !matches!(thread.wait_stop(deadline)?, Stop::Exited(_)) {}
+        left.extend(task.threads.into_iter().rev());
+    }
+    while !left.is_empty() {
+        let mut waiting = Vec::new();
+        for thread in left {
+            loop {
+                if thread.is_gone() {
+                    break;
+                }
+                match thread.wait_stop(Instant::now() + SLICE) {
+                    Ok(Stop::Exited(_)) => break,
+                    Ok(_) => {}
+                    Err(e) if e.errno() == Some(Errno::ETIMEDOUT) && Instant::now() < deadline => {
+                        waiting.push(thread);
+                        break;
+                    }
+                    Err(e) => return Err(e),
+                }
+            }
         }
+        left = waiting;
     }
     Ok(())
 }
+
+/// How long one thread's end is waited for before the next one's.
+const SLICE: Duration = Duration::from_millis(1);
 
 /// Init, then every process after its parent.
 fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Vec<LiveTask>> {
