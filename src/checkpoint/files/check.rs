@@ -7,40 +7,64 @@ use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
+use crate::checkpoint::files::diag::Diag;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::{KINDS, external, pipe};
+use crate::checkpoint::files::{KINDS, external, pipe, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
 /// Everything about the descriptors of these processes (pid on this host, pid inside) that can't be checkpointed.
 /// A process or descriptor that vanishes meanwhile is no finding.
-pub fn check(_options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Error> {
+pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Error> {
     let (root, mounts) = match (root_of(source.init), mounts_of(source.init)) {
         (Ok(root), Ok(mounts)) => (root, mounts),
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
-    let mut found = Vec::new();
+    let (mut found, mut sockets) = (Vec::new(), Vec::new());
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
         for fd in fds {
             match Live::look(pid, vpid, handle.as_fd(), fd) {
-                Ok(Some(live)) => found.extend(refuse(source, &root, &mounts, &live).err()),
+                Ok(Some(live)) => {
+                    let outcome = refuse(source, &root, &mounts, &live);
+                    if matches!(outcome, Ok(true)) {
+                        sockets.push(live);
+                    } else {
+                        found.extend(outcome.err());
+                    }
+                }
                 Ok(None) => {}
                 Err(_) if pidfd::send_signal(handle.as_fd(), 0).is_err() => break,
                 Err(e) => found.push(e),
             }
         }
     }
+    found.extend(connections(options, source, &sockets));
     found
 }
 
-fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) -> Result<()> {
+/// True for a unix socket of the container, which can be judged only together with the others.
+fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
     if leads_out(source, mounts, live)? {
-        return Ok(());
+        return Ok(false);
     }
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| unsupported(live))?;
-    (kind.check)(live, root)
+    (kind.check)(live, root)?;
+    Ok(unix::is(live))
+}
+
+fn connections(options: &Options, source: &Source, sockets: &[Live]) -> Vec<Error> {
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let known: BTreeSet<u32> = sockets.iter().map(unix::inode).collect();
+    match Diag::read(source.init) {
+        Ok(diag) => {
+            sockets.iter().filter_map(|live| unix::check(live, &diag, &known, options).err()).collect()
+        }
+        Err(e) => vec![e],
+    }
 }
 
 /// Is it one of the descriptors given at create, on no mount of the container? Others that lead out are refused.
@@ -54,7 +78,8 @@ pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result
     if given {
         return Ok(true);
     }
-    let by_path = live.link.is_absolute() && !live.link.starts_with("/memfd:");
+    let memfd = live.link.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
+    let by_path = live.link.is_absolute() && !memfd;
     if by_path && !inside {
         return Err(live
             .name(Error::new("an open file lies outside the container's mounts"))
