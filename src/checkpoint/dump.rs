@@ -46,7 +46,7 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
     phases.end("check");
 
     let started = Instant::now();
-    let tasks = match freeze::stop(freezer, source.init) {
+    let tasks = match freeze::stop(freezer, source.init, paused) {
         Ok(tasks) => tasks,
         Err(error) => {
             record.undo(freezer)?;

@@ -1,11 +1,16 @@
 //! Stopping every thread of a container, and letting it go on.
 //!
 //! ```text
-//!   freeze the cgroup ── nothing is born any more
-//!   for every process of the subtree, every thread:  SEIZE, INTERRUPT       until a pass finds none that is new
-//!   thaw ── v1 gives no ptrace stop to a frozen task, v2 runs no batch in one
-//!   wait for each thread's stop: before any instruction of the program
+//!   ┌─> for every process of the subtree, every thread:  SEIZE, INTERRUPT
+//!   │   wait for each thread's stop: before any instruction of the program
+//!   └── until a pass finds none that is new: whoever could make one stands still
+//!       after some passes in vain: freeze, seize, thaw
 //! ```
+//!
+//! A thread in the middle of fork(2) stops only when the child is there, so a pass that follows the stops sees it. The
+//! freezer is for those that fork faster than they are found, and for containers that arrive paused: v1 gives no ptrace
+//! stop to a frozen thread, v2 runs no batch in one, so it is thawed when all have been interrupted. In v1 even SEIZE
+//! hangs on a frozen thread that a signal had stopped: that one runs nothing after the thaw, and is seized then.
 //!
 //! The parent of a vfork(2) sleeps until its child has exec'ed or exited, and stops for nobody: the child is let run
 //! up to that point. Zombies are in no cgroup's list: they are found as children of those that live.
@@ -40,18 +45,22 @@ pub trait Freezer {
 const DEADLINE: Duration = Duration::from_secs(10);
 /// After this long a thread is looked at closely.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// How long a child of vfork(2) may take to exec or exit.
+const VFORK: Duration = Duration::from_secs(2);
+/// A program that still has new processes after so many passes needs the freezer.
+const PASSES: usize = 4;
 
-/// Stops all threads of the container; `init` is its first process. On an error everything that was stopped goes on.
-pub fn stop(freezer: &mut dyn Freezer, init: i32) -> Result<Vec<LiveTask>> {
-    let deadline = Instant::now() + DEADLINE;
-    freezer.freeze()?;
+/// Stops all threads of the container, which is `paused` by its freezer or runs; `init` is its first process. On an error
+/// everything that was stopped goes on.
+pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Vec<LiveTask>> {
     let mut found = Found::default();
-    let seized = found.all(freezer, deadline);
-    // Whatever was found: nobody else would thaw it.
-    freezer.thaw()?;
-    seized?;
-    let stopped = found.wait(deadline)?;
-    found.collect(init, &stopped)
+    let stopped = found.all(freezer, paused);
+    if stopped.is_err() && paused {
+        // While what has been found is still held.
+        let _ = freezer.freeze();
+    }
+    stopped?;
+    found.collect(init)
 }
 
 #[derive(Default)]
@@ -59,37 +68,69 @@ struct Found {
     /// Process, thread, seizure.
     threads: BTreeMap<i32, (i32, Thread)>,
     processes: BTreeSet<i32>,
+    /// Threads that stand still.
+    stopped: BTreeSet<i32>,
 }
 
 impl Found {
-    /// Seizes until a pass finds nothing new.
-    fn all(&mut self, freezer: &dyn Freezer, deadline: Instant) -> Result<()> {
-        loop {
-            let mut new = 0;
-            for pid in freezer.pids()? {
-                new += self.process(pid)?;
-            }
-            // Those that have left the container's cgroup are its processes still.
-            for pid in self.processes.clone() {
-                for child in children(pid) {
-                    new += self.process(child)?;
-                }
-            }
+    /// Passes until nothing is new.
+    fn all(&mut self, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
+        let deadline = Instant::now() + DEADLINE;
+        if paused {
+            self.frozen(freezer)?;
+        }
+        for pass in 1.. {
+            let new = self.pass(freezer, false)?;
+            self.wait(deadline)?;
             if new == 0 {
-                return Ok(());
+                break;
             }
             if Instant::now() > deadline {
                 return Err(Error::new("the container makes new processes faster than they can be stopped"));
             }
+            if pass % PASSES == 0 {
+                freezer.freeze()?;
+                self.frozen(freezer)?;
+            }
         }
+        Ok(())
+    }
+
+    /// Seizes everything in the frozen container, and thaws it.
+    fn frozen(&mut self, freezer: &mut dyn Freezer) -> Result<()> {
+        let seized = loop {
+            match self.pass(freezer, true) {
+                Ok(0) => break Ok(()),
+                Ok(_) => {}
+                Err(error) => break Err(error),
+            }
+        };
+        // Whatever was found: nobody else would thaw it. The caller freezes again what arrived paused.
+        freezer.thaw()?;
+        seized
+    }
+
+    /// Seizes all threads that are new, and counts them.
+    fn pass(&mut self, freezer: &dyn Freezer, frozen: bool) -> Result<usize> {
+        let mut new = 0;
+        for pid in freezer.pids()? {
+            new += self.process(pid, frozen)?;
+        }
+        // Those that have left the container's cgroup are its processes still.
+        for pid in self.processes.clone() {
+            for child in children(pid) {
+                new += self.process(child, frozen)?;
+            }
+        }
+        Ok(new)
     }
 
     /// Seizes the threads of `pid` that are new, and counts them. A process that has ended in the meantime has none.
-    fn process(&mut self, pid: i32) -> Result<usize> {
+    fn process(&mut self, pid: i32, frozen: bool) -> Result<usize> {
         let Ok(tids) = status::threads(pid) else { return Ok(0) };
         let mut new = 0;
         for tid in tids {
-            if self.threads.contains_key(&tid) {
+            if self.threads.contains_key(&tid) || frozen && is_stopped(tid) {
                 continue;
             }
             match Thread::seize(tid) {
@@ -112,40 +153,43 @@ impl Found {
         Ok(new)
     }
 
-    /// Waits for all; yields those that stand still.
-    fn wait(&mut self, deadline: Instant) -> Result<BTreeSet<i32>> {
-        let mut stopped = BTreeSet::new();
+    /// Waits until all stand still.
+    fn wait(&mut self, deadline: Instant) -> Result<()> {
         let mut late = Vec::new();
         for (tid, (_, thread)) in &self.threads {
+            if self.stopped.contains(tid) || thread.is_gone() {
+                continue;
+            }
             match thread.wait_quiet(deadline.min(Instant::now() + PATIENCE)) {
                 Ok(Stop::Exited(_)) => {}
-                Ok(_) => _ = stopped.insert(*tid),
+                Ok(_) => _ = self.stopped.insert(*tid),
                 Err(error) if error.errno() == Some(Errno::ETIMEDOUT) => late.push(*tid),
                 Err(error) => return Err(error),
             }
         }
         for tid in late {
-            let Some((pid, thread)) = self.threads.get(&tid) else { continue };
-            self.release_vfork(*pid, &mut stopped, deadline)?;
+            let Some((pid, thread)) = self.threads.get(&tid).cloned() else { continue };
+            self.release_vfork(pid, deadline)?;
             match thread.wait_quiet(deadline) {
                 Ok(Stop::Exited(_)) => {}
-                Ok(_) => _ = stopped.insert(tid),
+                Ok(_) => _ = self.stopped.insert(tid),
                 Err(error) => {
                     return Err(error
-                        .pid(inner(*pid))
+                        .pid(inner(pid))
                         .remedy("try again when the process is not waiting in the kernel"));
                 }
             }
         }
-        Ok(stopped)
+        Ok(())
     }
 
     /// If `parent` waits for a child that runs on its memory, lets that child run until it has exec'ed or exited.
-    fn release_vfork(&self, parent: i32, stopped: &mut BTreeSet<i32>, deadline: Instant) -> Result<()> {
+    fn release_vfork(&mut self, parent: i32, deadline: Instant) -> Result<()> {
+        let deadline = deadline.min(Instant::now() + VFORK);
         for child in children(parent) {
             let shares = sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm);
             let Some((_, thread)) = self.threads.get(&child) else { continue };
-            if shares != Ok(std::cmp::Ordering::Equal) || !stopped.contains(&child) {
+            if shares != Ok(std::cmp::Ordering::Equal) || !self.stopped.contains(&child) {
                 continue;
             }
             let options = thread.options();
@@ -154,7 +198,7 @@ impl Found {
             loop {
                 match thread.wait_stop(deadline)? {
                     Stop::Exited(_) => {
-                        stopped.remove(&child);
+                        self.stopped.remove(&child);
                         break;
                     }
                     Stop::Event(libc::PTRACE_EVENT_EXEC, _) => {
@@ -173,13 +217,13 @@ impl Found {
     }
 
     /// The stopped threads as processes, init first, parents before children, zombies among them.
-    fn collect(self, init: i32, stopped: &BTreeSet<i32>) -> Result<Vec<LiveTask>> {
+    fn collect(self, init: i32) -> Result<Vec<LiveTask>> {
         let mut tasks: BTreeMap<i32, LiveTask> = BTreeMap::new();
         for pid in &self.processes {
             let mut threads: Vec<(i32, Thread)> = self
                 .threads
                 .iter()
-                .filter(|(tid, (of, _))| of == pid && stopped.contains(tid))
+                .filter(|(tid, (of, _))| of == pid && self.stopped.contains(tid))
                 .map(|(tid, (_, thread))| (*tid, thread.clone()))
                 .collect();
             if threads.is_empty() {
@@ -207,6 +251,11 @@ impl Found {
         }
         order(init, tasks)
     }
+}
+
+/// Whether job control has stopped the thread; its state shows D while it is frozen.
+fn is_stopped(tid: i32) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan == "do_signal_stop")
 }
 
 /// Kills stopped processes, and waits until every thread is gone.

@@ -396,9 +396,9 @@ fn stop(pid: i32, threads: &[(Thread, u64)], tc: &TaskCoreEntry) -> Result<()> {
         signal @ (libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU) => signal,
         _ => libc::SIGSTOP,
     };
-    // Nothing but SIGSTOP may be delivered now: it cannot be blocked.
+    // Nothing may be delivered now but SIGSTOP, which cannot be blocked, and the signal that takes its place.
     for (thread, _) in threads {
-        thread.set_sigmask(u64::MAX)?;
+        thread.set_sigmask(!(1 << (signal - 1)))?;
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGSTOP)
         .during("cannot stop the process", || format!("kill({pid}, SIGSTOP)"))?;
