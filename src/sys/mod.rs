@@ -34,6 +34,7 @@ pub mod testing;
 pub mod tty;
 pub mod userfaultfd;
 pub mod uts;
+pub mod xattr;
 
 pub use error::{Context, Error, Result};
 

@@ -13,6 +13,7 @@ pub mod kind;
 pub mod net;
 pub mod pid;
 pub mod time;
+pub mod tmpfs;
 pub mod uts;
 
 use crate::checkpoint::context::{Dump, Options, Restore, Source};

@@ -1,0 +1,35 @@
+//! Contents of a tmpfs: a gzip'ed tar, as CRIU has GNU tar write it, so that each can read the other's.
+//!
+//! ```text
+//!   tmpfs-dev-N.tar.gz.img     N: device number of the file system, in the kernel's encoding
+//!     ./  ./dir/  ./dir/file ...        sockets are left out: whoever binds them makes them
+//!     PAX records before an entry:      SCHILY.xattr.NAME, and mtime where it has nanoseconds
+//! ```
+//!
+//! Both directions work on a detached copy of the mount: no other mount lies over its files, nothing is hidden.
+
+mod pack;
+mod unpack;
+
+pub use pack::pack;
+pub use unpack::{Policy, unpack};
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd};
+
+/// Name of the image for the tmpfs with that device number.
+pub fn name(dev: u32) -> String {
+    format!("tmpfs-dev-{dev}.tar.gz.img")
+}
+
+/// A path to whatever a descriptor is, O_PATH ones included. Only for use where /proc is ours.
+fn magic_path(fd: impl AsFd) -> CString {
+    // A formatted number has no zero byte.
+    CString::new(format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())).unwrap_or_default()
+}
+
+/// How an attribute's name begins in a PAX record.
+const XATTR: &str = "SCHILY.xattr.";
+
+#[cfg(test)]
+mod tests;

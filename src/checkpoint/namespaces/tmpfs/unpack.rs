@@ -1,0 +1,374 @@
+//! From a tar into a directory. The archive is hostile input: no name leads out of the directory, no link is
+//! followed, and no device appears that the container could not have made.
+
+use std::collections::BTreeSet;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileExt;
+use std::path::{Component, Path, PathBuf};
+
+use flate2::read::MultiGzDecoder;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat, utimensat,
+};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use tar::{Archive, Entry, EntryType};
+
+use super::{XATTR, magic_path};
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::sys::resolve::open_beneath;
+use crate::sys::xattr;
+
+/// More than GNU tar appends to fill its last block.
+const PADDING_MAX: u64 = 1 << 20;
+
+/// What an archive may do.
+#[derive(Debug, Default)]
+pub struct Policy {
+    /// Device files may be made that are not there yet.
+    pub devices: bool,
+    /// Paths that other mounts lie on. They are neither replaced nor removed: that would take the mounts away.
+    pub keep: BTreeSet<PathBuf>,
+}
+
+/// Makes what is below `root` equal to the archive.
+pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let root = openat(&root, ".", flags, Mode::empty())
+        .during("cannot fill the tmpfs", || "openat(_, \".\")".into())?;
+    let mut unpacker = Unpacker { root, policy, seen: BTreeSet::new(), directories: Vec::new() };
+    let mut archive = Archive::new(MultiGzDecoder::new(io::BufReader::new(from)));
+    let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
+    for entry in archive.entries().map_err(broken)? {
+        let mut entry = entry.map_err(broken)?;
+        let path = inward(&entry.path_bytes())?;
+        unpacker.entry(&mut entry, &path).map_err(|e| e.path(&path))?;
+        unpacker.seen.insert(path);
+    }
+    // The checksum of the whole stands behind the padding.
+    let mut rest = archive.into_inner().take(PADDING_MAX);
+    if io::copy(&mut rest, &mut io::sink()).map_err(broken)? == PADDING_MAX {
+        return Err(Error::new("the contents of the tmpfs are damaged: they go on after their end"));
+    }
+    if !unpacker.seen.contains(Path::new("")) {
+        return Err(Error::new("the contents of the tmpfs are cut off: they lack their root"));
+    }
+    let top = unpacker.root.try_clone().during("cannot fill the tmpfs", || "dup(_)".into())?;
+    unpacker.remove_others(top.into(), Path::new(""))?;
+    // Innermost first: each change in a directory sets its time.
+    while let Some((path, meta)) = unpacker.directories.pop() {
+        let at = unpacker.open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        meta.apply(at.as_fd()).map_err(|e| e.path(&path))?;
+    }
+    Ok(())
+}
+
+/// The path of an entry below the root, without `.`; one that would leave the root is refused.
+fn inward(bytes: &[u8]) -> Result<PathBuf> {
+    let mut inner = PathBuf::new();
+    for part in Path::new(OsStr::from_bytes(bytes)).components() {
+        match part {
+            Component::Normal(name) => inner.push(name),
+            Component::CurDir | Component::RootDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                return Err(Error::new("the contents of the tmpfs name a file outside of it")
+                    .path(OsStr::from_bytes(bytes)));
+            }
+        }
+    }
+    Ok(inner)
+}
+
+/// Owner, mode, times and attributes, to be set when the content is in place.
+struct Meta {
+    uid: Uid,
+    gid: Gid,
+    mode: Mode,
+    modified: TimeSpec,
+    xattrs: Vec<(CString, Vec<u8>)>,
+}
+
+struct Unpacker<'a> {
+    root: OwnedFd,
+    policy: &'a Policy,
+    seen: BTreeSet<PathBuf>,
+    directories: Vec<(PathBuf, Meta)>,
+}
+
+impl Unpacker<'_> {
+    fn open(&self, path: &Path, flags: OFlag) -> Result<OwnedFd> {
+        open_beneath(&self.root, path, flags)
+            .during("cannot fill the tmpfs", || format!("openat2(_, {path:?}, {flags:?}, RESOLVE_BENEATH)"))
+            .map_err(|e| e.path(path))
+    }
+
+    fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>, path: &Path) -> Result<()> {
+        let meta = Meta::of(entry)?;
+        let Some(name) = path.file_name() else {
+            self.directories.push((PathBuf::new(), meta));
+            return Ok(());
+        };
+        let parent = self.open(path.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        let parent = parent.as_fd();
+        let mounted = self.policy.keep.contains(path);
+        match entry.header().entry_type() {
+            EntryType::Directory => {
+                if !mounted && self.settle(parent, name, path, SFlag::S_IFDIR)?.is_none() {
+                    mkdirat(parent, name, Mode::S_IRWXU)
+                        .during("cannot fill the tmpfs", || format!("mkdirat({path:?})"))?;
+                }
+                self.directories.push((path.to_owned(), meta));
+                return Ok(());
+            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
+                if !mounted {
+                    self.settle(parent, name, path, SFlag::S_IFREG)?;
+                }
+                write_file(parent, name, entry, mounted)?;
+            }
+            EntryType::Symlink => {
+                let target = OsStr::from_bytes(&entry.link_name_bytes().unwrap_or_default()).to_owned();
+                let there = self.settle(parent, name, path, SFlag::S_IFLNK)?;
+                let same = there.is_some() && readlinkat(parent, name).is_ok_and(|t| t == target);
+                if there.is_some() && !same {
+                    self.remove(parent, name, path)?;
+                }
+                if !same {
+                    symlinkat(target.as_os_str(), parent, name)
+                        .during("cannot fill the tmpfs", || format!("symlinkat({target:?}, _, {path:?})"))?;
+                }
+            }
+            EntryType::Link => {
+                let target = inward(&entry.link_name_bytes().unwrap_or_default())?;
+                let from =
+                    self.open(target.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+                let first = target.file_name().unwrap_or_default();
+                self.remove(parent, name, path)?;
+                return linkat(&from, first, parent, name, LinkatFlags::empty())
+                    .during("cannot fill the tmpfs", || format!("linkat(_, {target:?}, _, {path:?}, 0)"));
+            }
+            EntryType::Fifo => self.special(entry, parent, name, path, SFlag::S_IFIFO)?,
+            EntryType::Char => self.special(entry, parent, name, path, SFlag::S_IFCHR)?,
+            EntryType::Block => self.special(entry, parent, name, path, SFlag::S_IFBLK)?,
+            other => {
+                return Err(Error::new(format!(
+                    "the contents of the tmpfs have an entry of the type {other:?}"
+                )));
+            }
+        }
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(parent, name, flags, Mode::empty())
+            .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
+        meta.apply(file.as_fd())
+    }
+
+    /// What is there of the right kind; anything else in its place is removed.
+    fn settle(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &Path,
+        kind: SFlag,
+    ) -> Result<Option<FileStat>> {
+        match fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(there) if SFlag::from_bits_truncate(there.st_mode) & SFlag::S_IFMT == kind => Ok(Some(there)),
+            Ok(_) => self.remove(dir, name, path).map(|()| None),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(e) => Err(e).during("cannot fill the tmpfs", || format!("newfstatat(_, {name:?})")),
+        }
+    }
+
+    fn special<R: Read>(
+        &self,
+        entry: &Entry<'_, R>,
+        dir: BorrowedFd<'_>,
+        name: &OsStr,
+        path: &Path,
+        kind: SFlag,
+    ) -> Result<()> {
+        let number = |n: io::Result<Option<u32>>| n.ok().flatten().unwrap_or(0);
+        let (major, minor) = (number(entry.header().device_major()), number(entry.header().device_minor()));
+        let dev = if kind == SFlag::S_IFIFO { 0 } else { libc::makedev(major, minor) };
+        if let Some(there) = self.settle(dir, name, path, kind)? {
+            if there.st_rdev == dev {
+                return Ok(());
+            }
+            self.remove(dir, name, path)?;
+        }
+        if kind != SFlag::S_IFIFO && !self.policy.devices {
+            return Err(Error::new(format!(
+                "the checkpoint has the device {major}:{minor}, which config.json does not give"
+            ))
+            .remedy("give the container that device, or the capability CAP_MKNOD"));
+        }
+        mknodat(dir, name, kind, Mode::S_IRUSR, dev)
+            .during("cannot fill the tmpfs", || format!("mknodat(_, {name:?}, {kind:?}, {major}:{minor})"))
+    }
+
+    /// Removes a name, whatever it is, unless a mount lies on it or below.
+    fn remove(&self, dir: BorrowedFd<'_>, name: &OsStr, path: &Path) -> Result<()> {
+        if self.policy.keep.range(path.to_owned()..).next().is_some_and(|kept| kept.starts_with(path)) {
+            return Err(Error::new(
+                "config.json mounts something where the checkpoint has another kind of file",
+            )
+            .path(path));
+        }
+        match unlinkat(dir, name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EISDIR) => {}
+            Err(e) => return Err(e).during("cannot fill the tmpfs", || format!("unlinkat(_, {name:?}, 0)")),
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let inner = openat(dir, name, flags, Mode::empty())
+            .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, O_DIRECTORY)"))?;
+        for child in names(&inner)? {
+            self.remove(inner.as_fd(), &child, &path.join(&child))?;
+        }
+        unlinkat(dir, name, UnlinkatFlags::RemoveDir)
+            .during("cannot fill the tmpfs", || format!("unlinkat(_, {name:?}, AT_REMOVEDIR)"))
+    }
+
+    /// Removes what the archive does not have.
+    fn remove_others(&self, dir: File, path: &Path) -> Result<()> {
+        for name in names(dir.as_fd())? {
+            let path = path.join(&name);
+            let mounted =
+                self.policy.keep.range(path.clone()..).next().is_some_and(|kept| kept.starts_with(&path));
+            if !self.seen.contains(&path) {
+                if !mounted {
+                    self.remove(dir.as_fd(), &name, &path)?;
+                }
+                continue;
+            }
+            let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            match openat(&dir, name.as_os_str(), flags, Mode::empty()) {
+                Ok(inner) => self.remove_others(inner.into(), &path)?,
+                Err(Errno::ENOTDIR | Errno::ELOOP | Errno::ENXIO) => {}
+                Err(e) => {
+                    return Err(e)
+                        .during("cannot fill the tmpfs", || format!("openat(_, {path:?}, O_DIRECTORY)"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn names(dir: impl AsFd) -> Result<Vec<std::ffi::OsString>> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let list = || -> nix::Result<Vec<std::ffi::OsString>> {
+        let mut listing = Dir::openat(dir, ".", flags, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in listing.iter() {
+            let name = entry?.file_name().to_bytes().to_vec();
+            if name != b"." && name != b".." {
+                names.push(std::ffi::OsString::from_vec(name));
+            }
+        }
+        Ok(names)
+    };
+    list().during("cannot read the directory", || "getdents64(_)".into())
+}
+
+/// Writes the bytes of an entry; zeros become holes, which cost the tmpfs nothing.
+fn write_file<R: Read>(
+    dir: BorrowedFd<'_>,
+    name: &OsStr,
+    entry: &mut Entry<'_, R>,
+    mounted: bool,
+) -> Result<()> {
+    let create = if mounted { OFlag::empty() } else { OFlag::O_CREAT };
+    let flags =
+        OFlag::O_WRONLY | create | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let file = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, {flags:?})"))?;
+    let file = File::from(file);
+    let mut buffer = vec![0; 1 << 16];
+    let mut at = 0;
+    loop {
+        let n = entry
+            .read(&mut buffer)
+            .map_err(|e| Error::new(format!("the contents of the tmpfs are damaged: {e}")))?;
+        if n == 0 {
+            break;
+        }
+        if buffer[..n].iter().any(|byte| *byte != 0) {
+            file.write_all_at(&buffer[..n], at)
+                .during("cannot fill the tmpfs", || format!("pwrite64(_, _, {n}, {at})"))?;
+        }
+        at += n as u64;
+    }
+    file.set_len(at).during("cannot fill the tmpfs", || format!("ftruncate(_, {at})"))
+}
+
+impl Meta {
+    fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Self> {
+        let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
+        let header = entry.header();
+        let id = |n: io::Result<u64>| n.map_err(broken).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let (uid, gid) = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
+        let mode = Mode::from_bits_truncate(header.mode().map_err(broken)?);
+        let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(0);
+        let mut meta = Self { uid, gid, mode, modified: TimeSpec::new(seconds, 0), xattrs: Vec::new() };
+        let Some(records) = entry.pax_extensions().map_err(broken)? else { return Ok(meta) };
+        for record in records {
+            let record = record.map_err(broken)?;
+            match record.key() {
+                Ok("mtime") => meta.modified = record.value().ok().and_then(time).unwrap_or(meta.modified),
+                Ok(key) => {
+                    if let Some(name) = key.strip_prefix(XATTR) {
+                        let name = CString::new(name)
+                            .map_err(|_| Error::new("an extended attribute has a zero byte in its name"))?;
+                        meta.xattrs.push((name, record.value_bytes().to_vec()));
+                    }
+                }
+                Err(_) => return Err(Error::new("an extended attribute has an odd name")),
+            }
+        }
+        Ok(meta)
+    }
+
+    fn apply(&self, file: BorrowedFd<'_>) -> Result<()> {
+        let path = magic_path(file);
+        let kind = fstatat(file, "", AtFlags::AT_EMPTY_PATH)
+            .map(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT)
+            .during("cannot fill the tmpfs", || "fstat(_)".into())?;
+        fchownat(file, "", Some(self.uid), Some(self.gid), AtFlags::AT_EMPTY_PATH)
+            .during("cannot set the owner", || format!("fchownat(_, {}, {})", self.uid, self.gid))?;
+        if kind != SFlag::S_IFLNK {
+            let at = nix::fcntl::AT_FDCWD;
+            fchmodat(at, path.as_c_str(), self.mode, FchmodatFlags::FollowSymlink)
+                .during("cannot set the mode", || format!("fchmodat(_, {:o})", self.mode))?;
+        }
+        for (name, value) in &self.xattrs {
+            match xattr::set(&path, name, value) {
+                Ok(()) => {}
+                // The label follows this machine's policy, and this machine may have another module or none.
+                Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EINVAL)
+                    if name.as_bytes() == b"security.selinux" => {}
+                Err(e) => {
+                    return Err(e)
+                        .during("cannot set the extended attribute", || format!("setxattr(_, {name:?})"));
+                }
+            }
+        }
+        let at = nix::fcntl::AT_FDCWD;
+        let times = UtimensatFlags::FollowSymlink;
+        utimensat(at, path.as_c_str(), &TimeSpec::UTIME_NOW, &self.modified, times)
+            .during("cannot set the time", || "utimensat(_)".into())
+    }
+}
+
+/// Seconds with a fraction.
+fn time(text: &str) -> Option<TimeSpec> {
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    Some(TimeSpec::new(seconds.parse().ok()?, digits.parse().ok()?))
+}
