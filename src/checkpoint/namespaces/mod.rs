@@ -10,6 +10,8 @@
 
 pub mod enter;
 pub mod kind;
+pub mod mount;
+pub mod mountinfo;
 pub mod net;
 pub mod pid;
 pub mod time;
@@ -37,6 +39,10 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
             Error::new("the container has a user namespace, which cannot be checkpointed yet")
                 .remedy("run it without id mappings"),
         ),
+        Err(e) => found.push(e),
+    }
+    match mount::check(source) {
+        Ok(mounts) => found.extend(mounts),
         Err(e) => found.push(e),
     }
     found
@@ -89,6 +95,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     fill(std::process::id().try_into().unwrap_or(0), &mut own)?;
     dump.model.inventory.root_ids = Some(own);
     dump.model.inventory.ns_per_id = Some(true);
+    mount::dump(dump)?;
     uts::dump(dump)?;
     net::dump(dump)?;
     pid::dump(dump)?;
@@ -97,5 +104,6 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// Fills the namespaces of a container that has been built and runs nothing yet.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
-    uts::restore(restore)
+    uts::restore(restore)?;
+    mount::restore(restore)
 }

@@ -180,7 +180,7 @@ impl<W: Write> Packer<W> {
         size: u64,
         data: &mut dyn io::Read,
     ) -> Result<()> {
-        let mut write = || -> io::Result<()> {
+        let write = || -> io::Result<()> {
             if let Some(gnu) = header.as_gnu_mut() {
                 fit(&mut self.tar, &mut gnu.name, path, b'L')?;
                 if let Some(target) = target {

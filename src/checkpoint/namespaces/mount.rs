@@ -1,0 +1,144 @@
+//! Mounts.
+//!
+//! ```text
+//!   mountinfo ──classify──▶  the root            the bundle's; nothing to save
+//!                            external            from the host, by config.json: only its key is saved
+//!                            configured          config.json makes it again; a tmpfs has its contents saved
+//!                            later               made inside the container since; made again here, or refused by name
+//! ```
+//!
+//! At a restore init/ has made what config.json says. The table of the images is compared with what is there: contents
+//! go into each tmpfs, what was made later is made again, and what has no counterpart is an error that names it.
+
+mod class;
+mod restore;
+mod table;
+
+pub use class::{Class, classify};
+pub use restore::restore;
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+
+use crate::checkpoint::context::{Dump, Source};
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::mountinfo::Mount;
+use crate::checkpoint::namespaces::tmpfs;
+use crate::sys::mount::clone_tree;
+use crate::sys::resolve::open_in_root;
+use crate::sys::stat;
+
+/// File systems that can be made anew, empty or by the kernel's own doing.
+const RENEWABLE: [&str; 4] = ["tmpfs", "proc", "sysfs", "mqueue"];
+
+/// Every mount that cannot be saved.
+pub fn check(source: &Source) -> Result<Vec<Error>> {
+    let mounts = classify(source)?;
+    let mut found = Vec::new();
+    for (mount, class) in &mounts {
+        if let Err(e) = check_one(mount, class, &mounts) {
+            found.push(e.path(&mount.point));
+        }
+    }
+    Ok(found)
+}
+
+fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()> {
+    if *class != Class::Later {
+        return Ok(());
+    }
+    // A bind mount of something that comes back anyway; binds of binds lead to the first.
+    let known = |m: &Mount, c: &Class| *c != Class::Later || RENEWABLE.contains(&m.fstype.as_str());
+    let bind = all.iter().any(|(m, c)| m.id != mount.id && m.dev == mount.dev && known(m, c));
+    let fresh = RENEWABLE.contains(&mount.fstype.as_str()) && mount.root == "/";
+    if fresh || bind {
+        return Ok(());
+    }
+    Err(Error::new(format!("the container mounted a {} itself, which cannot be restored", mount.fstype))
+        .remedy("unmount it, or mount it through config.json"))
+}
+
+/// Saves the table, and the contents of every tmpfs that is the container's.
+pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
+    let init = dump.source.init;
+    let mounts = classify(dump.source)?;
+    for (mount, class) in &mounts {
+        check_one(mount, class, &mounts).map_err(|e| e.path(&mount.point))?;
+    }
+    if Kind::Mnt.private(init)? {
+        for (mount, copy) in open_tmpfs(init, &mounts)? {
+            let to = dump.images.raw_create(&tmpfs::name(mount.dev))?;
+            tmpfs::pack(copy, to).map_err(|e| e.path(&mount.point))?;
+        }
+        let table = mounts.iter().map(|(mount, class)| table::entry(mount, class)).collect();
+        dump.model.mountpoints.insert(Kind::Mnt.id(true), table);
+    }
+    Ok(())
+}
+
+/// A detached copy of each tmpfs whose contents are the container's: no other mount lies over its files.
+fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
+    let mut seen = BTreeSet::new();
+    // What is mounted from outside as well belongs outside.
+    seen.extend(mounts.iter().filter(|(_, class)| class.outside()).map(|(mount, _)| mount.dev));
+    let root = root_of(init)?;
+    let mut places = Vec::new();
+    for (mount, _) in mounts.iter().filter(|(mount, _)| mount.fstype == "tmpfs") {
+        if mount.root == "/" && seen.insert(mount.dev) {
+            places.push((mount, open_mount(&root, mount)?));
+        }
+    }
+    if let Some((part, _)) = mounts.iter().find(|(m, _)| m.fstype == "tmpfs" && !seen.contains(&m.dev)) {
+        return Err(
+            Error::new("only a part of a tmpfs is mounted, the rest cannot be reached").path(&part.point)
+        );
+    }
+    let copies = within(init, &[Kind::Mnt], || {
+        places
+            .iter()
+            .map(|(mount, place)| detached(place).map_err(|e| e.path(&mount.point)))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    Ok(places.into_iter().map(|(mount, _)| mount).zip(copies).collect())
+}
+
+/// The root directory of a process.
+fn root_of(pid: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/root");
+    open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during("cannot open the root of the container", || format!("open({path:?}, O_PATH)"))
+}
+
+/// The root directory of a mount; an error if another mount lies over it.
+fn open_mount(root: impl AsFd, mount: &Mount) -> Result<OwnedFd> {
+    let path = mount.point.as_path();
+    let failed = |e: Error| e.path(path);
+    let place = open_in_root(root, inner(path), OFlag::O_PATH)
+        .during("cannot open the mount", || format!("openat2(_, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))
+        .map_err(failed)?;
+    let at = stat::place(&place).during("cannot open the mount", || "statx(_)".into()).map_err(failed)?;
+    if at.mount != 0 && at.mount != u64::from(mount.id) {
+        return Err(failed(
+            Error::new("the mount lies below another one, so its contents cannot be reached")
+                .remedy("unmount that"),
+        ));
+    }
+    Ok(place)
+}
+
+/// A copy of one mount without those on it. Only from within its mount namespace.
+fn detached(place: impl AsFd) -> Result<OwnedFd> {
+    clone_tree(place.as_fd(), c"", false)
+        .during("cannot copy the mount", || "open_tree(_, \"\", OPEN_TREE_CLONE|AT_EMPTY_PATH)".into())
+}
+
+/// A path without its leading slash, for lookups below a root.
+fn inner(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
