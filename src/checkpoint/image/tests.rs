@@ -82,6 +82,7 @@ fn all() -> Vec<AnyRecord> {
         core::RECORDS,
         cpuinfo::RECORDS,
         creds::RECORDS,
+        extra::RECORDS,
         file::RECORDS,
         fsnotify::RECORDS,
         inventory::RECORDS,
