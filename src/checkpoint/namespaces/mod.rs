@@ -30,7 +30,10 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     let mut found = Vec::new();
     for pid in pids {
         if let Err(e) = check_process(source.init, *pid) {
-            found.push(e.pid(vpid(*pid)));
+            // What has ended meanwhile is no finding.
+            if std::fs::metadata(format!("/proc/{pid}/ns/mnt")).is_ok() {
+                found.push(e.pid(vpid(*pid)));
+            }
         }
     }
     match Kind::User.private(source.init) {
