@@ -184,6 +184,17 @@ impl Files<'_> {
         Ok(())
     }
 
+    /// Every instance must have found its process.
+    pub(super) fn check_watches(&self) -> Result<()> {
+        let watching = |e: &&EventpollFileEntry| !e.tfd.is_empty() && !self.epolls.contains(&e.id);
+        match self.restore.model.files.iter().filter_map(|f| f.epfd.as_ref()).find(watching) {
+            Some(e) => {
+                Err(Error::new(format!("no process has all files that epoll instance {} watches", e.id)))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Adds a watch under a number that no task has it under: a thread of ours with a table of its own has.
     fn add_foreign(&self, watch: &Foreign) -> Result<()> {
         let (epoll, file) = (self.vma_file(watch.epoll)?, self.vma_file(watch.file)?);

@@ -13,6 +13,7 @@ impl Files<'_> {
         if self.finished < self.restore.model.fs.len() {
             return Ok(());
         }
+        self.check_watches()?;
         self.seal()
     }
 }

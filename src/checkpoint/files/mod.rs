@@ -34,6 +34,7 @@ mod late;
 mod live;
 mod memfd;
 mod moves;
+mod netlink;
 mod opener;
 mod pipe;
 mod registry;
@@ -91,6 +92,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, _| inet::check(l), dump: inet::dump, open: inet::open },
+    Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
     Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: unix::later, dump: unix::dump, open: unix::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
 ];

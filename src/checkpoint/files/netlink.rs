@@ -1,0 +1,172 @@
+//! Netlink sockets on which nothing is going on.
+//!
+//! ```text
+//!   sockaddr_nl   family(2) pad(2) port(4) groups(4)
+//! ```
+
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::live::Live;
+use crate::checkpoint::files::opener::Opener;
+use crate::checkpoint::files::{external, inet, inside, sockopts};
+use crate::checkpoint::image::{FdTypes, FileEntry, NetlinkSkEntry};
+use crate::checkpoint::{Error, Result};
+use crate::sys::sockopt::{self, get_bytes, get_int};
+
+/// NETLINK_CONNECTED.
+const CONNECTED: u32 = 1;
+const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+
+/// A netlink socket.
+pub fn is(live: &Live) -> bool {
+    inet::family(live) == Some(libc::AF_NETLINK)
+}
+
+/// Refuses answers that have not been read, and groups that the record has no room for.
+pub fn check(live: &Live) -> Result<()> {
+    let refuse = |what: &str, remedy: &str| Err(live.name(Error::new(what)).remedy(remedy));
+    match recv(live.file.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Err(Errno::EAGAIN) => {}
+        Ok(_) => {
+            return refuse("a netlink socket has messages that were not read", "try again when they are");
+        }
+        Err(_) => return refuse("a netlink socket has an error that was not read", "try again when it is"),
+    }
+    match get_bytes::<64>(&live.file, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS) {
+        Ok((groups, _)) if groups.iter().skip(4).any(|b| *b != 0) => refuse(
+            "a netlink socket is a member of a group above 32",
+            "the image format has no place for it; let the program leave it, or stop it",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Port and groups of a sockaddr_nl.
+fn ends(bytes: &[u8]) -> (u32, u32) {
+    let word = |at: usize| bytes.iter().skip(at).take(4).rev().fold(0u32, |n, b| n << 8 | u32::from(*b));
+    (word(4), word(8))
+}
+
+fn address(port: u32, groups: u32) -> Vec<u8> {
+    let family = (libc::AF_NETLINK as u16).to_ne_bytes();
+    family.into_iter().chain([0, 0]).chain(port.to_ne_bytes()).chain(groups.to_ne_bytes()).collect()
+}
+
+/// Records a socket.
+pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
+    let entry = NetlinkSkEntry {
+        id,
+        ino: live.stat.st_ino as u32,
+        flags: live.info.flags,
+        fown: live.fown(&dump.files.pids)?,
+        ns_id: dump.model.ids.values().find_map(|ids| ids.net_ns_id),
+        ..entry(&live.file)?
+    };
+    dump.model.files.push(FileEntry {
+        r#type: FdTypes::Netlinksk as i32,
+        id,
+        nlsk: Some(entry),
+        ..FileEntry::default()
+    });
+    Ok(())
+}
+
+fn entry(fd: &OwnedFd) -> Result<NetlinkSkEntry> {
+    let what = "cannot look at a netlink socket";
+    let protocol = get_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+        .during(what, || "getsockopt(_, SOL_SOCKET, SO_PROTOCOL, _, _)".into())?;
+    let (portid, groups) = ends(&sockopt::name(fd).during(what, || "getsockname(_, _, _)".into())?);
+    let (dst_portid, dst_group) = ends(&sockopt::peer(fd).during(what, || "getpeername(_, _, _)".into())?);
+    Ok(NetlinkSkEntry {
+        protocol: protocol.cast_unsigned(),
+        state: if dst_portid != 0 || dst_group != 0 { CONNECTED } else { 0 },
+        portid,
+        groups: if groups != 0 { vec![groups] } else { Vec::new() },
+        dst_portid,
+        dst_group,
+        opts: sockopts::dump(fd, libc::AF_NETLINK)?,
+        ..NetlinkSkEntry::default()
+    })
+}
+
+/// Makes all sockets in the container's network namespace.
+pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
+    let entries: Vec<&NetlinkSkEntry> =
+        opener.of(FdTypes::Netlinksk).filter_map(|e| e.nlsk.as_ref()).collect();
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let made = inside::inside(opener.restore.target, || {
+        entries.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()
+    })?;
+    for (entry, file) in entries.iter().zip(made) {
+        opener.put_owned(entry.id, file, &entry.fown, entry.flags);
+    }
+    Ok(())
+}
+
+fn make(e: &NetlinkSkEntry) -> Result<OwnedFd> {
+    let what = "cannot make a netlink socket";
+    let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, e.protocol.cast_signed())
+        .during(what, || format!("socket(AF_NETLINK, SOCK_RAW, {})", e.protocol))?;
+    let groups = match e.groups.as_slice() {
+        [] => 0,
+        [one] => *one,
+        _ => return Err(Error::new("a netlink socket is a member of a group above 32")),
+    };
+    if e.portid != 0 {
+        sockopt::bind(&fd, &address(e.portid, groups))
+            .during(what, || format!("bind(_, {{{}, {groups:#x}}})", e.portid))
+            .map_err(|e| e.remedy("another netlink socket of this network namespace may have this port"))?;
+    }
+    if e.state == CONNECTED {
+        sockopt::connect(&fd, &address(e.dst_portid, e.dst_group))
+            .during(what, || format!("connect(_, {{{}, {:#x}}})", e.dst_portid, e.dst_group))?;
+    }
+    sockopts::restore(&fd, &e.opts, libc::AF_NETLINK)?;
+    external::set_flags(&fd, e.flags)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route() -> OwnedFd {
+        crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE).unwrap()
+    }
+
+    #[test]
+    fn port_and_groups_come_back() {
+        let fd = route();
+        sockopt::bind(&fd, &address(4_000_001, 1)).unwrap();
+        let live = Live::own(fd, 2).unwrap();
+        assert!(is(&live));
+        check(&live).unwrap();
+        let was = entry(&live.file).unwrap();
+        assert_eq!((was.portid, was.groups.as_slice()), (4_000_001, [1].as_slice()));
+        drop(live);
+        assert_eq!(entry(&make(&was).unwrap()).unwrap(), was);
+    }
+
+    #[test]
+    fn an_unread_answer_is_refused() {
+        let fd = route();
+        // RTM_GETLINK for device 1: length, type, flags (REQUEST), sequence, port; family, ..., index, flags, change
+        let mut request = Vec::new();
+        request.extend(32u32.to_ne_bytes());
+        request.extend(18u16.to_ne_bytes());
+        request.extend(1u16.to_ne_bytes());
+        request.extend([0; 12]);
+        request.extend(1u32.to_ne_bytes());
+        request.extend([0; 8]);
+        nix::sys::socket::send(fd.as_raw_fd(), &request, MsgFlags::empty()).unwrap();
+        let live = Live::own(fd, 2).unwrap();
+        assert!(check(&live).unwrap_err().to_string().contains("not read"));
+    }
+}
