@@ -78,7 +78,7 @@ fn run(
     let number =
         i32::try_from(u64::from(highest) + ROOM).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
-    revival.grow(stub, tree)?;
+    revival.grow(stub, tree, &mut |task| files.take_terminal(task, &conduit))?;
     phases.end("tree");
 
     let live: Vec<i32> =

@@ -8,6 +8,7 @@ const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
 const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 const TIOCGPKT: libc::c_ulong = 0x8004_5438;
 const TIOCGPTLCK: libc::c_ulong = 0x8004_5439;
+const TIOCGDEV: libc::c_ulong = 0x8004_5432;
 const TIOCGEXCL: libc::c_ulong = 0x8004_5440;
 const TIOCGPTPEER: libc::c_ulong = 0x5441;
 const TIOCGPTN: libc::c_ulong = 0x8004_5430;
@@ -109,6 +110,14 @@ pub fn set_window_size(fd: impl AsFd, value: &[u16; 4]) -> nix::Result<()> {
 /// Index of a pseudoterminal, from its master.
 pub fn pty_index(fd: impl AsFd) -> nix::Result<u32> {
     get(fd, TIOCGPTN, 0)
+}
+
+/// Device number of the terminal behind a descriptor; for /dev/tty, of the one it stands for. Since Linux 2.6.31.
+pub fn tty_device(fd: impl AsFd) -> nix::Result<u64> {
+    let number: u32 = get(fd, TIOCGDEV, 0)?;
+    // new_encode_dev(): 12 bits of major between 8 and 12 of minor.
+    let (major, minor) = ((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xfff00));
+    Ok(nix::sys::stat::makedev(major.into(), minor.into()))
 }
 
 /// Is the slave locked? From the master.

@@ -9,7 +9,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::diag::Diag;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::{KINDS, external, pipe, unix};
+use crate::checkpoint::files::{KINDS, external, pipe, tty, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
@@ -20,7 +20,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         (Ok(root), Ok(mounts)) => (root, mounts),
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
-    let (mut found, mut sockets) = (Vec::new(), Vec::new());
+    let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
@@ -28,10 +28,11 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
             match Live::look(pid, vpid, handle.as_fd(), fd) {
                 Ok(Some(live)) => {
                     let outcome = refuse(source, &root, &mounts, &live);
-                    if matches!(outcome, Ok(true)) {
-                        sockets.push(live);
-                    } else {
-                        found.extend(outcome.err());
+                    match outcome {
+                        Ok(true) if tty::is(&live) => terminals.push(live),
+                        Ok(true) => sockets.push(live),
+                        Ok(false) => {}
+                        Err(e) => found.push(e),
                     }
                 }
                 Ok(None) => {}
@@ -41,17 +42,19 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         }
     }
     found.extend(connections(options, source, &sockets));
+    let console = source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    found.extend(tty::check_all(&terminals, console));
     found
 }
 
-/// True for a unix socket of the container, which can be judged only together with the others.
+/// True for a unix socket or a terminal of the container, which can be judged only together with the others.
 fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
     if leads_out(source, mounts, live)? {
         return Ok(false);
     }
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| unsupported(live))?;
     (kind.check)(live, root)?;
-    Ok(unix::is(live))
+    Ok(unix::is(live) || tty::is(live))
 }
 
 fn connections(options: &Options, source: &Source, sockets: &[Live]) -> Vec<Error> {

@@ -8,12 +8,14 @@ use crate::checkpoint::remote::Conduit;
 impl Files<'_> {
     /// Finishes one task, once all of them have descriptors, sessions, process groups and mappings. The last call
     /// also does what concerns all.
-    pub fn finish(&mut self, _task: &mut NewTask, _conduit: &Conduit) -> Result<()> {
+    pub fn finish(&mut self, task: &mut NewTask, conduit: &Conduit) -> Result<()> {
+        self.set_foreground(task, conduit)?;
         self.finished += 1;
         if self.finished < self.restore.model.fs.len() {
             return Ok(());
         }
         self.check_watches()?;
+        self.check_sessions()?;
         self.seal()
     }
 }

@@ -43,6 +43,7 @@ mod share;
 mod signalfd;
 mod sockopts;
 mod timerfd;
+mod tty;
 mod unix;
 
 pub use check::check;
@@ -86,6 +87,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: |l, _| pipe::check(l), dump: pipe::dump, open: pipe::open },
     Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
     Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
+    Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: tty::later, dump: tty::dump, open: tty::open },
     Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: regular::check, dump: regular::dump, open: opener::open_regular },
     Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },

@@ -19,6 +19,7 @@ use crate::checkpoint::context::Restore;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::ghost::Ghosts;
 use crate::checkpoint::files::live::reopen;
+use crate::checkpoint::files::tty::Terminals;
 use crate::checkpoint::files::{KINDS, external, memfd, regular};
 use crate::checkpoint::image::{FdTypes, FileEntry, FownEntry, RegFileEntry, RemapType};
 use crate::checkpoint::{Error, Result};
@@ -49,8 +50,10 @@ pub struct Files<'a> {
     pub(super) epolls: BTreeSet<u32>,
     /// How many tasks are finished.
     pub(super) finished: usize,
-    /// Terminals that have a session.
+    /// Sessions that have got their terminal.
     pub(super) sessions: BTreeSet<u32>,
+    /// Terminals for sessions to take.
+    pub(super) terminals: Terminals,
 }
 
 /// The opening of files under way.
@@ -80,6 +83,7 @@ impl<'a> Files<'a> {
             epolls: BTreeSet::new(),
             finished: 0,
             sessions: BTreeSet::new(),
+            terminals: Terminals::default(),
         };
         let stdio = external::read_names(restore.images)?;
         let mut opener = Opener::new(restore, &mut files, stdio)?;

@@ -104,7 +104,14 @@ impl<'a> Revival<'a> {
     }
 
     /// Makes the tree out of `stub`. What was made is in the result even when something failed, to be killed.
-    pub fn grow(&self, stub: NewTask, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+    ///
+    /// `leads` is called for every process that has come to lead a session, before it has children.
+    pub fn grow(
+        &self,
+        stub: NewTask,
+        tree: &mut BTreeMap<i32, NewTask>,
+        leads: &mut dyn FnMut(&mut NewTask) -> Result<()>,
+    ) -> Result<()> {
         let root = stub.vpid;
         tree.insert(root, stub);
         let first = self.restore.model.pstree.first().map_or(0, vpid);
@@ -115,8 +122,12 @@ impl<'a> Revival<'a> {
             .remedy("restore into a container with a pid namespace of its own"));
         }
         self.lead_session(tree)?;
+        leads(get(tree, root)?)?;
         for step in &self.steps {
             self.step(*step, tree)?;
+            if let Step::Setsid { pid } = *step {
+                leads(get(tree, pid)?)?;
+            }
         }
         Ok(())
     }

@@ -1,0 +1,214 @@
+//! Making the terminals of the images again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
+
+use nix::fcntl::OFlag;
+
+use super::settings;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::opener::Opener;
+use crate::checkpoint::files::{external, regular};
+use crate::checkpoint::image::{FdTypes, TtyFileEntry, TtyInfoEntry, TtyType};
+use crate::checkpoint::{Error, Result};
+use crate::sys::{ioctl, resolve};
+
+/// Terminals that have sessions.
+#[derive(Debug, Default)]
+pub struct Terminals {
+    /// By session id.
+    pub(super) sessions: BTreeMap<u32, Session>,
+}
+
+/// The terminal of a session.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// The slave.
+    pub slave: OwnedFd,
+    /// Foreground process group.
+    pub pgrp: u32,
+    /// Descriptions of /dev/tty: ids and flags.
+    pub controlling: Vec<(u32, u32)>,
+}
+
+const WHAT: &str = "cannot make a terminal";
+
+/// Makes ptys with their old indices, and opens their slaves by path.
+pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
+    let files: Vec<&TtyFileEntry> = opener.of(FdTypes::Tty).filter_map(|e| e.tty.as_ref()).collect();
+    let model = opener.restore.model;
+    let mut infos = BTreeMap::new();
+    for info in &model.tty_info {
+        infos.insert(info.id, info);
+    }
+    if files.is_empty() && infos.is_empty() {
+        return Ok(());
+    }
+    let find = |tty: &TtyFileEntry| {
+        let info = infos.get(&tty.tty_info_id).copied();
+        let info = info.ok_or_else(|| Error::new(format!("the images lack terminal {}", tty.tty_info_id)))?;
+        Ok::<_, Error>((info, index(info)?))
+    };
+    let path = |tty: &TtyFileEntry| {
+        let reg = tty.regf_id.and_then(|id| opener.regular(id));
+        reg.map(|r| r.name.clone()).ok_or_else(|| Error::new("the images lack the path of a terminal"))
+    };
+
+    let (mut masters, mut slaves, mut controlling) = (BTreeMap::new(), Vec::new(), Vec::new());
+    for tty in files {
+        let (info, index) = find(tty)?;
+        if info.r#type == TtyType::Ctty as i32 {
+            controlling.push((tty, index));
+        } else if path(tty)?.ends_with("ptmx") {
+            masters.entry(index).or_insert_with(Vec::new).push((tty, path(tty)?));
+        } else {
+            slaves.push((tty, path(tty)?));
+        }
+    }
+    let wanted: BTreeSet<u32> = masters.keys().copied().collect();
+    let made = masters_of(opener, &wanted)?;
+    for (index, info) in infos.values().filter_map(|i| Some((index(i).ok()?, *i))) {
+        if info.r#type == TtyType::Ctty as i32 {
+            continue;
+        }
+        let end = match made.get(&index) {
+            Some(master) => {
+                ioctl::set_pty_locked(master, false).during(WHAT, || "ioctl(_, TIOCSPTLCK, 0)".into())?;
+                master.try_clone().during(WHAT, || "fcntl(_, F_DUPFD_CLOEXEC)".into())?
+            }
+            None => console(opener, index)?,
+        };
+        configure(&end, info)?;
+    }
+    let mut opened = Vec::new();
+    for (tty, path) in slaves {
+        let flags = regular::open_flags(tty.flags) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let file = resolve::open_in_root(&opener.restore.target.root, &path, flags)
+            .during(WHAT, || format!("openat2(root, {path:?}, {flags:?})"))
+            .map_err(|e| e.path(&path))?;
+        external::set_flags(&file, tty.flags)?;
+        opened.push((tty, file));
+    }
+    sessions(opener, &infos, &made, &controlling)?;
+    for (tty, file) in opened {
+        opener.put_owned(tty.id, file, &tty.fown, tty.flags);
+    }
+    // Last: an exclusive terminal, or one whose slave is locked, is opened by nobody else.
+    for info in infos.values().filter(|i| i.r#type == TtyType::Pty as i32) {
+        let Some(master) = made.get(&index(info)?) else { continue };
+        if info.packet_mode {
+            ioctl::set_pty_packet_mode(master, true).during(WHAT, || "ioctl(_, TIOCPKT, 1)".into())?;
+        }
+        if info.locked {
+            ioctl::set_pty_locked(master, true).during(WHAT, || "ioctl(_, TIOCSPTLCK, 1)".into())?;
+        }
+        if info.exclusive {
+            ioctl::set_tty_exclusive(master).during(WHAT, || "ioctl(_, TIOCEXCL)".into())?;
+        }
+    }
+    for (index, master) in made {
+        let entries = masters.remove(&index).unwrap_or_default();
+        // One pty, one open file of its master: a second open of ptmx is another pty.
+        let [(tty, _)] = entries.as_slice() else {
+            return Err(Error::new(format!("the images hold two masters of pty {index}")));
+        };
+        external::set_flags(&master, tty.flags)?;
+        opener.put_owned(tty.id, master, &tty.fown, tty.flags);
+    }
+    Ok(())
+}
+
+fn index(info: &TtyInfoEntry) -> Result<u32> {
+    match &info.pty {
+        Some(pty) if pty.index < 1 << 20 => Ok(pty.index),
+        _ => Err(Error::new("the images hold a terminal that is no pty")
+            .remedy("start the container with a terminal of its own, or with none")),
+    }
+}
+
+/// Opens ptmx until every wanted index has come; the kernel gives out the lowest that is free.
+fn masters_of(opener: &Opener<'_, '_>, wanted: &BTreeSet<u32>) -> Result<BTreeMap<u32, OwnedFd>> {
+    let mut made = BTreeMap::new();
+    let mut others = Vec::new();
+    let root = &opener.restore.target.root;
+    while made.len() < wanted.len() {
+        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let path = "/dev/pts/ptmx";
+        let master = resolve::open_in_root(root, path, flags)
+            .during(WHAT, || format!("openat2(root, {path:?}, {flags:?})"))?;
+        let index = ioctl::pty_index(&master).during(WHAT, || "ioctl(_, TIOCGPTN)".into())?;
+        if wanted.contains(&index) {
+            made.insert(index, master);
+        } else if wanted.last().is_none_or(|last| index > *last) {
+            return Err(Error::new(format!("pty {index} came, and an index of {wanted:?} is taken"))
+                .remedy("the new container's /dev/pts must be its own"));
+        } else {
+            others.push(master);
+        }
+    }
+    Ok(made)
+}
+
+/// The new container's terminal, in the place of the old one's.
+fn console(opener: &Opener<'_, '_>, index: u32) -> Result<OwnedFd> {
+    let missing = || {
+        Error::new(format!(
+            "the checkpointed container had a terminal (/dev/pts/{index}), and the new one has none"
+        ))
+        .remedy("set process.terminal in config.json, and give restore a --console-socket")
+    };
+    let console = opener.restore.target.console.as_ref().ok_or_else(missing)?;
+    let stat = nix::sys::stat::fstat(console).during(WHAT, || "fstat(console)".into())?;
+    if super::index_of(stat.st_rdev) != Some(index) {
+        return Err(Error::new(format!("the new container's terminal is not /dev/pts/{index}")));
+    }
+    console.try_clone().during(WHAT, || "fcntl(_, F_DUPFD_CLOEXEC)".into())
+}
+
+fn configure(end: &OwnedFd, info: &TtyInfoEntry) -> Result<()> {
+    if let Some(t) = &info.termios {
+        ioctl::set_termios(end, &settings(t)?).during(WHAT, || "ioctl(_, TCSETS)".into())?;
+    }
+    if let Some(t) = &info.termios_locked {
+        let locked = settings(t)?;
+        if locked != ioctl::Termios::default() {
+            ioctl::set_locked_termios(end, &locked).during(WHAT, || "ioctl(_, TIOCSLCKTRMIOS)".into())?;
+        }
+    }
+    if let Some(size) = &info.winsize {
+        let cell = |n: u32| u16::try_from(n).map_err(|_| Error::new("a window of the images is too large"));
+        let size = [cell(size.ws_row)?, cell(size.ws_col)?, cell(size.ws_xpixel)?, cell(size.ws_ypixel)?];
+        ioctl::set_window_size(end, &size).during(WHAT, || "ioctl(_, TIOCSWINSZ)".into())?;
+    }
+    Ok(())
+}
+
+/// A descriptor of every slave that a session has as its terminal.
+fn sessions(
+    opener: &mut Opener<'_, '_>,
+    infos: &BTreeMap<u32, &TtyInfoEntry>,
+    masters: &BTreeMap<u32, OwnedFd>,
+    controlling: &[(&TtyFileEntry, u32)],
+) -> Result<()> {
+    for info in infos.values().filter(|i| i.sid != 0) {
+        let index = index(info)?;
+        if opener.files.terminals.sessions.contains_key(&info.sid) {
+            continue;
+        }
+        let slave = match masters.get(&index) {
+            Some(master) => ioctl::pty_peer(master, libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC)
+                .during(WHAT, || "ioctl(_, TIOCGPTPEER)".into())?,
+            None => console(opener, index)?,
+        };
+        let controlling =
+            controlling.iter().filter(|(_, i)| *i == index).map(|(tty, _)| (tty.id, tty.flags)).collect();
+        opener.files.terminals.sessions.insert(info.sid, Session { slave, pgrp: info.pgrp, controlling });
+    }
+    for (tty, index) in controlling {
+        let known = opener.files.terminals.sessions.values();
+        if !known.flat_map(|s| &s.controlling).any(|(id, _)| *id == tty.id) {
+            return Err(Error::new(format!("/dev/tty stands for /dev/pts/{index}, which no session has")));
+        }
+    }
+    Ok(())
+}
