@@ -32,7 +32,7 @@ test:
 
 lint: needs-build
 	cargo fmt --check
-	cargo clippy --all-targets -- -D warnings -A dead_code
+	cargo clippy --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 
 unit: needs-build

@@ -17,6 +17,8 @@ pub struct Error(Box<Fields>);
 pub struct Fields {
     /// What could not be done, as a clause without a full stop: "cannot read the pipe".
     pub what: String,
+    /// Kind of resource: "pipe", "unix socket".
+    pub resource: Option<&'static str>,
     /// Process id inside the container.
     pub pid: Option<i32>,
     /// File descriptor of that process.
@@ -35,6 +37,12 @@ impl Error {
     /// A failure described by a clause without a full stop.
     pub fn new(what: impl Into<String>) -> Self {
         Self(Box::new(Fields { what: what.into(), ..Fields::default() }))
+    }
+    /// Names the kind of resource.
+    #[must_use]
+    pub fn of(mut self, resource: &'static str) -> Self {
+        self.0.resource.get_or_insert(resource);
+        self
     }
     /// Names the process, by its id inside the container.
     #[must_use]

@@ -102,6 +102,7 @@ fn run(
             conduit.close(&mut task.injection)?;
         }
     }
+    files.set_owners(&tree.iter().map(|(vpid, task)| (*vpid, task.pid)).collect())?;
     let threads = revival.finish(tree)?;
     phases.end("tasks");
     ready()?;

@@ -34,6 +34,18 @@ pub fn set_owner(fd: impl AsFd, owner: Owner) -> nix::Result<()> {
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETOWN_EX, &raw const owner) }).map(drop)
 }
 
+/// F_SETOWN_EX by a thread with these real and effective uids, which are kept with the owner.
+pub fn set_owner_as(fd: impl AsFd, owner: Owner, [uid, euid]: [u32; 2]) -> nix::Result<()> {
+    let fd = fd.as_fd();
+    let set = move || {
+        // The C library would change the ids of all threads.
+        // SAFETY: numbers only; the thread ends with this closure.
+        Errno::result(unsafe { libc::syscall(libc::SYS_setresuid, uid, euid, u32::MAX) })?;
+        set_owner(fd, owner)
+    };
+    std::thread::scope(|scope| scope.spawn(set).join().unwrap_or(Err(Errno::ECANCELED)))
+}
+
 /// F_GETOWNER_UIDS: real and effective uid of the one who set the owner.
 pub fn owner_uids(fd: impl AsFd) -> nix::Result<[u32; 2]> {
     let mut uids = [0u32; 2];
@@ -57,6 +69,18 @@ pub fn set_signal(fd: impl AsFd, signal: i32) -> nix::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owner_is_set_as_somebody_else() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let (r, _w) = nix::unistd::pipe().unwrap();
+        let me = Owner { kind: 1, pid: std::process::id().cast_signed() };
+        set_owner_as(&r, me, [1234, 4321]).unwrap();
+        assert_eq!((owner(&r).unwrap(), owner_uids(&r).unwrap()), (me, [1234, 4321]));
+        assert!(nix::unistd::geteuid().is_root(), "only the helper thread changed");
+    }
 
     #[test]
     fn owner_and_signal_are_read_back() {

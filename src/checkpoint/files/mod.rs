@@ -36,6 +36,7 @@ mod memfd;
 mod moves;
 mod netlink;
 mod opener;
+mod owner;
 mod pipe;
 mod registry;
 mod regular;

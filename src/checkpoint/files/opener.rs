@@ -88,7 +88,7 @@ impl<'a> Files<'a> {
         let stdio = external::read_names(restore.images)?;
         let mut opener = Opener::new(restore, &mut files, stdio)?;
         for kind in KINDS {
-            (kind.open)(&mut opener)?;
+            (kind.open)(&mut opener).map_err(|e| e.of(kind.name))?;
         }
         opener.refuse_unknown()?;
         opener.ghosts.unlink()?;

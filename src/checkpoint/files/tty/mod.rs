@@ -103,7 +103,8 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
         ends.iter().filter_map(|(_, e)| if let End::Master(n) = e { Some(*n) } else { None }).collect();
     for (live, end) in ends {
         let (End::Slave(index) | End::Controlling(index)) = end else { continue };
-        if !masters.contains(&index) && !(console && index == CONSOLE) {
+        let given = console && index == CONSOLE;
+        if !masters.contains(&index) && !given {
             found.push(
                 live.name(Error::new("a terminal belongs to somebody outside the container"))
                     .remedy("end the session that `exec --tty` opened, or wait for its end"),

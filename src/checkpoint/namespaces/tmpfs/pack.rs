@@ -233,8 +233,8 @@ fn header(status: &FileStat) -> Header {
     header.set_mtime(u64::try_from(status.st_mtime).unwrap_or(0));
     if matches!(kind, EntryType::Char | EntryType::Block) {
         // A GNU header has both fields: neither call can fail.
-        let _ = header.set_device_major(u32::try_from(libc::major(status.st_rdev)).unwrap_or(0));
-        let _ = header.set_device_minor(u32::try_from(libc::minor(status.st_rdev)).unwrap_or(0));
+        let _ = header.set_device_major(libc::major(status.st_rdev));
+        let _ = header.set_device_minor(libc::minor(status.st_rdev));
     }
     header
 }
