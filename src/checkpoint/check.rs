@@ -35,6 +35,12 @@ pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer) -> Vec<E
     found.extend(files::check(options, source, &tasks));
     let live: Vec<i32> = tasks.iter().map(|(pid, _)| *pid).collect();
     found.extend(namespaces::check(options, source, &live));
+    // What was found at a process that has ended meanwhile keeps nobody from anything.
+    let ended = |vpid: i32| {
+        let task = tasks.iter().find(|(_, inside)| *inside == vpid);
+        task.is_some_and(|(pid, _)| Status::of(*pid).map_or(true, |status| matches!(status.state, 'Z' | 'X')))
+    };
+    found.retain(|e| !e.fields().pid.is_some_and(ended));
     found
 }
 

@@ -153,10 +153,5 @@ fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, paused: bool) ->
     if paused {
         result = result.and(freezer.freeze());
     }
-    for task in tasks {
-        for thread in task.threads {
-            result = result.and(thread.detach());
-        }
-    }
-    result
+    result.and(freeze::let_go(tasks.into_iter().flat_map(|task| task.threads).collect()))
 }

@@ -24,7 +24,7 @@ use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{Log, Phases, RestoreReport};
 use crate::checkpoint::task::revive::Revival;
-use crate::checkpoint::task::{limits, seccomp, status};
+use crate::checkpoint::task::{freeze, limits, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
 use crate::sys;
 
@@ -43,8 +43,8 @@ pub fn restore(
     let mut log = Log::open(options, "restore.log");
     log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
     let restore = Restore { options, target, model, images };
-    let mut tree = BTreeMap::new();
-    let result = run(&restore, &mut tree, ready);
+    let (mut tree, mut threads) = (BTreeMap::new(), Vec::new());
+    let result = run(&restore, &mut tree, &mut threads, ready);
     match &result {
         Ok(report) => {
             log.line(format_args!("done: {}", report.phases));
@@ -52,7 +52,7 @@ pub fn restore(
         }
         Err(error) => {
             log.error(error);
-            kill(target, tree);
+            kill(target, tree, threads);
         }
     }
     result
@@ -61,6 +61,7 @@ pub fn restore(
 fn run(
     restore: &Restore<'_>,
     tree: &mut BTreeMap<i32, NewTask>,
+    threads: &mut Vec<Thread>,
     ready: &mut dyn FnMut() -> Result<()>,
 ) -> Result<RestoreReport> {
     let mut phases = Phases::start();
@@ -103,11 +104,11 @@ fn run(
         }
     }
     files.set_owners(&tree.iter().map(|(vpid, task)| (*vpid, task.pid)).collect())?;
-    let threads = revival.finish(tree)?;
+    revival.finish(tree, threads)?;
     phases.end("tasks");
     ready()?;
     let count = threads.len();
-    threads.into_iter().try_for_each(Thread::detach)?;
+    freeze::let_go(std::mem::take(threads))?;
     phases.end("resume");
     Ok(RestoreReport { phases, tasks: model.pstree.len(), threads: count, init: restore.target.init })
 }
@@ -167,10 +168,13 @@ fn window(restore: &Restore<'_>) -> Result<u64> {
     memory::plan::free_window(theirs.chain(&own), Injection::FOOTPRINT)
 }
 
-/// Ends everything that was made. In a pid namespace init's end is everybody's.
-fn kill(target: &Target, tree: BTreeMap<i32, NewTask>) {
+/// Ends everything that was made. In a pid namespace init's end is everybody's; it ends when all others have been waited
+/// for, and the threads that we trace are ours to wait for. None is let go before it has been killed.
+fn kill(target: &Target, tree: BTreeMap<i32, NewTask>, mut threads: Vec<Thread>) {
     let _ = sys::pidfd::send_signal(target.init_pidfd.as_fd(), libc::SIGKILL);
     for task in tree.values() {
         let _ = sys::pidfd::send_signal(task.pidfd.as_fd(), libc::SIGKILL);
     }
+    threads.extend(tree.into_values().map(|task| task.injection.into_thread()));
+    let _ = freeze::reap(threads, Instant::now() + PATIENCE);
 }

@@ -271,13 +271,33 @@ pub fn kill(tasks: Vec<LiveTask>) -> Result<()> {
             }
         }
     }
-    // A leader's end is not reported before that of its threads, and init's, in whichever of its threads is the last
-    // to leave, not before all others have been waited for: those that say nothing yet are asked again.
-    let mut left: Vec<Thread> = Vec::new();
+    let mut threads: Vec<Thread> = Vec::new();
     for task in tasks.into_iter().rev() {
         drop(task.injection);
-        left.extend(task.threads.into_iter().rev());
+        threads.extend(task.threads.into_iter().rev());
     }
+    reap(threads, deadline)
+}
+
+/// Lets stopped threads go on. One that was let go first may have ended others meanwhile, by exit(2) of its process or a
+/// signal: these are waited for.
+pub fn let_go(threads: Vec<Thread>) -> Result<()> {
+    let mut ended = Vec::new();
+    let mut result = Ok(());
+    for thread in threads {
+        match thread.clone().detach() {
+            Err(e) if e.errno() == Some(Errno::ESRCH) => ended.push(thread),
+            other => result = result.and(other),
+        }
+    }
+    result.and(reap(ended, Instant::now() + DEADLINE))
+}
+
+/// Waits until every one of these killed threads is gone.
+///
+/// A leader's end is not reported before that of its threads, and init's, in whichever of its threads is the last to
+/// leave, not before all others have been waited for: those that say nothing yet are asked again.
+pub fn reap(mut left: Vec<Thread>, deadline: Instant) -> Result<()> {
     while !left.is_empty() {
         let mut waiting = Vec::new();
         for thread in left {

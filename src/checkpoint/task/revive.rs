@@ -181,9 +181,9 @@ impl<'a> Revival<'a> {
             | flag(parent.fs_id == child.fs_id, libc::CLONE_FS)
     }
 
-    /// The last stage of every process, children before parents. Yields the threads, to be detached.
-    pub fn finish(&self, tree: &mut BTreeMap<i32, NewTask>) -> Result<Vec<Thread>> {
-        let mut done = Vec::new();
+    /// The last stage of every process, children before parents. `threads` gets all threads, to be detached, and also
+    /// holds those made before a failure.
+    pub fn finish(&self, tree: &mut BTreeMap<i32, NewTask>, threads: &mut Vec<Thread>) -> Result<()> {
         for entry in self.restore.model.pstree.iter().rev() {
             let pid = vpid(entry);
             let task = tree.remove(&pid).ok_or_else(|| Error::new("the process is gone").pid(pid))?;
@@ -191,20 +191,29 @@ impl<'a> Revival<'a> {
             if tc.task_state == DEAD {
                 die(task, tc).map_err(|e| e.pid(pid))?;
             } else {
-                done.extend(self.process(entry, tc, task).map_err(|e| e.pid(pid))?);
+                self.process(entry, tc, task, threads).map_err(|e| e.pid(pid))?;
             }
         }
-        Ok(done)
+        Ok(())
     }
 
-    fn process(&self, entry: &PstreeEntry, tc: &TaskCoreEntry, task: NewTask) -> Result<Vec<Thread>> {
+    fn process(
+        &self,
+        entry: &PstreeEntry,
+        tc: &TaskCoreEntry,
+        task: NewTask,
+        made: &mut Vec<Thread>,
+    ) -> Result<()> {
         let NewTask { pid, mut injection, .. } = task;
+        made.push(injection.thread().clone());
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
-            threads.push((*vtid, make_thread(&mut injection, *vtid)?));
+            let thread = make_thread(&mut injection, *vtid)?;
+            made.push(thread.thread().clone());
+            threads.push((*vtid, thread));
         }
         threads.push((entry.pid, injection));
-        let Some((_, leader)) = threads.last_mut() else { return Ok(Vec::new()) };
+        let Some((_, leader)) = threads.last_mut() else { return Ok(()) };
 
         let mut batch = Batch::new();
         batch.about("cannot restore the process's state");
@@ -247,7 +256,7 @@ impl<'a> Revival<'a> {
         if tc.task_state == STOPPED {
             stop(pid, &left, tc)?;
         }
-        Ok(left.into_iter().map(|(thread, _)| thread).collect())
+        Ok(())
     }
 
     /// What a thread sets by itself, credentials last.
