@@ -12,7 +12,7 @@ mod pack;
 mod unpack;
 
 pub use pack::pack;
-pub use unpack::{Policy, unpack};
+pub use unpack::{Policy, unpack, verify};
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd};

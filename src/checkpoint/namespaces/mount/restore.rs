@@ -228,6 +228,7 @@ fn fill(restore: &Restore<'_>, wanted: &BTreeMap<Key, &MntEntry>) -> Result<()> 
         }
         // A file system that is read-only as a whole was empty, or filled by whoever made it.
         if mount.super_flags.contains(MsFlags::MS_RDONLY) {
+            tmpfs::verify(restore.images.raw_open(&name)?).map_err(failed)?;
             continue;
         }
         let place = open_mount(&target.root, mount)?;

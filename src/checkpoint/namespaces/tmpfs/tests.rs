@@ -201,5 +201,7 @@ fn damaged_archives_are_errors() {
         fs::write(file.path(), &bytes[..cut]).unwrap();
         let result = unpack(File::open(to.path()).unwrap(), file.reopen().unwrap(), &Policy::default());
         assert!(result.is_err(), "{cut}");
+        assert!(verify(file.reopen().unwrap()).is_err(), "{cut}");
     }
+    verify(whole.reopen().unwrap()).unwrap();
 }
