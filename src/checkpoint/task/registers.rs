@@ -13,7 +13,15 @@
 //!
 //! A system call that was interrupted by the dump has left one of the kernel's private codes in rax. A thread that
 //! lives on gets it back untouched and the kernel restarts the call; one that is restored elsewhere has no kernel that
-//! remembers the call, so the image says "about to make it again", or EINTR where it cannot be repeated.
+//! remembers the call, so the image says "about to make it again". With a timeout that is:
+//!
+//! ```text
+//!  until a moment              futex(FUTEX_WAIT_BITSET), clock_nanosleep(TIMER_ABSTIME)      the same call
+//!  for a while, rest is known  select, ppoll: written where the timeout stood                 the same call
+//!                              nanosleep, clock_nanosleep: written to the last argument       takes its timeout from there
+//!  for a while                 poll; futex(FUTEX_WAIT); a sleep without that argument         from the beginning
+//!  anything else                                                                              EINTR
+//! ```
 
 use libc::user_regs_struct;
 
@@ -110,7 +118,44 @@ pub fn restore_general(entry: &UserX86RegsEntry, current: &user_regs_struct) -> 
         gs: entry.gs,
     };
     // CRIU keeps the kernel's codes in its images.
-    Ok(cooked_for_image(&regs))
+    Ok(again(&regs, &|_, _| false).unwrap_or_else(|| cooked_for_image(&regs)))
+}
+
+/// The kernel remembers the rest of the call.
+const ERESTART_RESTARTBLOCK: i64 = -516;
+/// `mov $NUMBER, %eax; syscall`
+const MOV_EAX: u8 = 0xb8;
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+const TIMER_ABSTIME: u64 = 1;
+
+/// The registers with which a thread makes the call again whose rest only the kernel remembers, if it can be made
+/// again. `read` fills a buffer from the thread's memory, and says whether it could.
+pub fn again(raw: &user_regs_struct, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Option<user_regs_struct> {
+    if raw.orig_rax.cast_signed() < 0 || raw.rax.cast_signed() != ERESTART_RESTARTBLOCK {
+        return None;
+    }
+    let mut number = raw.orig_rax.cast_signed();
+    if number == libc::SYS_restart_syscall {
+        // It was interrupted before, and the kernel has put its own number there. The program's stands in its code.
+        let mut code = [0; 7];
+        if !read(raw.rip.wrapping_sub(7), &mut code) || code[0] != MOV_EAX || code[5..] != SYSCALL {
+            return None;
+        }
+        number = i64::from(i32::from_le_bytes([code[1], code[2], code[3], code[4]]));
+    }
+    let mut regs = *raw;
+    match number {
+        libc::SYS_poll | libc::SYS_futex => {}
+        libc::SYS_nanosleep if raw.rsi != 0 => regs.rdi = raw.rsi,
+        libc::SYS_nanosleep => {}
+        libc::SYS_clock_nanosleep if raw.rsi & TIMER_ABSTIME == 0 && raw.r10 != 0 => regs.rdx = raw.r10,
+        libc::SYS_clock_nanosleep => {}
+        _ => return None,
+    }
+    regs.rax = number.cast_unsigned();
+    regs.rip = raw.rip.wrapping_sub(2);
+    regs.orig_rax = u64::MAX;
+    Some(regs)
 }
 
 /// The records of an extended state as PTRACE_GETREGSET(NT_X86_XSTATE) gives it.
@@ -335,13 +380,54 @@ mod tests {
         let read = dump_regs(0x1000, code(-512), 0);
         assert_eq!((read.rip, read.rax, read.orig_rax), (0xffe, 0, u64::MAX));
         let nanosleep = dump_regs(0x1000, code(-516), 35);
-        assert_eq!((nanosleep.rip, nanosleep.rax.cast_signed()), (0x1000, -4));
+        assert_eq!((nanosleep.rip, nanosleep.rax), (0xffe, 35));
+        let unknown = dump_regs(0x1000, code(-516), 219);
+        assert_eq!((unknown.rip, unknown.rax.cast_signed()), (0x1000, -4));
         let finished = dump_regs(0x1000, 7, 0);
         assert_eq!((finished.rip, finished.rax), (0x1000, 7));
         // Outside a call the same number in rax is the program's own.
         let own = dump_regs(0x1000, code(-512), u64::MAX);
         assert_eq!((own.rip, own.rax.cast_signed()), (0x1000, -512));
         assert_eq!(regs().cs, 0x33);
+    }
+
+    #[test]
+    fn a_sleep_goes_on_with_what_is_left() {
+        let mut raw = user_regs_struct {
+            rip: 0x1000,
+            rax: (-516_i64).cast_unsigned(),
+            orig_rax: 230,
+            r10: 0x70,
+            ..empty()
+        };
+        raw.rdx = 0x60;
+        let none = |_: u64, _: &mut [u8]| false;
+        assert_eq!(again(&raw, &none).unwrap().rdx, 0x70);
+        raw.rsi = TIMER_ABSTIME;
+        assert_eq!(again(&raw, &none).unwrap().rdx, 0x60);
+        raw.orig_rax = 1;
+        assert!(again(&raw, &none).is_none(), "write(2) is not among them");
+    }
+
+    #[test]
+    fn a_call_interrupted_before_is_known_by_its_code() {
+        let raw = user_regs_struct {
+            rip: 0x1000,
+            rax: (-516_i64).cast_unsigned(),
+            orig_rax: libc::SYS_restart_syscall.cast_unsigned(),
+            rdx: 1500,
+            ..empty()
+        };
+        let code = |bytes: [u8; 7]| {
+            move |at: u64, into: &mut [u8]| {
+                assert_eq!((at, into.len()), (0xff9, 7));
+                into.copy_from_slice(&bytes);
+                true
+            }
+        };
+        let poll = again(&raw, &code([0xb8, 7, 0, 0, 0, 0x0f, 0x05])).unwrap();
+        assert_eq!((poll.rax, poll.rip, poll.rdx), (7, 0xffe, 1500));
+        assert!(again(&raw, &code([0x90, 7, 0, 0, 0, 0x0f, 0x05])).is_none());
     }
 
     #[test]

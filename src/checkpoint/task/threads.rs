@@ -5,6 +5,8 @@
 //!   injected    registers as they were; robust list, where its death is announced, alternate stack, securebits, ...
 //! ```
 
+use libc::user_regs_struct;
+
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadExtra, ThreadInfoX86};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
@@ -22,6 +24,8 @@ pub struct Captured {
     pub vtid: i32,
     /// `/proc/PID/task/TID/status`.
     pub status: Status,
+    /// Its general registers, as they were.
+    raw: user_regs_struct,
     /// Its core record, without what only a batch can tell.
     pub core: CoreEntry,
     /// What has no place in it.
@@ -34,7 +38,8 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
     let status = Status::of_thread(task.pid, tid)?;
     let vtid = status.ns_tid.last().copied().unwrap_or(tid);
     let named = |e: Error| e.pid(task.vpid);
-    registers::check(&thread.regs().map_err(named)?).map_err(named)?;
+    let raw = thread.regs().map_err(named)?;
+    registers::check(&raw).map_err(named)?;
     let (fpregs, xstate) = registers::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
     let mut thread_core = ThreadCoreEntry {
         blk_sigset: Some(thread.sigmask().map_err(named)?),
@@ -60,7 +65,7 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
         ..CoreEntry::default()
     };
     let extra = ThreadExtra { tid: vtid.cast_unsigned(), xstate, ..ThreadExtra::default() };
-    Ok(Captured { vtid, status, core, extra })
+    Ok(Captured { vtid, status, raw, core, extra })
 }
 
 /// The name of a thread, as the kernel prints it: a newline is the end.
@@ -110,8 +115,10 @@ impl Ask {
         ids: (&IdMap, &IdMap),
         captured: &mut Captured,
     ) -> Result<()> {
-        let Captured { status, core, extra, .. } = captured;
-        let regs = injection.image_regs().ok_or_else(|| Error::new("the thread's registers are lost"))?;
+        let Captured { status, raw, core, extra, .. } = captured;
+        let read = |addr: u64, into: &mut [u8]| injection.read_mem(addr, into).is_ok();
+        let regs = registers::again(raw, &read).or_else(|| injection.image_regs());
+        let regs = regs.ok_or_else(|| Error::new("the thread's registers are lost"))?;
         let (Some(info), Some(thread)) = (&mut core.thread_info, &mut core.thread_core) else {
             return Ok(());
         };
