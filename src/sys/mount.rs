@@ -80,6 +80,21 @@ impl FsContext {
         owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) }).map(Self)
     }
 
+    /// Opens the file system of a mount for a change; options are those that change.
+    pub fn pick(mount: impl AsFd) -> Result<Self, Errno> {
+        const FSPICK_CLOEXEC: libc::c_uint = 1;
+        const FSPICK_EMPTY_PATH: libc::c_uint = 8;
+        let (fd, flags) = (mount.as_fd().as_raw_fd(), FSPICK_CLOEXEC | FSPICK_EMPTY_PATH);
+        // SAFETY: the path is an empty C string.
+        owned(unsafe { libc::syscall(libc::SYS_fspick, fd, c"".as_ptr(), flags) }).map(Self)
+    }
+
+    /// Makes the change.
+    pub fn reconfigure(&self) -> Result<(), Errno> {
+        const FSCONFIG_CMD_RECONFIGURE: libc::c_uint = 7;
+        self.config(FSCONFIG_CMD_RECONFIGURE, std::ptr::null(), std::ptr::null())
+    }
+
     fn config(&self, command: libc::c_uint, key: *const i8, value: *const i8) -> Result<(), Errno> {
         let fd = self.0.as_raw_fd();
         // SAFETY: key and value are null or C strings, as the command wants them.
@@ -139,6 +154,12 @@ mod tests {
             assert!(fs::write(dir.path().join("other"), b"x").is_err());
             let copy = clone_tree(tree.as_fd(), c"", true).unwrap();
             drop(copy);
+            let change = FsContext::pick(&tree).unwrap();
+            change.flag(c"ro").unwrap();
+            change.reconfigure().unwrap();
+            let table = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+            let line = table.lines().find(|l| l.contains(dir.path().to_str().unwrap())).unwrap();
+            assert!(line.split(" - ").nth(1).unwrap().contains(" ro,"), "{line}");
         });
     }
 

@@ -11,6 +11,8 @@
 //! go into each tmpfs, what was made later is made again, and what has no counterpart is an error that names it.
 
 mod class;
+mod flags;
+mod make;
 mod restore;
 mod table;
 

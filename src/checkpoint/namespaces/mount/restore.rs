@@ -1,17 +1,23 @@
 //! The table of the images on top of what config.json has made.
+//!
+//! ```text
+//!   for each mount of the images, once the one it lies on, and the one it is a bind of, are there:
+//!     at its place already   compare ─▶ fill ─▶ flags
+//!     missing                make ────▶ fill ─▶ flags ─▶ attach       (only where config.json allows to mount)
+//! ```
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use oci_spec::runtime::{Capability, Spec};
 
-use super::class::{planned, resolved};
+use super::class::{Planned, planned, resolved};
+use super::make::{bind, fresh, position, renewable, source};
 use super::table::fstype;
-use super::{RENEWABLE, detached, inner, open_mount};
+use super::{detached, flags, inner, open_mount};
 use crate::checkpoint::context::Restore;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
@@ -19,63 +25,182 @@ use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
-use crate::sys::mount::{Attributes, FsContext, attach, clone_tree, set_attributes};
+use crate::sys::mount::{Attributes, FsContext, attach, set_attributes};
 use crate::sys::resolve::open_in_root;
-
-/// Mounts are told by where they lie, and how many lie there already.
-type Key = (PathBuf, usize);
 
 /// Compares the tables, makes what is missing and fills each tmpfs.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
-    let (target, model) = (restore.target, restore.model);
-    let Some(images) = model.mountpoints.values().next() else { return Ok(()) };
-    let init = target.init;
-    let there = keyed(mountinfo::of(&init.to_string())?, |mount| mount.point.clone());
-    let wanted = keyed(images.iter().collect(), |entry| PathBuf::from(&entry.mountpoint));
-    let mut missing = Vec::new();
-    for entry in ordered(images) {
-        let Some((key, _)) = wanted.iter().find(|(_, e)| e.mnt_id == entry.mnt_id) else { continue };
-        match there.get(key) {
-            Some(mount) => compare(entry, mount)?,
-            None => missing.push(entry),
+    let target = restore.target;
+    let Some(images) = restore.model.mountpoints.values().next() else { return Ok(()) };
+    if !Kind::Mnt.private(target.init)? {
+        return Err(Error::new(
+            "config.json gives the container no mount namespace, which the checkpoint has",
+        ));
+    }
+    let plans = planned(&target.spec, &|path| resolved(&target.root, path));
+    let mut table = Table { restore, images, plans, done: BTreeSet::new(), filled: BTreeSet::new() };
+    let mut left: Vec<&MntEntry> = images.iter().collect();
+    while !left.is_empty() {
+        let (now, later): (Vec<_>, Vec<_>) = left.iter().copied().partition(|entry| table.ready(entry));
+        let Some(entry) = now.first().copied() else {
+            return Err(Error::new("a mount of the checkpoint lies on one that it does not have")
+                .path(&later[0].mountpoint));
+        };
+        table.place(entry).map_err(|e| e.path(&entry.mountpoint))?;
+        left.retain(|other| other.mnt_id != entry.mnt_id);
+    }
+    Ok(())
+}
+
+struct Table<'a> {
+    restore: &'a Restore<'a>,
+    images: &'a [MntEntry],
+    plans: Vec<Planned>,
+    /// Ids of the mounts that are there.
+    done: BTreeSet<u32>,
+    /// Devices whose contents have been put back.
+    filled: BTreeSet<u32>,
+}
+
+impl Table<'_> {
+    /// Whether all that a mount needs is there: what it lies on, what lies below it at the same place, its original.
+    fn ready(&self, entry: &MntEntry) -> bool {
+        let there = |id: u32| self.done.contains(&id);
+        let known = |id: u32| self.images.iter().any(|e| e.mnt_id == id);
+        let parent = entry.parent_mnt_id;
+        let lies = parent == entry.mnt_id || !known(parent) || there(parent);
+        let below = self.images.iter().take(position(self.images, entry));
+        let covered = |e: &MntEntry| e.mountpoint != entry.mountpoint || there(e.mnt_id);
+        lies && below.clone().all(covered) && source(self.images, entry).is_none_or(|e| there(e.mnt_id))
+    }
+
+    /// One mount, on top of those that are done.
+    fn place(&mut self, entry: &MntEntry) -> Result<()> {
+        let target = self.restore.target;
+        let below = self.images.iter().take(position(self.images, entry));
+        let nth = below.filter(|e| e.mountpoint == entry.mountpoint).count();
+        let point = Path::new(&entry.mountpoint);
+        let all = mountinfo::of(&target.init.to_string())?;
+        // Made by config.json, or propagated from one made here.
+        match all.iter().filter(|mount| mount.point == point).nth(nth) {
+            Some(mount) => {
+                compare(entry, mount)?;
+                self.fill_there(entry, mount, &all)?;
+                self.change(entry, mount)?;
+            }
+            None => {
+                may_mount(&target.spec, entry)?;
+                self.make(entry)?;
+            }
         }
+        self.done.insert(entry.mnt_id);
+        Ok(())
     }
-    if !missing.is_empty() {
-        may_mount(&target.spec, missing[0])?;
-        let root = target.root.as_fd();
-        within(init, &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Mnt], || {
-            missing
-                .iter()
-                .try_for_each(|entry| make(root, entry, images).map_err(|e| e.path(&entry.mountpoint)))
+
+    /// Makes a mount that the container had made itself.
+    fn make(&mut self, entry: &MntEntry) -> Result<()> {
+        let target = self.restore.target;
+        let (root, images) = (target.root.as_fd(), self.images);
+        let tree = within(target.init, &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Mnt], || {
+            match (source(images, entry), renewable(entry)) {
+                (Some(original), _) => bind(root, entry, original),
+                (None, Some(name)) => fresh(name, &entry.options),
+                (None, None) => {
+                    Err(Error::new("the mount cannot be made again: what it shows is not in the checkpoint"))
+                }
+            }
         })?;
+        self.fill(entry, tree.as_fd(), BTreeSet::new())?;
+        let wanted = MsFlags::from_bits_truncate(entry.flags.into());
+        let propagation = match () {
+            () if wanted.contains(MsFlags::MS_SHARED) => libc::MS_SHARED,
+            () if wanted.contains(MsFlags::MS_SLAVE) => libc::MS_SLAVE,
+            () if wanted.contains(MsFlags::MS_UNBINDABLE) => libc::MS_UNBINDABLE,
+            () => libc::MS_PRIVATE,
+        };
+        let attributes = Attributes {
+            set: flags::attributes(wanted),
+            clear: flags::ALL,
+            propagation,
+            ..Attributes::default()
+        };
+        within(target.init, &[Kind::Mnt], || {
+            set_attributes(&tree, attributes, false)
+                .during("cannot set the flags of the mount", || "mount_setattr(_)".into())?;
+            let path = Path::new(&entry.mountpoint);
+            let place = open_in_root(root, inner(path), OFlag::O_PATH)
+                .during("cannot find the place of the mount", || {
+                    format!("openat2(_, {path:?}, O_PATH, RESOLVE_IN_ROOT)")
+                })?;
+            attach(&tree, &place).during("cannot make the mount", || format!("move_mount(_, {path:?})"))
+        })
     }
-    fill(restore, &wanted)
-}
 
-/// A table by places.
-fn keyed<T>(mounts: Vec<T>, point: impl Fn(&T) -> PathBuf) -> BTreeMap<Key, T> {
-    let mut count: BTreeMap<PathBuf, usize> = BTreeMap::new();
-    let mut table = BTreeMap::new();
-    for mount in mounts {
-        let point = point(&mount);
-        let nth = count.entry(point.clone()).or_default();
-        *nth += 1;
-        table.insert((point, *nth), mount);
+    /// Fills a tmpfs that lies at its place.
+    fn fill_there(&mut self, entry: &MntEntry, mount: &Mount, all: &[Mount]) -> Result<()> {
+        if !self.saved(entry) {
+            return Ok(());
+        }
+        // A file system that is read-only as a whole was empty, or filled by whoever made it.
+        if mount.super_flags.contains(MsFlags::MS_RDONLY) {
+            return tmpfs::verify(self.restore.images.raw_open(&tmpfs::name(entry.root_dev))?);
+        }
+        if self.plans.iter().any(|plan| plan.host && plan.point == mount.point) {
+            return Err(Error::new(
+                "config.json mounts something of the host where the checkpoint has a tmpfs",
+            ));
+        }
+        let target = self.restore.target;
+        let place = open_mount(&target.root, mount)?;
+        let copy = within(target.init, &[Kind::Mnt], || detached(&place))?;
+        let clear = Attributes { clear: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+        set_attributes(&copy, clear, false)
+            .during("cannot open the mount for writing", || "mount_setattr(_)".into())?;
+        let inside = all.iter().filter(|m| m.point != mount.point && m.within(&mount.point));
+        let keep =
+            inside.filter_map(|m| m.point.strip_prefix(&mount.point).ok().map(Path::to_owned)).collect();
+        self.fill(entry, copy.as_fd(), keep)
     }
-    table
-}
 
-/// Mounts after those they lie on.
-fn ordered(images: &[MntEntry]) -> Vec<&MntEntry> {
-    let ids: BTreeSet<u32> = images.iter().map(|e| e.mnt_id).collect();
-    let top = |e: &&MntEntry| !ids.contains(&e.parent_mnt_id) || e.parent_mnt_id == e.mnt_id;
-    let mut order: Vec<&MntEntry> = images.iter().filter(top).collect();
-    let mut at = 0;
-    while let Some(parent) = order.get(at).copied() {
-        order.extend(images.iter().filter(|e| e.parent_mnt_id == parent.mnt_id && e.mnt_id != parent.mnt_id));
-        at += 1;
+    fn saved(&self, entry: &MntEntry) -> bool {
+        fstype(entry) == Some("tmpfs")
+            && entry.root == "/"
+            && entry.ext_key.is_none()
+            && !self.filled.contains(&entry.root_dev)
+            && self.restore.images.exists(&tmpfs::name(entry.root_dev))
     }
-    order
+
+    /// Puts saved contents into a tmpfs, and makes it read-only as a whole where it was.
+    fn fill(&mut self, entry: &MntEntry, tree: impl AsFd, keep: BTreeSet<PathBuf>) -> Result<()> {
+        if !self.saved(entry) {
+            return Ok(());
+        }
+        let devices = may(&self.restore.target.spec, Capability::Mknod);
+        let archive = self.restore.images.raw_open(&tmpfs::name(entry.root_dev))?;
+        tmpfs::unpack(&tree, archive, &Policy { devices, keep })?;
+        self.filled.insert(entry.root_dev);
+        let sealed = entry.sb_flags.is_some_and(|bits| u64::from(bits) & libc::MS_RDONLY != 0);
+        if sealed {
+            FsContext::pick(&tree)
+                .and_then(|context| context.flag(c"ro").and_then(|()| context.reconfigure()))
+                .during("cannot make the file system read-only", || "fsconfig(_, \"ro\")".into())?;
+        }
+        Ok(())
+    }
+
+    /// Gives what config.json has mounted the flags that the container has changed since. Towards less, always;
+    /// towards more, where it may mount.
+    fn change(&self, entry: &MntEntry, mount: &Mount) -> Result<()> {
+        let target = self.restore.target;
+        let wanted = MsFlags::from_bits_truncate(entry.flags.into());
+        let loosen = may(&target.spec, Capability::SysAdmin) && entry.ext_key.is_none();
+        let Some(attributes) = flags::change(mount.flags, wanted, loosen) else { return Ok(()) };
+        let place = open_mount(&target.root, mount)?;
+        within(target.init, &[Kind::Mnt], || {
+            set_attributes(&place, attributes, false)
+                .during("cannot set the flags of the mount", || format!("mount_setattr(_, {attributes:?})"))
+        })
+    }
 }
 
 /// What config.json made at a place must be of the kind that was there.
@@ -84,16 +209,12 @@ fn compare(entry: &MntEntry, mount: &Mount) -> Result<()> {
     if entry.ext_key.is_some() || entry.mountpoint == "/" {
         return Ok(());
     }
+    let plain = |name: &str| name.trim_end_matches('2').to_owned();
     match fstype(entry) {
-        Some(name)
-            if name != mount.fstype && name.trim_end_matches('2') != mount.fstype.trim_end_matches('2') =>
-        {
-            Err(Error::new(format!(
-                "config.json mounts a {} where the checkpoint has a {name}",
-                mount.fstype
-            ))
-            .path(&entry.mountpoint))
-        }
+        Some(name) if plain(name) != plain(&mount.fstype) => Err(Error::new(format!(
+            "config.json mounts a {} where the checkpoint has a {name}",
+            mount.fstype
+        ))),
         _ => Ok(()),
     }
 }
@@ -102,13 +223,11 @@ fn compare(entry: &MntEntry, mount: &Mount) -> Result<()> {
 fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
     if entry.ext_key.is_some() {
         return Err(Error::new("config.json lacks a mount from the host that the checkpoint has")
-            .path(&entry.mountpoint)
             .remedy("add it to the mounts of config.json"));
     }
     match may(spec, Capability::SysAdmin) {
         true => Ok(()),
         false => Err(Error::new("the checkpoint has a mount that config.json does not make")
-            .path(&entry.mountpoint)
             .remedy("add it to the mounts of config.json, or give the capability CAP_SYS_ADMIN")),
     }
 }
@@ -116,131 +235,4 @@ fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
 fn may(spec: &Spec, capability: Capability) -> bool {
     let capabilities = spec.process().as_ref().and_then(|p| p.capabilities().as_ref());
     capabilities.and_then(|c| c.bounding().as_ref()).is_some_and(|set| set.contains(&capability))
-}
-
-/// Makes a mount that the container had made itself. Runs inside its namespaces.
-fn make(root: impl AsFd, entry: &MntEntry, images: &[MntEntry]) -> Result<()> {
-    if entry.ext_key.is_some() {
-        return Err(Error::new("config.json lacks a mount from the host that the checkpoint has"));
-    }
-    let path = Path::new(&entry.mountpoint);
-    let place = open_in_root(&root, inner(path), OFlag::O_PATH)
-        .during("cannot find the place of the mount", || {
-            format!("openat2(_, {path:?}, O_PATH, RESOLVE_IN_ROOT)")
-        })?;
-    let original =
-        images.iter().find(|e| e.mnt_id != entry.mnt_id && e.root_dev == entry.root_dev && below(entry, e));
-    let name = fstype(entry).filter(|name| RENEWABLE.contains(name) && entry.root == "/");
-    let tree = match (original, name) {
-        // Of several mounts of one file system the first in the table is the original, the others are its binds.
-        (Some(first), None) => bind(&root, entry, first)?,
-        (Some(first), Some(_)) if position(images, first) < position(images, entry) => {
-            bind(&root, entry, first)?
-        }
-        (_, Some(name)) => fresh(name, &entry.options)?,
-        (None, None) => {
-            return Err(Error::new("the mount cannot be made again: its original is not in the checkpoint"));
-        }
-    };
-    let flags = MsFlags::from_bits_truncate(entry.flags.into());
-    let propagation = if flags.contains(MsFlags::MS_SHARED) { libc::MS_SHARED } else { libc::MS_PRIVATE };
-    let attributes = Attributes { set: attributes(flags), clear: ALL, propagation, ..Attributes::default() };
-    set_attributes(&tree, attributes, false)
-        .during("cannot set the flags of the mount", || "mount_setattr(_)".into())?;
-    attach(&tree, &place).during("cannot make the mount", || format!("move_mount(_, {path:?})"))
-}
-
-/// Whether the root of `entry` can be reached through `other`.
-fn below(entry: &MntEntry, other: &MntEntry) -> bool {
-    Path::new(&entry.root).starts_with(&other.root)
-}
-
-fn position(images: &[MntEntry], entry: &MntEntry) -> Option<usize> {
-    images.iter().position(|e| e.mnt_id == entry.mnt_id)
-}
-
-fn bind(root: impl AsFd, entry: &MntEntry, original: &MntEntry) -> Result<OwnedFd> {
-    let rest = Path::new(&entry.root).strip_prefix(&original.root).unwrap_or(Path::new(""));
-    let from = Path::new(&original.mountpoint).join(rest);
-    let place = open_in_root(root, inner(&from), OFlag::O_PATH)
-        .during("cannot find what the mount shows", || {
-            format!("openat2(_, {from:?}, O_PATH, RESOLVE_IN_ROOT)")
-        })?;
-    clone_tree(place.as_fd(), c"", false)
-        .during("cannot copy the mount", || format!("open_tree(_, {from:?}, OPEN_TREE_CLONE)"))
-}
-
-fn fresh(name: &str, options: &str) -> Result<OwnedFd> {
-    let text = |s: &str| CString::new(s).map_err(|_| Error::new("a mount option has a zero byte"));
-    let context = FsContext::open(&text(name)?)
-        .during("cannot make the file system", || format!("fsopen({name:?})"))?;
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        let set = match option.split_once('=') {
-            Some((key, value)) => context.string(&text(key)?, &text(value)?),
-            None => context.flag(&text(option)?),
-        };
-        set.during("cannot make the file system", || format!("fsconfig(_, {option:?})"))?;
-    }
-    context.mount(0).during("cannot make the file system", || format!("fsmount({name:?})"))
-}
-
-/// Attributes that a record decides.
-const ALL: u64 = libc::MOUNT_ATTR_RDONLY
-    | libc::MOUNT_ATTR_NOSUID
-    | libc::MOUNT_ATTR_NODEV
-    | libc::MOUNT_ATTR_NOEXEC
-    | libc::MOUNT_ATTR_NODIRATIME
-    | libc::MOUNT_ATTR__ATIME;
-
-fn attributes(flags: MsFlags) -> u64 {
-    let pairs = [
-        (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
-        (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
-        (MsFlags::MS_NODEV, libc::MOUNT_ATTR_NODEV),
-        (MsFlags::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
-        (MsFlags::MS_NODIRATIME, libc::MOUNT_ATTR_NODIRATIME),
-        (MsFlags::MS_NOATIME, libc::MOUNT_ATTR_NOATIME),
-        (MsFlags::MS_STRICTATIME, libc::MOUNT_ATTR_STRICTATIME),
-    ];
-    pairs.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, attribute)| attribute).sum()
-}
-
-/// Puts saved contents into each tmpfs.
-fn fill(restore: &Restore<'_>, wanted: &BTreeMap<Key, &MntEntry>) -> Result<()> {
-    let target = restore.target;
-    let mounts = mountinfo::of(&target.init.to_string())?;
-    let there = keyed(mounts.iter().collect(), |mount| mount.point.clone());
-    let plans = planned(&target.spec, &|path| resolved(&target.root, path));
-    let mut done = BTreeSet::new();
-    for (key, entry) in wanted {
-        let name = tmpfs::name(entry.root_dev);
-        let saved = fstype(entry) == Some("tmpfs") && entry.root == "/" && entry.ext_key.is_none();
-        if !saved || !restore.images.exists(&name) || !done.insert(entry.root_dev) {
-            continue;
-        }
-        let Some(mount) = there.get(key) else { continue };
-        let host = plans.iter().any(|plan| plan.host && plan.point == mount.point);
-        let failed = |e: Error| e.path(&mount.point);
-        if host {
-            return Err(failed(Error::new(
-                "config.json mounts something of the host where the checkpoint has a tmpfs",
-            )));
-        }
-        // A file system that is read-only as a whole was empty, or filled by whoever made it.
-        if mount.super_flags.contains(MsFlags::MS_RDONLY) {
-            tmpfs::verify(restore.images.raw_open(&name)?).map_err(failed)?;
-            continue;
-        }
-        let place = open_mount(&target.root, mount)?;
-        let copy = within(target.init, &[Kind::Mnt], || detached(&place)).map_err(failed)?;
-        let clear = Attributes { clear: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
-        set_attributes(&copy, clear, false)
-            .during("cannot open the mount for writing", || "mount_setattr(_)".into())?;
-        let inside = mounts.iter().filter(|m| m.point != mount.point && m.within(&mount.point));
-        let keep =
-            inside.filter_map(|m| m.point.strip_prefix(&mount.point).ok().map(Path::to_owned)).collect();
-        let policy = Policy { devices: may(&target.spec, Capability::Mknod), keep };
-        tmpfs::unpack(&copy, restore.images.raw_open(&name)?, &policy).map_err(failed)?;
-    }
-    Ok(())
 }

@@ -1,0 +1,61 @@
+//! Flags of mounts: MS_* as tables have them, MOUNT_ATTR_* as mount_setattr(2) takes them.
+
+use nix::mount::MsFlags;
+
+use crate::sys::mount::Attributes;
+
+/// Attributes that a record decides.
+pub(super) const ALL: u64 = RESTRICTIVE | libc::MOUNT_ATTR_NODIRATIME | libc::MOUNT_ATTR__ATIME;
+
+/// Those that take something away from the container.
+const RESTRICTIVE: u64 =
+    libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+
+/// The attributes that are these flags.
+pub(super) fn attributes(flags: MsFlags) -> u64 {
+    let pairs = [
+        (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (MsFlags::MS_NODEV, libc::MOUNT_ATTR_NODEV),
+        (MsFlags::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+        (MsFlags::MS_NODIRATIME, libc::MOUNT_ATTR_NODIRATIME),
+        (MsFlags::MS_NOATIME, libc::MOUNT_ATTR_NOATIME),
+        (MsFlags::MS_STRICTATIME, libc::MOUNT_ATTR_STRICTATIME),
+    ];
+    pairs.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, attribute)| attribute).sum()
+}
+
+/// What turns the flags `from` into `to`, as far as it takes something away or `loosen` allows more. None if nothing.
+pub(super) fn change(from: MsFlags, to: MsFlags, loosen: bool) -> Option<Attributes> {
+    let (have, want) = (attributes(from) & RESTRICTIVE, attributes(to) & RESTRICTIVE);
+    let mut change = Attributes { set: want & !have, ..Attributes::default() };
+    if loosen {
+        change.clear = have & !want;
+        let sharing = MsFlags::MS_SHARED | MsFlags::MS_SLAVE;
+        change.propagation = match (from & sharing, to & sharing) {
+            (have, want) if have == want => 0,
+            (_, want) if want.contains(MsFlags::MS_SHARED) => libc::MS_SHARED,
+            (_, want) if want.is_empty() => libc::MS_PRIVATE,
+            // Whom it received from is outside.
+            _ => 0,
+        };
+    }
+    (change != Attributes::default()).then_some(change)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restrictions_are_always_added_and_lifted_only_where_allowed() {
+        let (ro, suid) = (MsFlags::MS_RDONLY, MsFlags::MS_NOSUID);
+        assert_eq!(change(ro, ro | MsFlags::MS_NOATIME, true), None);
+        assert_eq!(change(ro, suid, false).unwrap().set, libc::MOUNT_ATTR_NOSUID);
+        assert_eq!(change(ro, suid, false).unwrap().clear, 0);
+        assert_eq!(change(ro, suid, true).unwrap().clear, libc::MOUNT_ATTR_RDONLY);
+        assert_eq!(change(ro, ro | MsFlags::MS_SHARED, true).unwrap().propagation, libc::MS_SHARED);
+        assert_eq!(change(ro, ro | MsFlags::MS_SHARED, false), None);
+        assert_eq!(change(ro | MsFlags::MS_SLAVE, ro, true).unwrap().propagation, libc::MS_PRIVATE);
+    }
+}
