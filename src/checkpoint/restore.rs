@@ -97,6 +97,7 @@ fn run(
         }
     }
     phases.end("memory");
+    namespaces::finish(restore)?;
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
             files.finish(task, &conduit)?;

@@ -29,6 +29,7 @@ pub mod signalfd;
 pub mod socket;
 pub mod sockopt;
 pub mod stat;
+pub mod sysv;
 #[cfg(test)]
 pub mod testing;
 pub mod tty;

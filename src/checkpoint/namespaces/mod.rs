@@ -9,6 +9,7 @@
 //! What config.json joins by path belongs to others too: it is neither saved nor touched.
 
 pub mod enter;
+pub mod ipc;
 pub mod kind;
 pub mod mount;
 pub mod mountinfo;
@@ -48,6 +49,7 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
         Ok(mounts) => found.extend(mounts),
         Err(e) => found.push(e),
     }
+    found.extend(ipc::check(source, pids));
     found
 }
 
@@ -100,6 +102,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     dump.model.inventory.ns_per_id = Some(true);
     mount::dump(dump)?;
     uts::dump(dump)?;
+    ipc::dump(dump)?;
     net::dump(dump)?;
     pid::dump(dump)?;
     time::dump(dump)
@@ -108,5 +111,11 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 /// Fills the namespaces of a container that has been built and runs nothing yet.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     uts::restore(restore)?;
+    ipc::restore(restore)?;
     mount::restore(restore)
+}
+
+/// What can be done only when every process has its memory.
+pub fn finish(restore: &Restore<'_>) -> Result<()> {
+    ipc::finish(restore)
 }

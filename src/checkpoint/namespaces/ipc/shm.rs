@@ -1,0 +1,127 @@
+//! Shared memory segments. Their pages are moved as those of other shared memory are, through a file.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::statfs::{FsType, fstatfs};
+
+use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::IpcShmEntry;
+use crate::checkpoint::memory::shmem;
+use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::vpid;
+use crate::sys::sysv;
+
+/// Marks in the mode of a segment: it goes with its last user; it stays in memory.
+const DEST: u32 = 0o1000;
+const LOCKED: u32 = 0o2000;
+
+/// A segment and its pages.
+pub(super) type Contents = (u32, File);
+
+/// Records, with the bytes of those that are not in a file.
+pub(super) type Segments = Vec<(IpcShmEntry, Vec<u8>)>;
+
+/// Segments that processes use of an IPC namespace that is not the container's own: others use them too.
+pub(super) fn check_joined(pids: &[i32]) -> Vec<Error> {
+    let uses = |pid: &&i32| {
+        let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        maps.split(|b| *b == b'\n').any(|line| line.windows(6).any(|w| w == b" /SYSV"))
+    };
+    let refusal = |pid: &i32| {
+        Error::new(
+            "the process uses System V shared memory of an IPC namespace that is not the container's own",
+        )
+        .pid(vpid(*pid))
+        .remedy("give the container an IPC namespace of its own")
+    };
+    pids.iter().filter(uses).map(refusal).collect()
+}
+
+pub(super) fn dump() -> Result<(Segments, Vec<Contents>)> {
+    let what = "cannot read the shared memory segment";
+    let segments = sysv::segments().during(what, || "shmctl(_, SHM_STAT)".into())?;
+    let (mut entries, mut files) = (Vec::new(), Vec::new());
+    for segment in segments {
+        let (id, size) = (segment.id, segment.size);
+        let file =
+            sysv::open_segment(id, size, false).during(what, || format!("shmat({id}, NULL, SHM_RDONLY)"))?;
+        let kind = fstatfs(&file).during(what, || "fstatfs(_)".into())?;
+        if kind.filesystem_type() == FsType(libc::HUGETLBFS_MAGIC) {
+            return Err(Error::new(format!(
+                "the shared memory segment {id} has huge pages, which cannot be saved yet"
+            ))
+            .remedy("let the program do without SHM_HUGETLB"));
+        }
+        let desc = super::describe(id, &segment.perm);
+        files.push((desc.id, file));
+        entries.push((IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None }, Vec::new()));
+    }
+    Ok((entries, files))
+}
+
+/// Writes the pages of all segments.
+pub(super) fn write(dump: &mut Dump<'_>, segments: Vec<Contents>) -> Result<()> {
+    for (id, file) in segments {
+        shmem::write(dump.images, id.into(), dump.new_id(), &file)?;
+    }
+    Ok(())
+}
+
+pub(super) fn restore(segments: &[(IpcShmEntry, Vec<u8>)]) -> Result<Vec<Contents>> {
+    let mut files = Vec::new();
+    for (segment, bytes) in segments {
+        if segment.hugetlb_flag.is_some() {
+            return Err(Error::new(format!(
+                "the shared memory segment {} has huge pages, which cannot be restored yet",
+                segment.desc.id
+            )));
+        }
+        let size = segment.size;
+        let id = super::make(&segment.desc, "shm", |perm| sysv::make_segment(perm, size))?;
+        let what = "cannot fill the shared memory segment";
+        let file = sysv::open_segment(id, size, true).during(what, || format!("shmat({id}, NULL, 0)"))?;
+        sysv::own_segment(id, &super::perm(&segment.desc))
+            .during(what, || format!("shmctl({id}, IPC_SET)"))?;
+        if segment.in_pagemaps == Some(true) {
+            files.push((segment.desc.id, file));
+        } else {
+            file.write_all_at(bytes, 0).during(what, || format!("pwrite(_, _, {}, 0)", bytes.len()))?;
+        }
+    }
+    Ok(files)
+}
+
+/// Puts the pages back.
+pub(super) fn fill(restore: &Restore<'_>, segments: Vec<Contents>) -> Result<()> {
+    segments.iter().try_for_each(|(id, file)| shmem::fill(restore.images, (*id).into(), file))
+}
+
+/// Marks segments for removal and locks them, once every process has attached what it had attached.
+pub fn finish(restore: &Restore<'_>) -> Result<()> {
+    let Some(namespace) = restore.model.ipcns.values().next() else { return Ok(()) };
+    let marked: Vec<_> = namespace
+        .shm
+        .iter()
+        .map(|(entry, _)| &entry.desc)
+        .filter(|d| d.mode & (DEST | LOCKED) != 0)
+        .collect();
+    if marked.is_empty() {
+        return Ok(());
+    }
+    within(restore.target.init, &[Kind::Ipc], || {
+        for desc in marked {
+            let id = desc.id.cast_signed();
+            let what = format!("cannot mark the shared memory segment {id}");
+            if desc.mode & LOCKED != 0 {
+                sysv::mark_segment(id, libc::SHM_LOCK).during(&what, || format!("shmctl({id}, SHM_LOCK)"))?;
+            }
+            if desc.mode & DEST != 0 {
+                sysv::mark_segment(id, libc::IPC_RMID).during(&what, || format!("shmctl({id}, IPC_RMID)"))?;
+            }
+        }
+        Ok(())
+    })
+}
