@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -35,6 +35,8 @@ use crate::checkpoint::image::stream::{Reader, Writer};
 pub const INVENTORY: &str = "inventory.img";
 /// How staging directories begin.
 const STAGING: &str = ".stasis-";
+/// Files that are flushed at the same time.
+const FLUSHERS: usize = 32;
 
 /// A directory of images, being read or being written.
 #[derive(Debug)]
@@ -174,15 +176,16 @@ impl ImageDir {
             false => Ok(()),
         };
         let run = || -> Result<()> {
-            for name in &new {
-                flush(self.raw_open(name)?.as_fd())?;
+            if sync {
+                self.flush_all(&new)?;
             }
-            flush(staging.dir.as_fd())?;
-            remove(self.dir.as_fd(), INVENTORY)?;
+            if self.is_complete() {
+                remove(self.dir.as_fd(), INVENTORY)?;
+                flush(self.dir.as_fd())?;
+            }
             for old in names(self.dir.as_fd())?.iter().filter(|old| old.ends_with(".img")) {
                 remove(self.dir.as_fd(), old)?;
             }
-            flush(self.dir.as_fd())?;
             for name in new.iter().filter(|name| *name != INVENTORY) {
                 self.move_up(staging, name)?;
             }
@@ -196,6 +199,31 @@ impl ImageDir {
         staging.over.store(true, Ordering::Release);
         let _ = unlinkat(&self.dir, staging.name.as_str(), UnlinkatFlags::RemoveDir);
         Ok(())
+    }
+
+    /// Waits until these files are on the disk. A file system gathers what is flushed at the same time: many threads take
+    /// little longer than one file, and the container may be waiting.
+    fn flush_all(&self, names: &[String]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> Result<()> {
+            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let file = self.raw_open(name)?;
+                fsync(&file).during("cannot flush the image", || format!("fsync({name:?})"))?;
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..names.len().min(FLUSHERS)).map(|_| scope.spawn(work)).collect();
+            let mine = work();
+            others.into_iter().fold(mine, |result, other| {
+                result.and(other.join().unwrap_or_else(|_| Err(Error::new("cannot flush the images"))))
+            })
+        })
+    }
+
+    /// Whether there is a whole set of images outside of the staging directory.
+    fn is_complete(&self) -> bool {
+        fstatat(&self.dir, INVENTORY, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
     fn move_up(&self, staging: &Staging, name: &str) -> Result<()> {
