@@ -73,7 +73,7 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
     });
     let frozen = frozen.unwrap_or_else(|| started.elapsed());
     let tasks = std::mem::take(&mut dump.tasks);
-    let counted = dump.model.pstree.len();
+    let (counted, pages_scanned) = (dump.model.pstree.len(), report::mapped(&dump.model));
     match &result {
         Ok(()) if !options.leave_running => freeze::kill(tasks)?,
         Ok(()) => {}
@@ -82,8 +82,16 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
     }
     record.remove();
     result?;
-    let image_bytes = report::bytes(&options.image_path);
-    let report = DumpReport { freezing, frozen, phases, tasks: counted, threads, image_bytes };
+    let report = DumpReport {
+        freezing,
+        frozen,
+        phases,
+        tasks: counted,
+        threads,
+        image_bytes: report::bytes(&options.image_path, ""),
+        pages_scanned,
+        pages_written: report::pages(&options.image_path),
+    };
     report.write_stats(options);
     Ok(report)
 }
@@ -116,8 +124,10 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<()> {
     phases.end("namespaces");
     files::dump(dump)?;
     phases.end("files");
-    pages(dump)?.write(dump.images)?;
+    let pages = pages(dump)?;
     phases.end("memory");
+    pages.write(dump.images)?;
+    phases.end("pages");
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use prost::Message;
 use crate::checkpoint::Error;
 use crate::checkpoint::context::Options;
 use crate::checkpoint::image::{DumpStatsEntry, Kind, RestoreStatsEntry, StatsEntry};
+use crate::checkpoint::model::Model;
 
 /// The phases of an operation in the order they ended, each with its length.
 #[derive(Debug, Clone)]
@@ -69,6 +70,10 @@ pub struct DumpReport {
     pub threads: usize,
     /// Bytes in the image directory.
     pub image_bytes: u64,
+    /// Pages that the tasks have mapped.
+    pub pages_scanned: u64,
+    /// Pages in the images.
+    pub pages_written: u64,
 }
 
 /// What a restore reports.
@@ -82,6 +87,8 @@ pub struct RestoreReport {
     pub threads: usize,
     /// Init of the container, as a pid of this host.
     pub init: i32,
+    /// Pages in the images.
+    pub pages_restored: u64,
 }
 
 impl fmt::Display for DumpReport {
@@ -91,6 +98,7 @@ impl fmt::Display for DumpReport {
         writeln!(f, "Freezing time: {} us", us(self.freezing))?;
         writeln!(f, "Frozen time: {} us", us(self.frozen))?;
         writeln!(f, "Processes: {}, threads: {}", self.tasks, self.threads)?;
+        writeln!(f, "Pages scanned: {}, written: {}", self.pages_scanned, self.pages_written)?;
         writeln!(f, "Image size: {} bytes", self.image_bytes)?;
         table(f, &self.phases)
     }
@@ -102,6 +110,7 @@ impl fmt::Display for RestoreReport {
         writeln!(f, "Displaying restore stats:")?;
         writeln!(f, "Restore time: {} us", us(self.phases.total()))?;
         writeln!(f, "Processes: {}, threads: {}", self.tasks, self.threads)?;
+        writeln!(f, "Pages restored: {}", self.pages_restored)?;
         table(f, &self.phases)
     }
 }
@@ -117,9 +126,9 @@ impl DumpReport {
             freezing_time: us(self.freezing),
             frozen_time: us(self.frozen),
             memdump_time: us(self.phases.of("memory")),
-            memwrite_time: us(self.phases.of("publish")),
-            pages_scanned: self.image_bytes / PAGE,
-            pages_written: self.image_bytes / PAGE,
+            memwrite_time: us(self.phases.of("pages")),
+            pages_scanned: self.pages_scanned,
+            pages_written: self.pages_written,
             ..DumpStatsEntry::default()
         };
         write_stats(options, "stats-dump", StatsEntry { dump: Some(dump), restore: None });
@@ -132,6 +141,7 @@ impl RestoreReport {
         let restore = RestoreStatsEntry {
             forking_time: us(self.phases.of("tree")),
             restore_time: us(self.phases.total()),
+            pages_restored: Some(self.pages_restored),
             ..RestoreStatsEntry::default()
         };
         write_stats(options, "stats-restore", StatsEntry { dump: None, restore: Some(restore) });
@@ -161,11 +171,23 @@ fn work(options: &Options) -> &Path {
     options.work_path.as_deref().unwrap_or(&options.image_path)
 }
 
-/// Bytes of all images in a directory.
-pub fn bytes(dir: &Path) -> u64 {
+/// Bytes of all images in a directory whose names begin with `prefix`.
+pub fn bytes(dir: &Path, prefix: &str) -> u64 {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let images = files.filter(|f| f.path().extension().is_some_and(|e| e == "img"));
+    let ours = |name: &str| name.starts_with(prefix) && name.ends_with(".img");
+    let images = files.filter(|f| f.file_name().to_str().is_some_and(ours));
     images.filter_map(|f| f.metadata().ok()).map(|m| m.len()).sum()
+}
+
+/// Pages of memory in a directory of images.
+pub fn pages(dir: &Path) -> u64 {
+    bytes(dir, "pages-") / PAGE
+}
+
+/// Pages that the tasks of the images have mapped.
+pub fn mapped(model: &Model) -> u64 {
+    let sizes = model.mm.values().flat_map(|mm| &mm.vmas).map(|vma| vma.end.saturating_sub(vma.start) / PAGE);
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// `dump.log` or `restore.log` in the work directory: the story of an operation, with times.
@@ -226,12 +248,15 @@ mod tests {
             tasks: 1,
             threads: 1,
             image_bytes: 8192,
+            pages_scanned: 5,
+            pages_written: 2,
         };
         report.write_stats(&options);
         assert!(std::fs::read_to_string(dir.path().join("dump.log")).unwrap().contains("Error: cannot"));
         let stats = std::fs::read(dir.path().join("stats-dump")).unwrap();
         assert_eq!(stats[..8], Kind::Stats.header());
         let entry = StatsEntry::decode(&stats[12..]).unwrap();
-        assert_eq!(entry.dump.unwrap().frozen_time, 1000);
+        let dump = entry.dump.unwrap();
+        assert_eq!((dump.frozen_time, dump.pages_scanned, dump.pages_written), (1000, 5, 2));
     }
 }

@@ -22,7 +22,7 @@ use crate::checkpoint::image::{ImageDir, VmaEntry};
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
-use crate::checkpoint::report::{Log, Phases, RestoreReport};
+use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::revive::Revival;
 use crate::checkpoint::task::{freeze, limits, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
@@ -111,7 +111,9 @@ fn run(
     let count = threads.len();
     freeze::let_go(std::mem::take(threads))?;
     phases.end("resume");
-    Ok(RestoreReport { phases, tasks: model.pstree.len(), threads: count, init: restore.target.init })
+    let pages_restored = report::pages(restore.images.path());
+    let tasks = model.pstree.len();
+    Ok(RestoreReport { phases, tasks, threads: count, init: restore.target.init, pages_restored })
 }
 
 /// Numbers above those of the images that a task may need while it is put together.
