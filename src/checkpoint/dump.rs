@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, Lsmtype, StasisExtension};
-use crate::checkpoint::memory::dump::Capture;
+use crate::checkpoint::memory::Capture;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::{freeze, process};
@@ -60,10 +60,27 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
 
     let mut dump = Dump::new(options, source, &images, tasks);
     let mut frozen = None;
-    let result = save(&mut dump, &mut phases).and_then(|()| {
-        if options.leave_running {
-            release(std::mem::take(&mut dump.tasks), freezer, paused)?;
-            frozen = Some(started.elapsed());
+    let result = save(&mut dump, &mut phases).and_then(|mut capture| {
+        let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
+            release(std::mem::take(&mut dump.tasks), freezer, paused).map(|()| Some(started.elapsed()))
+        };
+        // Frozen again at once, a container that was paused could not be asked to wait for its copies.
+        if options.leave_running && !paused && capture.snapshot(&mut dump.tasks, &images)? {
+            phases.end("snapshot");
+            let written = let_go(&mut dump, freezer).and_then(|at| {
+                frozen = at;
+                capture.write(&images)
+            });
+            // What failed first is what matters, but no copy stays behind.
+            let ended = capture.end();
+            written.and(ended)?;
+            phases.end("pages");
+        } else {
+            capture.write(&images)?;
+            phases.end("pages");
+            if options.leave_running {
+                frozen = let_go(&mut dump, freezer)?;
+            }
         }
         dump.model.write(&images)?;
         phases.end("images");
@@ -109,8 +126,8 @@ fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
     }
 }
 
-/// Everything that must agree, while all stand still.
-fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<()> {
+/// Everything that must agree, while all stand still, but for the contents of private memory.
+fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     let snapshot = process::capture(&dump.tasks)?;
     process::dump(dump, snapshot)?;
     for (pid, zombie) in dump.tasks.iter().map(|t| (t.pid, t.zombie)).collect::<Vec<_>>() {
@@ -124,11 +141,9 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<()> {
     phases.end("namespaces");
     files::dump(dump)?;
     phases.end("files");
-    let pages = pages(dump)?;
+    let capture = pages(dump)?;
     phases.end("memory");
-    pages.write(dump.images)?;
-    phases.end("pages");
-    Ok(())
+    Ok(capture)
 }
 
 fn pages(dump: &mut Dump<'_>) -> Result<Capture> {

@@ -40,19 +40,31 @@ pub struct Piece {
     pub len: usize,
 }
 
-/// Cuts ranges into pieces; the bytes of the first begin at `offset`.
-pub fn pieces(ranges: impl IntoIterator<Item = Range<u64>>, mut offset: u64) -> Vec<Piece> {
+/// A range of addresses, and where in the file its bytes go.
+pub type Placed = (Range<u64>, u64);
+
+/// Places ranges one behind the other, the first at `offset`.
+pub fn place(ranges: impl IntoIterator<Item = Range<u64>>, mut offset: u64) -> impl Iterator<Item = Placed> {
+    ranges.into_iter().map(move |range| {
+        let at = offset;
+        offset += range.end - range.start;
+        (range, at)
+    })
+}
+
+/// Cuts ranges into pieces. A piece goes on only where the file does.
+pub fn pieces(ranges: impl IntoIterator<Item = Placed>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
-    for mut range in ranges {
+    for (mut range, mut offset) in ranges {
         while range.start < range.end {
-            let piece = match pieces.last_mut() {
-                Some(last) if last.len < PIECE && last.ranges.len() < RANGES => last,
-                _ => {
-                    pieces.push(Piece { ranges: Vec::new(), offset, len: 0 });
-                    let Some(last) = pieces.last_mut() else { break };
-                    last
-                }
+            let goes_on = |last: &Piece| {
+                let end = last.offset + last.len as u64;
+                last.len < PIECE && last.ranges.len() < RANGES && end == offset
             };
+            if !pieces.last().is_some_and(goes_on) {
+                pieces.push(Piece { ranges: Vec::new(), offset, len: 0 });
+            }
+            let Some(piece) = pieces.last_mut() else { break };
             let room = PIECE - piece.len;
             let part = usize::try_from(range.end - range.start).unwrap_or(PIECE).min(room);
             piece.ranges.push(range.start..range.start + part as u64);
@@ -96,18 +108,29 @@ pub fn each(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> Result<()> + S
 pub struct Memory {
     pid: i32,
     mem: File,
+    sharing: Sharing,
+}
+
+/// Whether the pages of a process are those of another one, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// They are its own.
+    Own,
+    /// It is a copy. process_vm_readv(2) pins pages, and since Linux 5.19 pinning a page that is shared by
+    /// copy-on-write copies it first: ten times the work, and twice the memory. `/proc/PID/mem` only looks.
+    Shared,
 }
 
 impl Memory {
     /// The memory of a process that this one traces.
-    pub fn open(pid: i32) -> Result<Self> {
+    pub fn open(pid: i32, sharing: Sharing) -> Result<Self> {
         let path = format!("/proc/{pid}/mem");
         let mem = File::options()
             .read(true)
             .write(true)
             .open(&path)
             .during("cannot open the memory", || format!("open({path:?}, O_RDWR)"))?;
-        Ok(Self { pid, mem })
+        Ok(Self { pid, mem, sharing })
     }
 
     /// Reads all of the ranges, one after the other, into `buffer`, which is exactly as large.
@@ -115,7 +138,10 @@ impl Memory {
         let remote: Vec<RemoteIoVec> = ranges.iter().filter_map(remote).collect();
         let local = &mut [IoSliceMut::new(buffer)];
         // A short read says nothing: it ends where the first page cannot be read this way.
-        let mut done = process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0);
+        let mut done = match self.sharing {
+            Sharing::Own => process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0),
+            Sharing::Shared => 0,
+        };
         let mut rest = buffer;
         for range in ranges {
             let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX).min(rest.len());
@@ -148,10 +174,15 @@ fn remote(range: &Range<u64>) -> Option<RemoteIoVec> {
     })
 }
 
-/// Copies the ranges of a process's memory to `file`, one after the other from its beginning.
-pub fn to_file(pid: i32, ranges: &[Range<u64>], file: &File) -> Result<()> {
-    let memory = Memory::open(pid)?;
-    each(&pieces(ranges.iter().cloned(), 0), |piece, buffer| {
+/// Copies ranges of a process's memory to their places in `file`.
+pub fn to_file(
+    pid: i32,
+    sharing: Sharing,
+    ranges: impl IntoIterator<Item = Placed>,
+    file: &File,
+) -> Result<()> {
+    let memory = Memory::open(pid, sharing)?;
+    each(&pieces(ranges), |piece, buffer| {
         memory.read(&piece.ranges, buffer)?;
         file.write_all_at(buffer, piece.offset)
             .during("cannot write the pages", || format!("pwrite(pages, {}, {})", buffer.len(), piece.offset))
@@ -165,7 +196,7 @@ mod tests {
     #[test]
     fn pieces_cover_all_ranges_in_order() {
         let big = 0x10_0000..0x10_0000 + 2 * PIECE as u64 + 4096;
-        let cut = pieces([0x1000..0x2000, big.clone(), 0x9000_0000..0x9000_1000], 8192);
+        let cut = pieces(place([0x1000..0x2000, big.clone(), 0x9000_0000..0x9000_1000], 8192));
         let total: usize = cut.iter().map(|p| p.len).sum();
         assert_eq!(total, 2 * PIECE + 3 * 4096);
         let mut offset = 8192;
@@ -181,9 +212,16 @@ mod tests {
 
     #[test]
     fn many_small_ranges_fit_one_call() {
-        let cut = pieces((0..1500u64).map(|n| n * 8192..n * 8192 + 4096), 0);
+        let cut = pieces(place((0..1500u64).map(|n| n * 8192..n * 8192 + 4096), 0));
         assert!(cut.iter().all(|p| p.ranges.len() <= RANGES));
         assert_eq!(cut.iter().map(|p| p.ranges.len()).sum::<usize>(), 1500 + 5 - 5);
+    }
+
+    #[test]
+    fn pieces_end_where_the_file_is_interrupted() {
+        let cut = pieces([(0x1000..0x2000, 0), (0x3000..0x4000, 4096), (0x5000..0x6000, 12288)]);
+        let found: Vec<_> = cut.iter().map(|p| (p.offset, p.len)).collect();
+        assert_eq!(found, [(0, 8192), (12288, 4096)]);
     }
 
     #[test]
@@ -197,8 +235,12 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (start, end) = (memory.address(), memory.address() + size.get() as u64);
         let ranges = [start..start + 4096, start + 8192..end];
-        to_file(std::process::id().cast_signed(), &ranges, &file).unwrap();
+        to_file(std::process::id().cast_signed(), Sharing::Own, place(ranges, 0), &file).unwrap();
         assert_eq!(file.metadata().unwrap().len(), (20 << 20) - 4096);
+        let again = tempfile::tempfile().unwrap();
+        let first = [(start..start + 4096, 0)];
+        to_file(std::process::id().cast_signed(), Sharing::Shared, first, &again).unwrap();
+        assert_eq!(again.metadata().unwrap().len(), 4096);
         let mut page = [0; 4096];
         for n in 2..(20 << 20) / 4096u64 {
             file.read_exact_at(&mut page, (n - 1) * 4096).unwrap();
@@ -208,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_first_error_ends_the_work() {
-        let cut = pieces(std::iter::once(0..200 << 20), 0);
+        let cut = pieces([(0..200 << 20, 0)]);
         let error = each(&cut, |piece, _| match piece.offset {
             0 => Err(Error::new("broken")),
             _ => Ok(()),

@@ -2,45 +2,25 @@
 //!
 //! ```text
 //!   while stopped   layout ──> model.mm        page map ──> what to save        shared memory ──> images
-//!   later, or now   private pages ──> pagemap-N.img, pages-N.img
+//!   later, or now   private pages ──> pagemap-N.img, pages-N.img   (`capture`)
 //! ```
-//!
-//! The second half may read a snapshot instead of the task, which then runs again already.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::{ImageDir, MmEntry, PagemapEntry, VmaEntry, vma as status};
+use crate::checkpoint::image::{MmEntry, VmaEntry, vma as status};
+pub use crate::checkpoint::memory::capture::Capture;
+use crate::checkpoint::memory::capture::TaskPages;
 use crate::checkpoint::memory::pages::Pagemap;
-use crate::checkpoint::memory::vdso::Vdso;
-use crate::checkpoint::memory::vmas::{self, Backing, Vma};
-use crate::checkpoint::memory::{copy, layout, mm, pagemap, shmem};
+use crate::checkpoint::memory::vmas::{Backing, Vma};
+use crate::checkpoint::memory::{layout, mm, shmem};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
-
-/// What is still to be written: the private pages.
-#[derive(Debug, Default)]
-pub struct Capture {
-    tasks: Vec<TaskPages>,
-}
-
-/// The private pages of one task.
-#[derive(Debug)]
-struct TaskPages {
-    vpid: u32,
-    pages_id: u32,
-    /// Whose memory has them.
-    source: i32,
-    ranges: Vec<Range<u64>>,
-    entries: Vec<PagemapEntry>,
-    vdso: Option<Range<u64>>,
-}
 
 /// Captures everything but the private pages. The tasks are stopped.
 pub fn capture(dump: &mut Dump<'_>, register: Register<'_>) -> Result<Capture> {
@@ -69,8 +49,7 @@ fn task_memory(
     assign(dump, pid, &mut found, register, shared)?;
 
     let mut map = Pagemap::open(pid)?;
-    let pages_id = dump.new_id();
-    let pages = private_pages(&mut map, vpid, pages_id, pid, &found)?;
+    let pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), found.iter().map(|vma| &vma.entry))?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
     guards(&mut map, &mut mm.vmas)?;
     dump.model.mm.insert(vpid, mm);
@@ -134,31 +113,6 @@ fn assign(
     Ok(())
 }
 
-/// Finds the pages to be saved of all mappings.
-fn private_pages(
-    map: &mut Pagemap,
-    vpid: u32,
-    pages_id: u32,
-    source: i32,
-    found: &[Vma],
-) -> Result<TaskPages> {
-    let mut pages = TaskPages { vpid, pages_id, source, ranges: Vec::new(), entries: Vec::new(), vdso: None };
-    for entry in found.iter().map(|vma| &vma.entry).filter(|entry| vmas::has_private_pages(entry)) {
-        let whole = entry.start..entry.end;
-        let ranges = if entry.status & status::VDSO != 0 {
-            // Needed by whoever restores it under another kernel.
-            pages.vdso = Some(whole.clone());
-            vec![whole]
-        } else {
-            map.saved(whole)?
-        };
-        let lazy = vmas::may_be_lazy(entry);
-        pages.entries.extend(ranges.iter().map(|range| pagemap::present(range, lazy)));
-        pages.ranges.extend(ranges);
-    }
-    Ok(pages)
-}
-
 /// Appends an entry for each range of guard pages.
 fn guards(map: &mut Pagemap, entries: &mut Vec<VmaEntry>) -> Result<()> {
     let mut found = Vec::new();
@@ -175,31 +129,4 @@ fn guards(map: &mut Pagemap, entries: &mut Vec<VmaEntry>) -> Result<()> {
         ..VmaEntry::default()
     }));
     Ok(())
-}
-
-impl Capture {
-    /// Writes the private pages.
-    pub fn write(self, images: &ImageDir) -> Result<()> {
-        let vdso = Vdso::own()?;
-        for task in self.tasks {
-            task.write(images, &vdso).map_err(|e| e.pid(task.vpid.cast_signed()))?;
-        }
-        Ok(())
-    }
-}
-
-impl TaskPages {
-    fn write(&self, images: &ImageDir, vdso: &Vdso) -> Result<()> {
-        let name = pagemap::of_task(self.vpid);
-        let file = pagemap::create(images, &name, self.pages_id, &self.entries)?;
-        copy::to_file(self.source, &self.ranges, &file)?;
-        // The task's own copy has the traces of injections in its tail.
-        let Some(own) = self.vdso.as_ref().filter(|r| r.end - r.start == vdso.code().len() as u64) else {
-            return Ok(());
-        };
-        let before = self.ranges.iter().take_while(|range| range.start < own.start);
-        let offset = before.map(|range| range.end - range.start).sum();
-        file.write_all_at(vdso.code(), offset)
-            .during("cannot write the pages", || format!("pwrite(pages, {}, {offset})", vdso.code().len()))
-    }
 }

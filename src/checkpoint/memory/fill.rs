@@ -99,8 +99,8 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
         Some(uffd) => Some(Registered::new(uffd, goals)?),
         None => None,
     };
-    let memory = Memory::open(pid)?;
-    copy::each(&copy::pieces(ranges, 0), |piece, buffer| {
+    let memory = Memory::open(pid, copy::Sharing::Own)?;
+    copy::each(&copy::pieces(copy::place(ranges, 0)), |piece, buffer| {
         pages.file.read_exact_at(buffer, piece.offset).during("cannot read the pages", || {
             format!("pread(pages, {}, {})", buffer.len(), piece.offset)
         })?;

@@ -20,11 +20,14 @@
 //! | `copy`    | moving pages in pieces, on two threads                            |
 //! | `shmem`   | contents of shared memory                                         |
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
+//! | `capture` | private pages between being found and being written              |
+//! | `snapshot` | copies of processes that go on                                   |
 //! | `dump`    | from live tasks to model and images                               |
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
 //! | `fill`    | filling its memory                                                |
 
+pub mod capture;
 pub mod copy;
 pub mod dump;
 pub mod fill;
@@ -36,13 +39,15 @@ pub mod pages;
 pub mod plan;
 pub mod restore;
 pub mod shmem;
+pub mod snapshot;
 pub mod vdso;
 pub mod vmas;
 
 #[cfg(test)]
 mod tests;
 
-pub use self::dump::{Capture, capture};
+pub use self::capture::Capture;
+pub use self::dump::capture;
 pub use self::layout::refusals as check;
 pub use self::restore::{free_window, restore};
 pub use self::shmem::Shared;

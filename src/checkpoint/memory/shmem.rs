@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::iter;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -31,7 +30,7 @@ pub fn write(images: &ImageDir, id: u64, pages_id: u32, memory: &File) -> Result
     let ranges = data(memory)?;
     let entries: Vec<_> = ranges.iter().map(|range| pagemap::present(range, false)).collect();
     let pages = pagemap::create(images, &pagemap::of_shared(id), pages_id, &entries)?;
-    copy::each(&copy::pieces(ranges, 0), |piece, buffer| {
+    copy::each(&copy::pieces(copy::place(ranges, 0)), |piece, buffer| {
         read_ranges(memory, &piece.ranges, buffer)?;
         pages
             .write_all_at(buffer, piece.offset)
@@ -53,8 +52,8 @@ pub fn fill(images: &ImageDir, id: u64, memory: &File) -> Result<()> {
             return Err(at(Error::new(format!("the pages go beyond the {size} bytes of shared memory"))));
         }
         let run = run.range.start..run.range.end.min(size);
-        let from = iter::once(offset..offset + (run.end - run.start));
-        copy::each(&copy::pieces(from, run.start), |piece, buffer| {
+        let from = offset..offset + (run.end - run.start);
+        copy::each(&copy::pieces([(from, run.start)]), |piece, buffer| {
             read_ranges(&pages.file, &piece.ranges, buffer).map_err(at)?;
             memory.write_all_at(buffer, piece.offset).during("cannot fill shared memory", || {
                 format!("pwrite(memory, {}, {})", buffer.len(), piece.offset)

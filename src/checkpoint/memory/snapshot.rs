@@ -1,0 +1,175 @@
+//! A snapshot of the memory of processes that go on: a fork of each, which never runs the program.
+//!
+//! ```text
+//!   process (stopped)  ──clone(CLONE_FS|CLONE_FILES, no exit signal)──>  copy (stopped, killed with this process)
+//!        │                                                                 │ close_range(0, ~0, CLOSE_RANGE_UNSHARE)
+//!      runs on                                                             │ its memory is read and written out
+//!        │ stopped for a moment: wait4(copy, __WALL)  <────── killed ──────┘
+//! ```
+//!
+//! The kernel copies page tables, not pages, so the process stands still for a fraction of the time that copying its
+//! memory takes. The copy holds no descriptor: the ends of pipes and locks of files go when the program lets them go.
+//! It counts against the limits of processes and memory; where there is no room for it there is no snapshot.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+
+use crate::checkpoint::context::LiveTask;
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::memory::capture::Capture;
+use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Injection, Thread};
+
+/// Below this size copying the memory takes less time than what surrounds a snapshot.
+const WORTH: u64 = 4 << 20;
+const CLOSE_RANGE_UNSHARE: u32 = 2;
+/// How long the parent of a copy may take to stop, to wait for it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A copy of a process.
+#[derive(Debug)]
+pub struct Copy {
+    thread: Thread,
+    injection: Injection,
+}
+
+/// Where a copy stands in the tree of processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Its parent, as a pid of this host.
+    parent: i32,
+    /// Itself, as its parent knows it.
+    pid: i32,
+}
+
+impl Capture {
+    /// Makes a copy of each task, of which the pages are read from now on: the tasks may run before they are written.
+    ///
+    /// False: there are no copies, because the memory is small or there is no room. The pages must then be written
+    /// first. Nothing may keep the tasks from running until [`Self::end`].
+    pub fn snapshot(&mut self, tasks: &mut [LiveTask], images: &ImageDir) -> Result<bool> {
+        if self.tasks.iter().map(|pages| pages.inherited()).sum::<u64>() < WORTH {
+            return Ok(false);
+        }
+        let Err(error) = self.copy_all(tasks, images) else { return Ok(true) };
+        // No copy stays behind, whatever failed first.
+        let ended = self.end_in(tasks);
+        let no_room = [Errno::EAGAIN, Errno::ENOMEM, Errno::ENOSYS].map(Some);
+        if no_room.contains(&error.errno()) { ended.map(|()| false) } else { Err(error) }
+    }
+
+    fn copy_all(&mut self, tasks: &mut [LiveTask], images: &ImageDir) -> Result<()> {
+        for pages in &mut self.tasks {
+            let Some(task) = tasks.iter_mut().find(|task| task.pid == pages.pid) else { continue };
+            let vpid = task.vpid;
+            let injection =
+                task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked").pid(vpid))?;
+            let flags = (libc::CLONE_FS | libc::CLONE_FILES) as u64;
+            let (thread, injection) = injection
+                .clone_child(&CloneArgs { flags, ..CloneArgs::default() })
+                .map_err(|e| e.pid(vpid))?;
+            pages.source = thread.tid();
+            self.copies.push(Copy { thread, injection });
+            let close = |copy: &mut Copy| copy.close_descriptors();
+            self.copies.last_mut().map_or(Ok(()), close).map_err(|e| e.pid(vpid))?;
+            pages.write_own(images).map_err(|e| e.pid(vpid))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the copies, and has the running tasks, stopped for a moment, wait for them.
+    pub fn end(&mut self) -> Result<()> {
+        self.end_with(|place| {
+            let thread = Thread::seize(place.parent)?;
+            thread.stop(Instant::now() + PATIENCE)?;
+            let mut injection = Injection::start(&thread)?;
+            let reaped = reap(&mut injection, place.pid);
+            injection.finish()?;
+            thread.detach()?;
+            reaped
+        })
+    }
+
+    /// As [`Self::end`], while the tasks are stopped and driven.
+    fn end_in(&mut self, tasks: &mut [LiveTask]) -> Result<()> {
+        for pages in &mut self.tasks {
+            pages.source = pages.pid;
+        }
+        self.end_with(|place| {
+            let parent = tasks.iter_mut().find(|task| task.pid == place.parent);
+            let injection = parent.and_then(|task| task.injection.as_mut());
+            reap(injection.ok_or_else(|| Error::new("the parent of a copy cannot be asked"))?, place.pid)
+        })
+    }
+
+    /// Every copy is ended, even when the end of another fails.
+    fn end_with(&mut self, mut reap: impl FnMut(Place) -> Result<()>) -> Result<()> {
+        let end = |copy: Copy| {
+            let place = place(copy.thread.tid())?;
+            copy.injection.exit_child(Exit::Code(0))?;
+            reap(place)
+        };
+        let results: Vec<_> = std::mem::take(&mut self.copies).into_iter().map(end).collect();
+        results.into_iter().collect()
+    }
+}
+
+impl Copy {
+    fn close_descriptors(&mut self) -> Result<()> {
+        let mut batch = Batch::new();
+        batch.about("cannot take the descriptors from a copy of the process");
+        batch.call(libc::SYS_close_range, &[0.into(), u32::MAX.into(), CLOSE_RANGE_UNSHARE.into()]);
+        self.injection.run(&batch).map(drop)
+    }
+}
+
+/// Waits for a copy in its parent. The parent may have waited for it by itself, in a strange way.
+fn reap(injection: &mut Injection, pid: i32) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.about("cannot wait for a copy of the process");
+    let options = libc::__WALL | libc::WNOHANG;
+    let call = batch.call(libc::SYS_wait4, &[pid.into(), 0.into(), options.into(), 0.into()]);
+    let call = batch.tolerate(call);
+    match injection.run(&batch)?.result(call) {
+        Ok(reaped) if reaped == i64::from(pid) => Ok(()),
+        Err(Errno::ECHILD) => Ok(()),
+        other => Err(Error::new(format!("a copy of the process is left behind: wait4 gave {other:?}"))),
+    }
+}
+
+/// Finds the parent of a copy: the process itself, or whoever got its children when it ended.
+fn place(tid: i32) -> Result<Place> {
+    let status = |pid: i32| {
+        let path = format!("/proc/{pid}/status");
+        fs::read_to_string(&path).during("cannot find the parent of a copy", || format!("read({path:?})"))
+    };
+    let of_copy = status(tid)?;
+    let parent = field(&of_copy, "PPid").next();
+    let parent = parent.ok_or_else(|| Error::new("a copy of the process has no parent"))?;
+    // Both lists begin with the pid of the same, outermost namespace.
+    let depth = field(&status(parent)?, "NSpid").count();
+    let pid = field(&of_copy, "NSpid").nth(depth.saturating_sub(1));
+    let pid = pid.ok_or_else(|| Error::new("the parent of a copy cannot see it"))?;
+    Ok(Place { parent, pid })
+}
+
+/// The numbers of a line of `/proc/PID/status`.
+fn field<'a>(status: &'a str, name: &str) -> impl Iterator<Item = i32> + use<'a> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_default().split_whitespace().filter_map(|word| word.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_status_line() {
+        let status = "Name:\ta\nPPid:\t12\nNSpid:\t900\t12\t1\nNSpgid:\t1\n";
+        assert_eq!(field(status, "NSpid").collect::<Vec<_>>(), [900, 12, 1]);
+        assert_eq!(field(status, "PPid").next(), Some(12));
+        assert_eq!(field(status, "Pid").count(), 0);
+    }
+}
