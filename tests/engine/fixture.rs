@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::Value;
 
@@ -104,18 +105,23 @@ impl Fixture {
     }
 
     /// Builds the program into `dir`, unless it is there already and newer than its sources.
+    ///
+    /// Several modes of one fixture may build it at once: each under a name of its own, put in place whole.
     pub fn build(&self, dir: &Path) -> Result<PathBuf, String> {
+        static BUILDS: AtomicUsize = AtomicUsize::new(0);
         let program = dir.join(&self.name);
-        let header = self.source.with_file_name("fixture.h");
         let age = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
         if age(&program).is_some_and(|built| {
-            [self.source.as_path(), &header].iter().all(|s| age(s).is_some_and(|changed| changed < built))
+            let headers = headers(&self.source);
+            [&self.source].into_iter().chain(&headers).all(|s| age(s).is_some_and(|changed| changed < built))
         }) {
             return Ok(program);
         }
+        let build = BUILDS.fetch_add(1, Ordering::Relaxed);
+        let fresh = dir.join(format!("{}.{}.{build}", self.name, std::process::id()));
         let output = Command::new("gcc")
             .args(["-static", "-O1", "-g0", "-Wall", "-Wextra", "-Werror", "-pthread", "-D_GNU_SOURCE", "-o"])
-            .arg(&program)
+            .arg(&fresh)
             .arg(&self.source)
             .args(&self.cflags)
             .output()
@@ -127,6 +133,7 @@ impl Fixture {
                 String::from_utf8_lossy(&output.stderr)
             ));
         }
+        std::fs::rename(&fresh, &program).map_err(|e| format!("{}: {e}", program.display()))?;
         Ok(program)
     }
 
@@ -137,4 +144,11 @@ impl Fixture {
         }
         self.needs.iter().find(|p| !Path::new(p).exists()).map(|p| format!("{p} is not there"))
     }
+}
+
+/// All headers beside a fixture: any of them may be its.
+fn headers(source: &Path) -> Vec<PathBuf> {
+    let beside = source.parent().and_then(|dir| std::fs::read_dir(dir).ok());
+    let paths = beside.into_iter().flatten().flatten().map(|entry| entry.path());
+    paths.filter(|path| path.extension().is_some_and(|x| x == "h")).collect()
 }
