@@ -17,7 +17,7 @@ pub use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::memory::capture::TaskPages;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{layout, mm, shmem};
+use crate::checkpoint::memory::{layout, lock, mm, shmem};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -50,6 +50,8 @@ fn task_memory(
 
     let mut map = Pagemap::open(pid)?;
     let pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), found.iter().map(|vma| &vma.entry))?;
+    let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
+    lock::record(dump, vpid, on_fault)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
     guards(&mut map, &mut mm.vmas)?;
     dump.model.mm.insert(vpid, mm);

@@ -19,6 +19,7 @@
 //! | `pagemap` | pagemap-N.img                                                     |
 //! | `copy`    | moving pages in pieces, on two threads                            |
 //! | `shmem`   | contents of shared memory                                         |
+//! | `lock`    | locked memory                                                     |
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
 //! | `capture` | private pages between being found and being written              |
 //! | `snapshot` | copies of processes that go on                                   |
@@ -32,6 +33,7 @@ pub mod copy;
 pub mod dump;
 pub mod fill;
 pub mod layout;
+pub mod lock;
 pub mod maps;
 pub mod mm;
 pub mod pagemap;

@@ -66,7 +66,7 @@ pub enum Step {
     /// `madvise`
     Advise(Range<u64>, u32),
     /// `mlock`
-    Lock(Range<u64>),
+    Lock(Range<u64>, u32),
     /// `arch_prctl(ARCH_MAP_VDSO_64, start)`
     Vdso(u64),
 }
@@ -223,7 +223,7 @@ fn mapping(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
     }
     advise(entry, plan)?;
     if entry.flags & libc::MAP_LOCKED.cast_unsigned() != 0 {
-        plan.finish.push(Step::Lock(range));
+        plan.finish.push(Step::Lock(range, entry.prot));
     }
     Ok(())
 }
@@ -376,11 +376,15 @@ mod tests {
         vma.flags |= libc::MAP_LOCKED.cast_unsigned();
         let guard =
             VmaEntry { start: 0x40_1000, end: 0x40_2000, status: status::GUARD, ..VmaEntry::default() };
+        let prot = vma.prot;
         let done = plan_of(&[vma, guard]).unwrap();
         let range = 0x40_0000..0x60_0000;
         assert_eq!(done.map[1..], [Step::Advise(range.clone(), 14)]);
-        let expected =
-            [Step::Advise(range.clone(), 10), Step::Lock(range), Step::Advise(0x40_1000..0x40_2000, 102)];
+        let expected = [
+            Step::Advise(range.clone(), 10),
+            Step::Lock(range, prot),
+            Step::Advise(0x40_1000..0x40_2000, 102),
+        ];
         assert_eq!(done.finish, expected);
     }
 

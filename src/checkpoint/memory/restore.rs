@@ -20,6 +20,7 @@ use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
 use crate::checkpoint::memory::fill::{self, Goals};
+use crate::checkpoint::memory::lock::{self, OnFault};
 use crate::checkpoint::memory::pagemap::{self, Pages, Place};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
@@ -73,7 +74,7 @@ fn replace<'a>(
     let uffd = map(task, mm, &plan, files, shared, conduit)?;
     fill::fill(task.pid, uffd.as_ref(), &pages, &Goals::new(&mm.vmas))?;
     drop(uffd);
-    finish(&mut task.injection, mm, &plan)
+    finish(&mut task.injection, mm, &plan, &lock::of(restore.model, vpid)?)
 }
 
 fn segment_size(model: &Model, id: u64) -> Option<u64> {
@@ -212,10 +213,8 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
             batch.about("cannot give advice about the memory of the images");
             batch.call(libc::SYS_madvise, &[range.start.into(), len(range), (*advice).into()]);
         }
-        Step::Lock(range) => {
-            batch.about("cannot lock the memory of the images");
-            batch.call(libc::SYS_mlock, &[range.start.into(), len(range)]);
-        }
+        // Only the finish has any.
+        Step::Lock(range, prot) => lock::lock(batch, range, *prot, &OnFault::new()),
         Step::Vdso(start) => {
             batch.about("cannot map the vdso");
             batch.call(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64.into(), (*start).into()]);
@@ -224,10 +223,13 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
     Ok(())
 }
 
-fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan) -> Result<()> {
+fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan, on_fault: &OnFault) -> Result<()> {
     let mut batch = Batch::new();
     for one in &plan.finish {
-        step(&mut batch, one, &BTreeMap::new())?;
+        match one {
+            Step::Lock(range, prot) => lock::lock(&mut batch, range, *prot, on_fault),
+            other => step(&mut batch, other, &BTreeMap::new())?,
+        }
     }
     mm::restore_thp(&mut batch, mm);
     if batch.is_empty() {
