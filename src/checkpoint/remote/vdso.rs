@@ -10,8 +10,10 @@
 //!                                  all zero, or a stub that a thread is in, or one that was left behind
 //! ```
 
+use nix::errno::Errno;
+
 use super::memory::{self, Memory};
-use super::{stub, thread::Thread};
+use super::{ptrace, stub, thread::Thread};
 use crate::checkpoint::error::{Error, Result};
 
 const PAGE: u64 = 4096;
@@ -75,8 +77,8 @@ pub(super) fn free_slot(tail: Tail, thread: &Thread, memory: &Memory, rip: u64) 
         .remedy("a driver was killed several times in this task; it makes room when its threads have run on"))
 }
 
-/// A slot that was left behind, and that no thread can be inside: its thread is gone, or is this one and is
-/// elsewhere, or belongs to another process, of which this is a forked copy.
+/// A slot that was left behind, and that no thread can be inside: its thread is gone, or is elsewhere (this one, or
+/// another that we have stopped), or belongs to another process, of which this is a forked copy.
 fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64) -> bool {
     let word = |offset: u64| {
         let from = usize::try_from(offset).unwrap_or(0);
@@ -86,10 +88,15 @@ fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64) -> bool {
         return false;
     }
     let Ok(owner) = i32::try_from(word(stub::magic_offset() + 8)) else { return false };
+    let is_elsewhere = |rip: u64| !(at..at + stub::slot_len()).contains(&rip);
     if owner == tid {
-        return !(at..at + stub::slot_len()).contains(&rip);
+        return is_elsewhere(rip);
     }
-    matches!(memory::shares_memory(owner, tid), Ok(false) | Err(nix::errno::Errno::ESRCH))
+    match memory::shares_memory(owner, tid) {
+        Ok(true) => ptrace::regs(owner).is_ok_and(|regs| is_elsewhere(regs.rip)),
+        Ok(false) | Err(Errno::ESRCH) => true,
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
