@@ -72,6 +72,16 @@ impl Record {
     }
 }
 
+/// Whether a dump is under way, or was killed.
+pub fn is_recorded(state_dir: &Path) -> bool {
+    state_dir.join(NAME).exists()
+}
+
+/// Removes the record of a container that has ended: nothing is to be undone in it.
+pub fn forget(state_dir: &Path) {
+    let _ = fs::remove_file(state_dir.join(NAME));
+}
+
 /// Undoes what a dump left that was killed in the middle. Says whether there was something to undo.
 /// Cheap when there was not: one failed open(2).
 pub fn heal(state_dir: &Path, freezer: &mut dyn Freezer) -> Result<bool> {

@@ -27,7 +27,6 @@ use crate::sys::Context;
 /// `checkpoint`: dumps a container into images. It is gone afterwards, unless it was to be left running.
 pub fn checkpoint(store: &Store, id: &str, options: &Options) -> Result<DumpReport> {
     let (container, _lock) = Container::load_locked(store, id)?;
-    container.heal()?;
     match container.status()? {
         Status::Running | Status::Paused => {}
         Status::Created => {
@@ -46,9 +45,13 @@ pub fn checkpoint(store: &Store, id: &str, options: &Options) -> Result<DumpRepo
 }
 
 impl Container {
-    /// Undoes what a killed checkpoint has left. Every command that changes the container begins with this.
-    pub fn heal(&self) -> Result<()> {
-        recovery::heal(self.dir.path(), &mut self.cgroup())?;
+    /// Undoes what a killed checkpoint has left. Every command begins with this.
+    pub(super) fn heal(&self) -> Result<()> {
+        if self.has_init() {
+            recovery::heal(self.dir.path(), &mut self.cgroup())?;
+        } else {
+            recovery::forget(self.dir.path());
+        }
         Ok(())
     }
 

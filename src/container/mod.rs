@@ -31,6 +31,7 @@ pub mod update;
 
 use std::fs;
 
+use crate::checkpoint::recovery;
 use oci_spec::runtime::Spec;
 
 pub use crate::cgroup::Cgroup;
@@ -77,19 +78,28 @@ pub struct Container {
 }
 
 impl Container {
-    /// Finds a container.
+    /// Finds a container. What a killed checkpoint has left is undone, unless another command is about to do that.
     pub fn load(store: &Store, id: &str) -> Result<Self> {
         let dir = store.dir(id)?;
         let state = dir.load()?;
-        Ok(Self { dir, state })
+        let container = Self { dir, state };
+        if recovery::is_recorded(container.dir.path()) {
+            // Whoever has the lock is a checkpoint, or will heal by itself; what cannot be healed can still be looked at.
+            if let Ok(Some(_lock)) = container.dir.try_lock() {
+                let _ = container.heal();
+            }
+        }
+        Ok(container)
     }
 
-    /// Finds a container and the right to change it.
+    /// Finds a container and the right to change it. What a killed checkpoint has left is undone.
     pub fn load_locked(store: &Store, id: &str) -> Result<(Self, Lock)> {
         let dir = store.dir(id)?;
         let lock = dir.lock()?;
         let state = dir.load()?;
-        Ok((Self { dir, state }, lock))
+        let container = Self { dir, state };
+        container.heal()?;
+        Ok((container, lock))
     }
 
     /// True while init, the very process and not one that got its pid later, has not exited.
