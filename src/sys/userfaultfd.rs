@@ -1,6 +1,6 @@
 //! The ioctls of userfaultfd(2) by which one process fills the memory of another.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -48,6 +48,15 @@ mod raw {
     nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, Register);
     nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Range);
     nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
+}
+
+/// A descriptor for the memory of this process. Since Linux 4.3; UFFD_USER_MODE_ONLY since 5.11.
+pub fn open(flags: i32) -> nix::Result<OwnedFd> {
+    // SAFETY: numbers only; the kernel has just made the descriptor.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_userfaultfd, flags))?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
 }
 
 /// The handshake that comes first on every descriptor.

@@ -21,6 +21,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Memory};
 use crate::checkpoint::memory::pagemap::{Pages, Place};
+use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::vmas;
 use crate::sys::userfaultfd;
 
@@ -111,7 +112,7 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
             rest = others;
             match (way, &registered) {
                 (Way::Skip, _) => {}
-                (Way::Copy, Some(registered)) => registered.copy(part.start, bytes)?,
+                (Way::Copy, Some(registered)) => registered.copy(&memory, part.start, bytes)?,
                 _ => memory.write(part.start, bytes)?,
             }
         }
@@ -141,12 +142,19 @@ impl<'a> Registered<'a> {
         Ok(registered)
     }
 
-    fn copy(&self, start: u64, bytes: &[u8]) -> Result<()> {
+    /// A page that is there already, because somebody looked at /proc/PID/cmdline before the range was registered, is
+    /// written over.
+    fn copy(&self, memory: &Memory, start: u64, bytes: &[u8]) -> Result<()> {
         let mut done = 0;
         while done < bytes.len() {
             let at = start + done as u64;
             match userfaultfd::copy(self.uffd.as_fd(), at, &bytes[done..]) {
                 Ok(copied) => done += copied,
+                Err(Errno::EEXIST) => {
+                    let page = bytes.len().min(done + PAGE as usize);
+                    memory.write(at, &bytes[done..page])?;
+                    done = page;
+                }
                 Err(errno) => {
                     let call = format!("ioctl(uffd, UFFDIO_COPY, {{{at:#x}, {}}})", bytes.len() - done);
                     return Err(Error::new("cannot fill the memory").call(call, errno));
@@ -224,5 +232,21 @@ mod tests {
         let outside = Goals::new(&[entry(base, base + (3 << 12), status::ANON_PRIVATE)]);
         let error = fill(std::process::id().cast_signed(), None, &pages, &outside).unwrap_err().to_string();
         assert!(error.contains("outside"), "{error}");
+    }
+
+    #[test]
+    fn a_page_that_somebody_touched_is_written_over() {
+        let mut memory = Anonymous::private(NonZeroUsize::new(4 << 12).unwrap()).unwrap();
+        memory.as_mut_slice()[2 << 12] = 9;
+        let base = memory.address();
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[[1; 4096], [2; 4096], [3; 4096], [4; 4096]].concat(), 0).unwrap();
+        let run = Run { range: base..base + (4 << 12), place: Place::Here(0) };
+        let goals = Goals::new(&[entry(base, base + (4 << 12), status::ANON_PRIVATE)]);
+        let uffd = userfaultfd::open(libc::O_CLOEXEC | userfaultfd::UFFD_USER_MODE_ONLY).unwrap();
+        let pid = std::process::id().cast_signed();
+        fill(pid, Some(&uffd), &Pages { runs: vec![run], file }, &goals).unwrap();
+        let first: Vec<u8> = memory.as_slice().chunks(4096).map(|page| page[0]).collect();
+        assert_eq!(first, [1, 2, 3, 4]);
     }
 }
