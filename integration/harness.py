@@ -387,6 +387,9 @@ def forward_signals():
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
+    # A shell starts what it runs in the background with these ignored, which containers would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def oci_archive(name):
