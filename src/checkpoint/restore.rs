@@ -80,6 +80,7 @@ fn run(
         i32::try_from(u64::from(highest) + ROOM).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
     revival.grow(stub, tree, &mut |task| files.take_terminal(task, &conduit))?;
+    namespaces::place(restore, tree)?;
     phases.end("tree");
 
     let live: Vec<i32> =
@@ -97,7 +98,6 @@ fn run(
         }
     }
     phases.end("memory");
-    namespaces::finish(restore)?;
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
             files.finish(task, &conduit)?;
@@ -106,6 +106,7 @@ fn run(
     }
     files.set_owners(&tree.iter().map(|(vpid, task)| (*vpid, task.pid)).collect())?;
     revival.finish(tree, threads)?;
+    namespaces::finish(restore, threads)?;
     phases.end("tasks");
     ready()?;
     let count = threads.len();

@@ -8,6 +8,7 @@
 //!
 //! What config.json joins by path belongs to others too: it is neither saved nor touched.
 
+pub mod cgroup;
 pub mod enter;
 pub mod ipc;
 pub mod kind;
@@ -19,9 +20,12 @@ pub mod time;
 pub mod tmpfs;
 pub mod uts;
 
-use crate::checkpoint::context::{Dump, Options, Restore, Source};
+use std::collections::BTreeMap;
+
+use crate::checkpoint::context::{Dump, NewTask, Options, Restore, Source};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::TaskKobjIdsEntry;
+use crate::checkpoint::remote::Thread;
 
 pub use enter::within;
 pub use kind::Kind;
@@ -100,6 +104,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     fill(std::process::id().try_into().unwrap_or(0), &mut own)?;
     dump.model.inventory.root_ids = Some(own);
     dump.model.inventory.ns_per_id = Some(true);
+    cgroup::dump(dump)?;
     mount::dump(dump)?;
     uts::dump(dump)?;
     ipc::dump(dump)?;
@@ -115,7 +120,13 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     mount::restore(restore)
 }
 
-/// What can be done only when every process has its memory.
-pub fn finish(restore: &Restore<'_>) -> Result<()> {
-    ipc::finish(restore)
+/// Puts the processes, by their pids inside, where they were among the container's control groups.
+pub fn place(restore: &Restore<'_>, tree: &BTreeMap<i32, NewTask>) -> Result<()> {
+    cgroup::place(restore, tree)
+}
+
+/// What can be done only when every process has its memory and its threads.
+pub fn finish(restore: &Restore<'_>, threads: &[Thread]) -> Result<()> {
+    ipc::finish(restore)?;
+    cgroup::finish(restore, threads)
 }
