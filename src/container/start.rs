@@ -30,10 +30,11 @@ pub fn start(store: &Store, id: &str) -> Result<Container> {
 impl Container {
     /// Opens the exec fifo, which init waits for, and makes sure that init went on.
     fn release(&self) -> Result<()> {
+        // Before init can go on: a short program would be gone again.
+        let init = pidfd::open(self.state.init_process_pid, 0).context(|| "pidfd_open")?;
         let path = self.dir.exec_fifo();
         let fifo = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
         let mut fifo = fifo.context(|| format!("exec fifo: open {}", path.display()))?;
-        let init = pidfd::open(self.state.init_process_pid, 0).context(|| "pidfd_open")?;
         loop {
             let mut fds =
                 [PollFd::new(fifo.as_fd(), PollFlags::POLLIN), PollFd::new(init.as_fd(), PollFlags::POLLIN)];
