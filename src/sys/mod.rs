@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod cpu;
+pub mod credentials;
 pub mod epoll;
 pub mod error;
 pub mod fcntl;

@@ -7,7 +7,6 @@ use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::diag::Diag;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::{KINDS, external, pipe, tty, unix};
 use crate::checkpoint::{Error, Result};
@@ -41,7 +40,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
             }
         }
     }
-    found.extend(connections(options, source, &sockets));
+    found.extend(unix::check(options, source, &root, &sockets, tasks));
     let console = source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     found.extend(tty::check_all(&terminals, console));
     found
@@ -55,19 +54,6 @@ fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) 
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| unsupported(live))?;
     (kind.check)(live, root)?;
     Ok(unix::is(live) || tty::is(live))
-}
-
-fn connections(options: &Options, source: &Source, sockets: &[Live]) -> Vec<Error> {
-    if sockets.is_empty() {
-        return Vec::new();
-    }
-    let known: BTreeSet<u32> = sockets.iter().map(unix::inode).collect();
-    match Diag::read(source.init) {
-        Ok(diag) => {
-            sockets.iter().filter_map(|live| unix::check(live, &diag, &known, options).err()).collect()
-        }
-        Err(e) => vec![e],
-    }
 }
 
 /// Is it one of the descriptors given at create, on no mount of the container? Others that lead out are refused.

@@ -15,6 +15,8 @@ use crate::checkpoint::files::inside;
 use crate::checkpoint::{Error, Result};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// TCP_LISTEN.
+const LISTEN: u32 = 10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const HEADER: usize = 16;
@@ -28,12 +30,16 @@ pub struct UnixSocket {
     pub state: u32,
     /// Inode and device of its file, where it is bound to a path.
     pub file: Option<(u32, u32)>,
-    /// Inode of its peer; 0 for one that is gone or never was.
+    /// Inode of its peer; 0 for one that is gone, was not accepted, or never was.
     pub peer: u32,
+    /// It has a peer, and that one has no inode.
+    pub faceless: bool,
     /// Inodes of the peers of connections that were not accepted; 0 for a peer that is gone.
     pub waiting: Vec<u32>,
     /// For a listener: how many connections may wait.
     pub backlog: u32,
+    /// For any other: it has sent what nobody has received yet.
+    pub sent: bool,
     /// What was shut down: 1 receiving, 2 sending.
     pub shutdown: u8,
 }
@@ -66,6 +72,11 @@ impl Diag {
         })
     }
 
+    /// The listener that has not accepted the connection of this socket yet.
+    pub fn listener_of(&self, client: u32) -> Option<u32> {
+        self.unix.iter().find(|(_, s)| s.waiting.contains(&client)).map(|(inode, _)| *inode)
+    }
+
     /// Takes in one datagram of messages. True at the end of the list.
     fn take(&mut self, mut bytes: &[u8]) -> Result<bool> {
         while let Some(header) = bytes.get(..HEADER) {
@@ -95,9 +106,10 @@ impl Diag {
             let value = rest.get(4..length).ok_or_else(garbled)?;
             match half(rest, 2) {
                 1 => socket.file = Some((word(value, 0), word(value, 4))),
-                2 => socket.peer = word(value, 0),
+                2 => (socket.peer, socket.faceless) = (word(value, 0), word(value, 0) == 0),
                 3 => socket.waiting = value.chunks_exact(4).map(|c| word(c, 0)).collect(),
-                4 => socket.backlog = word(value, 4),
+                4 if socket.state == LISTEN => socket.backlog = word(value, 4),
+                4 => socket.sent = word(value, 4) != 0,
                 6 => socket.shutdown = value.first().copied().unwrap_or(0),
                 _ => {}
             }
@@ -156,6 +168,12 @@ mod tests {
         let listening = &diag.unix[&inode(&listener)];
         assert_eq!((listening.state, &listening.waiting[..]), (10, &[inode(&waiting)][..]));
         assert_ne!(listening.backlog, 0);
+        assert!(!diag.unix[&inode(&waiting)].sent && !diag.unix[&inode(&a)].sent);
+        assert_eq!(diag.listener_of(inode(&waiting)), Some(inode(&listener)));
+        assert_eq!(diag.listener_of(inode(&a)), None);
+        std::io::Write::write_all(&mut &waiting, b"x").unwrap();
+        let diag = Diag::read(std::process::id().cast_signed()).unwrap();
+        assert!(diag.unix[&inode(&waiting)].sent);
         assert!(listening.file.is_some());
     }
 

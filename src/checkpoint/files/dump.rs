@@ -8,7 +8,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
-use crate::checkpoint::files::{KINDS, check, epoll, external, register_path};
+use crate::checkpoint::files::{KINDS, check, epoll, external, register_path, unix};
 use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
@@ -37,6 +37,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let foreign = epoll::resolve(dump)?;
     if !foreign.is_empty() {
         extend(dump, epoll::EXTENSION, &foreign)?;
+    }
+    let more = unix::resolve(dump)?;
+    if !more.is_empty() {
+        extend(dump, unix::EXTENSION, &more)?;
     }
     Ok(())
 }

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::diag::Diag;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
+use crate::checkpoint::files::unix;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -35,8 +35,8 @@ pub struct Registry {
     pub(super) ttys: BTreeSet<u32>,
     /// Epoll descriptors whose targets are looked up when every file is known.
     pub(super) epolls: Vec<(usize, Holder)>,
-    /// The container's sockets, read once.
-    pub(super) diag: Option<Diag>,
+    /// Unix sockets, whose peers are looked up when every socket is known.
+    pub(super) unix: unix::Found,
     /// What the container's processes are called inside.
     pub(super) pids: Pids,
     /// Ids of the mounts of the container.
