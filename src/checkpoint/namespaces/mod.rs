@@ -63,8 +63,9 @@ fn check_process(init: i32, pid: i32) -> Result<()> {
     let children = [(Kind::Pid, "pid_for_children"), (Kind::Time, "time_for_children")];
     for (kind, name) in names.into_iter().chain(children) {
         let theirs = kind::link(&pid.to_string(), name)?;
-        // Of a zombie nothing is left to look at; a process with no child yet has no namespace for children.
-        if theirs.is_some() && theirs != kind.of(&init.to_string())? {
+        // Of a zombie nothing is left to look at. A process whose children will be in a new pid namespace has no link.
+        let unborn = name == "pid_for_children" && theirs.is_none() && kind.of(&pid.to_string())?.is_some();
+        if unborn || theirs.is_some() && theirs != kind.of(&init.to_string())? {
             let whose = if name == kind.name() { "a" } else { "its children in a" };
             return Err(Error::new(format!(
                 "the process has {whose} {} namespace of its own, which cannot be checkpointed yet",

@@ -19,7 +19,7 @@ mod table;
 pub use class::{Class, classify};
 pub use restore::restore;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -48,12 +48,18 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
             found.push(e.path(&mount.point));
         }
     }
+    if found.is_empty() && Kind::Mnt.private(source.init)? {
+        found.extend(places(source.init, &mounts).err());
+    }
     Ok(found)
 }
 
 fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()> {
     if *class != Class::Later {
         return Ok(());
+    }
+    if mount.root.ends_with("//deleted") {
+        return Err(Error::new("what the container mounted here has been removed since").remedy("unmount it"));
     }
     // A bind mount of something that comes back anyway; binds of binds lead to the first.
     let known = |m: &Mount, c: &Class| *c != Class::Later || RENEWABLE.contains(&m.fstype.as_str());
@@ -86,21 +92,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// A detached copy of each tmpfs whose contents are the container's: no other mount lies over its files.
 fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
-    let mut seen = BTreeSet::new();
-    // What is mounted from outside as well belongs outside.
-    seen.extend(mounts.iter().filter(|(_, class)| class.outside()).map(|(mount, _)| mount.dev));
-    let root = root_of(init)?;
-    let mut places = Vec::new();
-    for (mount, _) in mounts.iter().filter(|(mount, _)| mount.fstype == "tmpfs") {
-        if mount.root == "/" && seen.insert(mount.dev) {
-            places.push((mount, open_mount(&root, mount)?));
-        }
-    }
-    if let Some((part, _)) = mounts.iter().find(|(m, _)| m.fstype == "tmpfs" && !seen.contains(&m.dev)) {
-        return Err(
-            Error::new("only a part of a tmpfs is mounted, the rest cannot be reached").path(&part.point)
-        );
-    }
+    let places = places(init, mounts)?;
     let copies = within(init, &[Kind::Mnt], || {
         places
             .iter()
@@ -108,6 +100,33 @@ fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, Owned
             .collect::<Result<Vec<_>>>()
     })?;
     Ok(places.into_iter().map(|(mount, _)| mount).zip(copies).collect())
+}
+
+/// The root of each tmpfs whose contents are the container's.
+fn places(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
+    // What is mounted from outside as well belongs outside.
+    let outside: BTreeSet<u32> =
+        mounts.iter().filter(|(_, class)| class.outside()).map(|(mount, _)| mount.dev).collect();
+    let own = || mounts.iter().map(|(m, _)| m).filter(|m| m.fstype == "tmpfs" && !outside.contains(&m.dev));
+    let root = root_of(init)?;
+    let mut places: Vec<(&Mount, OwnedFd)> = Vec::new();
+    let mut failed = BTreeMap::new();
+    for mount in own().filter(|mount| mount.root == "/") {
+        if places.iter().all(|(other, _)| other.dev != mount.dev) {
+            // Another mount of the same may lie open.
+            match open_mount(&root, mount) {
+                Ok(place) => places.push((mount, place)),
+                Err(e) => _ = failed.entry(mount.dev).or_insert(e),
+            }
+        }
+    }
+    for mount in own() {
+        if places.iter().all(|(other, _)| other.dev != mount.dev) {
+            let part = Error::new("only a part of a tmpfs is mounted, the rest cannot be reached");
+            return Err(failed.remove(&mount.dev).unwrap_or(part).path(&mount.point));
+        }
+    }
+    Ok(places)
 }
 
 /// The root directory of a process.

@@ -44,7 +44,12 @@ pub fn classify(source: &Source) -> Result<Vec<(Mount, Class)>> {
     let root = root_of(source.init)?;
     let resolve = |path: &Path| resolved(&root, path);
     let mut planned = planned(&source.spec, &resolve);
-    planned.extend(source.external_mounts.keys().map(|path| Planned { point: resolve(path), host: true }));
+    for path in source.external_mounts.keys() {
+        let point = resolve(path);
+        if planned.iter().all(|plan| plan.point != point) {
+            planned.push(Planned { host: true, ..Planned::at(path, point) });
+        }
+    }
     Ok(classified(mounts, planned, &host))
 }
 
@@ -53,8 +58,18 @@ pub fn classify(source: &Source) -> Result<Vec<(Mount, Class)>> {
 pub(super) struct Planned {
     /// Where, with links resolved.
     pub point: PathBuf,
+    /// Where, as config.json says it: the key of what is the host's.
+    pub key: String,
     /// It shows something of the host.
     pub host: bool,
+    /// It is of the type `cgroup` or `cgroup2`.
+    pub groups: bool,
+}
+
+impl Planned {
+    fn at(path: &Path, point: PathBuf) -> Self {
+        Self { point, key: path.to_string_lossy().into_owned(), host: false, groups: false }
+    }
 }
 
 /// All mounts that config.json asks for, in order.
@@ -66,14 +81,16 @@ pub(super) fn planned(spec: &Spec, resolve: &dyn Fn(&Path) -> PathBuf) -> Vec<Pl
             || options.into_iter().any(|o| o == "bind" || o == "rbind");
         let host =
             bind || !matches!(mount.typ().as_deref(), Some(kind) if kind != "none" && virtual_type(kind));
-        all.push(Planned { point: resolve(mount.destination()), host });
+        let groups = mount.typ().as_deref().is_some_and(|kind| kind.starts_with("cgroup"));
+        let path = mount.destination();
+        all.push(Planned { host, groups, ..Planned::at(path, resolve(path)) });
     }
     if let Some(linux) = spec.linux() {
         let masked = linux.masked_paths().iter().flatten();
         let paths = masked.chain(linux.readonly_paths().iter().flatten());
-        all.extend(paths.map(|path| Planned { point: resolve(Path::new(path)), host: false }));
+        all.extend(paths.map(Path::new).map(|path| Planned::at(path, resolve(path))));
     }
-    all.push(Planned { point: "/dev/console".into(), host: false });
+    all.push(Planned::at(Path::new("/dev/console"), "/dev/console".into()));
     all
 }
 
@@ -84,6 +101,8 @@ fn virtual_type(kind: &str) -> bool {
 
 /// Tells the mounts of a table apart. Mounts over each other at one place are claimed from the bottom.
 fn classified(mounts: Vec<Mount>, planned: Vec<Planned>, host: &BTreeSet<u32>) -> Vec<(Mount, Class)> {
+    // One such mount of config.json becomes one a hierarchy.
+    let groups: Vec<PathBuf> = planned.iter().filter(|p| p.groups).map(|p| p.point.clone()).collect();
     let mut planned: Vec<Option<Planned>> = planned.into_iter().map(Some).collect();
     let mut claim = |mount: &Mount| {
         planned.iter_mut().find(|p| p.as_ref().is_some_and(|p| p.point == mount.point)).and_then(Option::take)
@@ -96,11 +115,11 @@ fn classified(mounts: Vec<Mount>, planned: Vec<Planned>, host: &BTreeSet<u32>) -
             Class::Root
         } else if let Some(plan) = claim(&mount) {
             match plan.host {
-                true => Class::External(key()),
+                true => Class::External(plan.key),
                 false if mount.root == "/null" => Class::External(MASK.into()),
                 false => Class::Configured,
             }
-        } else if mount.fstype.starts_with("cgroup") {
+        } else if mount.fstype.starts_with("cgroup") && groups.iter().any(|path| mount.within(path)) {
             Class::Configured
         } else if host.contains(&mount.dev) && outside.iter().any(|path| mount.within(path)) {
             // It came along with a recursive bind mount, or was propagated into one.
@@ -143,7 +162,7 @@ mod tests {
 
     fn table() -> Vec<(Mount, Class)> {
         let mounts = mountinfo::parse(TABLE.replace("  ", " ").as_bytes()).unwrap();
-        let plan = |path: &str, host| Planned { point: path.into(), host };
+        let plan = |path: &str, host| Planned { host, ..Planned::at(Path::new(path), path.into()) };
         let planned = vec![
             plan("/proc", false),
             plan("/dev", false),
