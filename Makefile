@@ -27,8 +27,9 @@ demo: needs-demo
 # Lints and unit tests only: the inner loop.
 check: lint unit
 
+# All parts, or some: make test PARTS="lint unit engine".
 test:
-	@tests/all
+	@tests/all $(PARTS)
 
 lint: needs-build
 	cargo fmt --check
