@@ -216,7 +216,8 @@ class Container:
             listener.settimeout(60)
             words += ["--console-socket", path]
         errors = self.host.dir / f"{self.id}.stderr"
-        out = {"file": lambda: open(self.log, "ab"), "null": lambda: open("/dev/null", "wb"), "pipe": self._pipe}[self.output]()
+        nowhere = lambda: open("/dev/null", "wb")  # noqa: E731
+        out = {"file": lambda: open(self.log, "ab"), "null": nowhere, "none": nowhere, "pipe": self._pipe}[self.output]()
         with open(errors, "wb") as e, out:
             process = subprocess.Popen(self.command(*words, self.id), stdin=subprocess.DEVNULL, stdout=out,
                                        stderr=e if self.output == "null" else out)
