@@ -128,6 +128,7 @@ fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
 
 /// Everything that must agree, while all stand still, but for the contents of private memory.
 fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
+    files::before(dump)?;
     let snapshot = process::capture(&dump.tasks)?;
     process::dump(dump, snapshot)?;
     for (pid, zombie) in dump.tasks.iter().map(|t| (t.pid, t.zombie)).collect::<Vec<_>>() {

@@ -11,6 +11,8 @@ pub mod epoll;
 pub mod error;
 pub mod fcntl;
 pub mod fd;
+pub mod handle;
+pub mod inotify;
 pub mod ioctl;
 pub mod kcmp;
 pub mod keyring;

@@ -8,7 +8,7 @@ use nix::fcntl::OFlag;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::{KINDS, external, pipe, tty, unix};
+use crate::checkpoint::files::{KINDS, Surroundings, external, inotify, pipe, tty, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
@@ -19,6 +19,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         (Ok(root), Ok(mounts)) => (root, mounts),
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
+    let around = Surroundings { root: &root, init: source.init };
     let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
@@ -26,7 +27,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         for fd in fds {
             match Live::look(pid, vpid, handle.as_fd(), fd) {
                 Ok(Some(live)) => {
-                    let outcome = refuse(source, &root, &mounts, &live);
+                    let outcome = refuse(source, &around, &mounts, &live);
                     match outcome {
                         Ok(true) if tty::is(&live) => terminals.push(live),
                         Ok(true) => sockets.push(live),
@@ -47,12 +48,15 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
 }
 
 /// True for a unix socket or a terminal of the container, which can be judged only together with the others.
-fn refuse(source: &Source, root: &OwnedFd, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
+fn refuse(source: &Source, around: &Surroundings<'_>, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
     if leads_out(source, mounts, live)? {
         return Ok(false);
     }
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| unsupported(live))?;
-    (kind.check)(live, root)?;
+    (kind.check)(live, around)?;
+    if inotify::is(live) {
+        inotify::check(live, around)?;
+    }
     Ok(unix::is(live) || tty::is(live))
 }
 

@@ -8,7 +8,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
-use crate::checkpoint::files::{KINDS, check, epoll, external, register_path, unix};
+use crate::checkpoint::files::{KINDS, Surroundings, check, epoll, external, inotify, register_path, unix};
 use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
@@ -43,6 +43,11 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         extend(dump, unix::EXTENSION, &more)?;
     }
     Ok(())
+}
+
+/// What must be looked at before a dump opens any file of the container's.
+pub fn before(dump: &Dump<'_>) -> Result<()> {
+    inotify::refuse_unread_everywhere(dump)
 }
 
 /// Opens what every look needs: the root, the mounts, the names of processes. Rooms that register paths may come first.
@@ -114,12 +119,7 @@ pub(super) fn record(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, FdTypes)>
     }
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| check::unsupported(live))?;
     if new {
-        let root = dump
-            .files
-            .root()?
-            .try_clone()
-            .during("cannot duplicate the root", || "fcntl(_, F_DUPFD)".into())?;
-        (kind.check)(live, &root)?;
+        (kind.check)(live, &Surroundings::of(dump)?)?;
         (kind.dump)(dump, live, id).map_err(|e| live.name(e))?;
     }
     Ok((id, kind.r#type))

@@ -16,6 +16,8 @@ impl Files<'_> {
         }
         self.check_watches()?;
         self.check_sessions()?;
-        self.seal()
+        self.seal()?;
+        // Last: what is opened on the way must not be taken for the program's doing.
+        self.watch()
     }
 }

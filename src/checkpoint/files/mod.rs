@@ -28,6 +28,7 @@ mod fifo;
 mod finish;
 mod ghost;
 mod inet;
+mod inotify;
 mod inside;
 mod install;
 mod late;
@@ -46,9 +47,10 @@ mod sockopts;
 mod timerfd;
 mod tty;
 mod unix;
+mod watched;
 
 pub use check::check;
-pub use dump::dump;
+pub use dump::{before, dump};
 pub use opener::Files;
 pub use registry::Registry;
 pub use regular::register_path;
@@ -69,16 +71,31 @@ struct Kind {
     r#type: FdTypes,
     /// Is this one?
     is: fn(&Live) -> bool,
-    /// Refuses one that could not be put back; looks only. The second argument is the container's root.
-    check: fn(&Live, &OwnedFd) -> Result<()>,
+    /// Refuses one that could not be put back; looks only.
+    check: fn(&Live, &Surroundings<'_>) -> Result<()>,
     /// Records one under this id.
     dump: fn(&mut Dump<'_>, &Live, u32) -> Result<()>,
     /// Makes all of the images' in this process.
     open: fn(&mut Opener<'_, '_>) -> Result<()>,
 }
 
+/// The container that a descriptor is looked at in.
+struct Surroundings<'a> {
+    /// Its root directory.
+    root: &'a OwnedFd,
+    /// Its first process, as a pid of this host.
+    init: i32,
+}
+
+impl<'a> Surroundings<'a> {
+    /// Those of a dump under way.
+    fn of(dump: &'a Dump<'_>) -> Result<Self> {
+        Ok(Self { root: dump.files.root()?, init: dump.source.init })
+    }
+}
+
 /// Nothing to refuse.
-fn fine(_: &Live, _: &OwnedFd) -> Result<()> {
+fn fine(_: &Live, _: &Surroundings<'_>) -> Result<()> {
     Ok(())
 }
 
@@ -87,15 +104,16 @@ fn fine(_: &Live, _: &OwnedFd) -> Result<()> {
 const KINDS: &[Kind] = &[
     Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: |l, _| pipe::check(l), dump: pipe::dump, open: pipe::open },
     Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
-    Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
-    Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: tty::later, dump: tty::dump, open: tty::open },
-    Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: regular::check, dump: regular::dump, open: opener::open_regular },
+    Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: |l, a| regular::check(l, a.root), dump: fifo::dump, open: fifo::open },
+    Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: |l, a| tty::later(l, a.root), dump: tty::dump, open: tty::open },
+    Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: |l, a| regular::check(l, a.root), dump: regular::dump, open: opener::open_regular },
     Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
+    Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, _| inet::check(l), dump: inet::dump, open: inet::open },
     Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
-    Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: unix::later, dump: unix::dump, open: unix::open },
+    Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: |l, a| unix::later(l, a.root), dump: unix::dump, open: unix::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
 ];

@@ -1,0 +1,254 @@
+//! inotify(7): a queue of what happens to watched files.
+//!
+//! ```text
+//!   dump:     fdinfo: wd, mask, inode ──watched.rs──> path           InotifyFileEntry { wd: [InotifyWdEntry] }
+//!   restore:  inotify_init1 with all other files; each watch, last of all: INOTIFY_IOC_SETNEXTWD, inotify_add_watch
+//! ```
+//!
+//! Events that nobody has read yet can't be put back, and are refused; so they are looked for before a dump reads
+//! files itself, which may be watched. Watches are set when everything is open, for the same reason.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::fdinfo::word;
+use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::opener::{Files, Opener};
+use crate::checkpoint::files::watched::{self, Wanted};
+use crate::checkpoint::files::{Surroundings, external, regular};
+use crate::checkpoint::image::{FdTypes, FhEntry, FileEntry, InotifyFileEntry, InotifyWdEntry, device};
+use crate::checkpoint::{Error, Result};
+use crate::sys::{self, ioctl, pidfd, resolve};
+
+/// The words of a handle in an image: CRIU expects no fewer.
+const WORDS: usize = 16;
+/// What the kernel adds to a mask, and what only says how to look a path up or to change a watch.
+const NOT_KEPT: u32 =
+    0x0800_0000 | libc::IN_ONLYDIR | libc::IN_DONT_FOLLOW | libc::IN_MASK_ADD | libc::IN_MASK_CREATE;
+
+/// An inotify instance.
+pub fn is(live: &Live) -> bool {
+    live.is_anon("inotify")
+}
+
+/// Refuses unread events, and watches of what has no name.
+pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
+    refuse_unread(live.file.as_fd()).map_err(|e| live.name(e))?;
+    watches(live, around).map(drop)
+}
+
+fn refuse_unread(file: BorrowedFd<'_>) -> Result<()> {
+    match ioctl::readable(file).during("cannot look for inotify events", || "ioctl(_, FIONREAD)".into())? {
+        0 => Ok(()),
+        n => Err(Error::new(format!("an inotify instance holds {n} bytes of events that were not read yet"))
+            .remedy("events cannot be put back; let the program read them, and try again")),
+    }
+}
+
+/// Refuses unread events of all instances, before the dump opens anything.
+pub fn refuse_unread_everywhere(dump: &Dump<'_>) -> Result<()> {
+    for task in dump.tasks.iter().filter(|t| !t.zombie) {
+        for fd in descriptors(task.pid).map_err(|e| e.pid(task.vpid))? {
+            let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", task.pid));
+            if !link.is_ok_and(|l| l.as_os_str() == "anon_inode:inotify") {
+                continue;
+            }
+            if let Ok(file) = pidfd::getfd(task.pidfd.as_fd(), fd) {
+                refuse_unread(file.as_fd()).map_err(|e| e.pid(task.vpid).fd(fd))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The watches of an instance, with the paths of what they watch, in ascending order.
+fn watches(live: &Live, around: &Surroundings<'_>) -> Result<Vec<(InotifyWdEntry, PathBuf)>> {
+    let lines: Vec<&str> = live.info.all("inotify").collect();
+    if lines.is_empty() {
+        return Ok(Vec::new());
+    }
+    let wanted = lines.iter().map(|l| Wanted::parse(l)).collect::<Result<Vec<_>>>();
+    let wanted = wanted.map_err(|e| live.name(e))?;
+    let paths = watched::find(around, live.pid, &wanted).map_err(|e| live.name(e))?;
+    let mut watches = Vec::with_capacity(lines.len());
+    for ((line, wanted), path) in lines.iter().zip(&wanted).zip(paths) {
+        let path = path.ok_or_else(|| live.name(nameless(wanted)))?;
+        watches.push((watch(line, wanted).map_err(|e| live.name(e))?, path));
+    }
+    watches.sort_by_key(|w| w.0.wd);
+    Ok(watches)
+}
+
+fn nameless(wanted: &Wanted) -> Error {
+    let (major, minor) = device::from_kernel(wanted.dev);
+    Error::new(format!(
+        "an inotify instance watches a file that has no name in the container: inode {} of device {major}:{minor}",
+        wanted.ino
+    ))
+    .remedy("it was removed, or lies under another mount; let the program remove the watch")
+}
+
+fn watch(line: &str, wanted: &Wanted) -> Result<InotifyWdEntry> {
+    let small = |key| word(line, key, 16).map(|n| n as u32);
+    let mut bytes = [0; WORDS * 8];
+    let length = wanted.handle.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&wanted.handle[..length]);
+    let words = bytes.chunks_exact(8).map(|c| c.try_into().map_or(0, u64::from_ne_bytes));
+    Ok(InotifyWdEntry {
+        id: 0,
+        i_ino: wanted.ino,
+        mask: small("mask")?,
+        ignored_mask: small("ignored_mask")?,
+        s_dev: wanted.dev,
+        wd: small("wd")?,
+        f_handle: FhEntry {
+            bytes: length as u32,
+            r#type: wanted.kind.cast_unsigned(),
+            handle: words.collect(),
+            ..FhEntry::default()
+        },
+    })
+}
+
+/// Records an instance.
+pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
+    let around = Surroundings::of(dump)?;
+    if live.pid == std::process::id().cast_signed() {
+        // Found in a socket's queue.
+        refuse_unread(live.file.as_fd())?;
+    }
+    let mut wd = Vec::new();
+    for (mut entry, path) in watches(live, &around)? {
+        entry.id = id;
+        entry.f_handle.path = Some(regular::text(&path)?);
+        wd.push(entry);
+    }
+    let ify = InotifyFileEntry { id, flags: live.info.flags, fown: live.fown(&dump.files.pids)?, wd };
+    let r#type = FdTypes::Inotify as i32;
+    dump.model.files.push(FileEntry { r#type, id, ify: Some(ify), ..FileEntry::default() });
+    Ok(())
+}
+
+/// Makes instances that watch nothing yet.
+pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
+    for e in opener.of(FdTypes::Inotify).filter_map(|e| e.ify.as_ref()) {
+        let file = sys::inotify::init()
+            .during("cannot make an inotify instance", || "inotify_init1(IN_CLOEXEC)".into())
+            .map_err(|e| match e.errno() {
+                Some(Errno::EMFILE) => e.remedy("raise fs.inotify.max_user_instances"),
+                _ => e,
+            })?;
+        external::set_flags(&file, e.flags & !libc::O_ASYNC.cast_unsigned())?;
+        opener.put_owned(e.id, file, &e.fown, e.flags);
+    }
+    Ok(())
+}
+
+impl Files<'_> {
+    /// Sets the watches. Nothing may be opened after that.
+    pub(super) fn watch(&self) -> Result<()> {
+        for e in self.restore.model.files.iter().filter_map(|f| f.ify.as_ref()) {
+            let inotify = self.vma_file(e.id)?;
+            let mut watches: Vec<&InotifyWdEntry> = e.wd.iter().collect();
+            watches.sort_by_key(|w| w.wd);
+            for watch in watches {
+                let path = watch.f_handle.path.as_deref().ok_or_else(|| {
+                    Error::new(format!("the images do not tell the path of watch {} of an inotify", watch.wd))
+                        .remedy("they were made by CRIU without --force-irmap")
+                })?;
+                add(inotify, watch, &self.restore.target.root, path).map_err(|e| e.path(path))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add(inotify: BorrowedFd<'_>, watch: &InotifyWdEntry, root: &OwnedFd, path: &str) -> Result<()> {
+    let what = "cannot watch a file";
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+    let node = resolve::open_in_root(root, path, flags)
+        .during(what, || format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))?;
+    let wd = watch.wd.cast_signed();
+    ioctl::set_inotify_next_wd(inotify, wd)
+        .during(what, || format!("ioctl(_, INOTIFY_IOC_SETNEXTWD, {wd})"))
+        .map_err(|e| e.remedy("the kernel must be built with CONFIG_CHECKPOINT_RESTORE"))?;
+    let mask = watch.mask & !NOT_KEPT;
+    let got = sys::inotify::add_watch(inotify, &node, mask)
+        .during(what, || format!("inotify_add_watch(_, {path:?}, {mask:#x})"))
+        .map_err(|e| match e.errno() {
+            Some(Errno::ENOSPC) => e.remedy("raise fs.inotify.max_user_watches"),
+            _ => e,
+        })?;
+    if got == wd { Ok(()) } else { Err(Error::new(format!("{what}: as {wd}, the kernel gave {got}"))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(inotify: &OwnedFd) -> Live {
+        Live::own(inotify.try_clone().unwrap(), 7).unwrap()
+    }
+
+    #[test]
+    fn watches_come_back_under_their_numbers() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let root: OwnedFd = std::fs::File::open("/").unwrap().into();
+        let around = Surroundings { root: &root, init: std::process::id().cast_signed() };
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let file = dir.path().join("f");
+        std::fs::write(&file, "").unwrap();
+        let inotify = sys::inotify::init().unwrap();
+        let node = |p: &std::path::Path| std::fs::File::open(p).unwrap();
+        ioctl::set_inotify_next_wd(&inotify, 300).unwrap();
+        let mask = libc::IN_MODIFY | libc::IN_ONESHOT;
+        assert_eq!(sys::inotify::add_watch(&inotify, node(&file), mask).unwrap(), 300);
+        ioctl::set_inotify_next_wd(&inotify, 17).unwrap();
+        let mask = libc::IN_CREATE | libc::IN_EXCL_UNLINK | libc::IN_ONLYDIR;
+        assert_eq!(sys::inotify::add_watch(&inotify, node(dir.path()), mask).unwrap(), 17);
+        let was = live(&inotify);
+        assert!(is(&was));
+        let watches = watches(&was, &around).unwrap();
+        assert_eq!((watches[0].0.wd, &*watches[0].1), (17, dir.path()));
+        assert_eq!((watches[1].0.wd, &watches[1].1), (300, &file));
+
+        let again = sys::inotify::init().unwrap();
+        for (watch, path) in &watches {
+            add(again.as_fd(), watch, &root, path.to_str().unwrap()).unwrap();
+        }
+        let marks = |live: &Live| {
+            let mut lines: Vec<String> = live.info.all("inotify").map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(marks(&live(&again)), marks(&was));
+    }
+
+    #[test]
+    fn unread_events_and_lost_names_are_refused() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let root: OwnedFd = std::fs::File::open("/").unwrap().into();
+        let around = Surroundings { root: &root, init: std::process::id().cast_signed() };
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("f");
+        let open = std::fs::File::create(&path).unwrap();
+        let inotify = sys::inotify::init().unwrap();
+        sys::inotify::add_watch(&inotify, &open, libc::IN_MODIFY).unwrap();
+        check(&live(&inotify), &around).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let e = check(&live(&inotify), &around).unwrap_err().to_string();
+        assert!(e.contains("no name in the container"), "{e}");
+        std::io::Write::write_all(&mut &open, b"x").unwrap();
+        let e = check(&live(&inotify), &around).unwrap_err().to_string();
+        assert!(e.contains("not read yet"), "{e}");
+    }
+}
