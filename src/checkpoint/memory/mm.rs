@@ -20,6 +20,10 @@ pub fn capture(pid: i32, injection: &mut Injection) -> Result<MmEntry> {
     let path = format!("/proc/{pid}/auxv");
     let auxv = fs::read(&path).during("cannot read the auxiliary vector", || format!("read({path:?})"))?;
     mm.mm_saved_auxv = auxv.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
+    // The kernel ends the vector itself, and CRIU has room for 22 pairs, which is what is left on Linux 6.18.
+    while mm.mm_saved_auxv.ends_with(&[0, 0]) {
+        mm.mm_saved_auxv.truncate(mm.mm_saved_auxv.len() - 2);
+    }
 
     let mut batch = Batch::new();
     batch.about("cannot read the state of the address space");

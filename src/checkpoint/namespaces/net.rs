@@ -4,7 +4,7 @@
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Result;
-use crate::checkpoint::image::NetnsEntry;
+use crate::checkpoint::image::{NdType, NetDeviceEntry, NetnsEntry};
 use crate::checkpoint::model::NetNamespace;
 use crate::checkpoint::namespaces::kind::Kind;
 
@@ -15,8 +15,22 @@ pub const JOINED: &str = "extRootNetNS";
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if Kind::Net.private(dump.source.init)? {
         let joined = Kind::Net.joined(&dump.source.spec).is_some();
-        let entry = joined.then(|| NetnsEntry { ext_key: Some(JOINED.into()), ..NetnsEntry::default() });
-        dump.model.netns.insert(Kind::Net.id(true), NetNamespace { entry, devices: Vec::new() });
+        let entry = NetnsEntry { ext_key: joined.then(|| JOINED.into()), ..NetnsEntry::default() };
+        let devices = if joined { vec![] } else { vec![loopback()] };
+        dump.model.netns.insert(Kind::Net.id(true), NetNamespace { entry: Some(entry), devices });
     }
     Ok(())
+}
+
+/// What every network namespace has; CRIU leaves it down unless the images say otherwise.
+fn loopback() -> NetDeviceEntry {
+    let flags = libc::IFF_UP | libc::IFF_LOOPBACK | libc::IFF_RUNNING;
+    NetDeviceEntry {
+        r#type: NdType::Loopback.into(),
+        ifindex: 1,
+        mtu: 65536,
+        flags: flags.unsigned_abs(),
+        name: "lo".into(),
+        ..NetDeviceEntry::default()
+    }
 }

@@ -119,8 +119,9 @@ fn classified(mounts: Vec<Mount>, planned: Vec<Planned>, host: &BTreeSet<u32>) -
                 false if mount.root == "/null" => Class::External(MASK.into()),
                 false => Class::Configured,
             }
-        } else if mount.fstype.starts_with("cgroup") && groups.iter().any(|path| mount.within(path)) {
-            Class::Configured
+        } else if mount.fstype == "cgroup" && groups.iter().any(|path| mount.within(path)) {
+            // A hierarchy of v1; runc hands CRIU each of them from outside, too.
+            Class::External(key())
         } else if host.contains(&mount.dev) && outside.iter().any(|path| mount.within(path)) {
             // It came along with a recursive bind mount, or was propagated into one.
             Class::External(key())
