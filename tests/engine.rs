@@ -1,7 +1,8 @@
 //! Engine tests: every fixture in `tests/fixtures`, in a real container, checkpointed and restored in several ways.
 //!
 //! Needs root and gcc; skipped aloud without. `RUNTIME=/path` drives another runtime (one without a working
-//! checkpoint runs the `plain` mode only). Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
+//! checkpoint runs the `plain` mode only). `INTEROP=/path/to/runc` exchanges images with it and the criu on PATH instead:
+//! each of the two restores what the other has checkpointed. Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
 //! `docs/testing.md` describes the protocol and the directives.
 
 // A test program has no callers to document for.
@@ -45,9 +46,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let interop = std::env::var_os("INTEROP").map(PathBuf::from);
+    let modes = |f: &Fixture| match (&interop, f.modes.contains(&Mode::Stop)) {
+        (None, _) => f.modes.clone(),
+        (Some(_), true) => vec![Mode::ToRunc, Mode::FromRunc],
+        (Some(_), false) => vec![],
+    };
     let tests: Vec<(&Fixture, Mode)> = fixtures
         .iter()
-        .flat_map(|f| f.modes.iter().map(move |m| (f, *m)))
+        .flat_map(|f| modes(f).into_iter().map(move |m| (f, m)))
         .filter(|(f, m)| {
             let name = format!("{}/{}", f.name, m.name());
             filters.is_empty() || filters.iter().any(|x| name.contains(x.as_str()))
@@ -73,7 +80,7 @@ fn main() -> ExitCode {
         eprintln!("a mount namespace of our own: {e}");
         return ExitCode::FAILURE;
     }
-    let place = Place { runtime, dir };
+    let place = Place { runtime, rival: interop.unwrap_or_default(), dir };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -149,7 +156,7 @@ fn run(place: &Place, fixture: &Fixture, mode: Mode, programs: &Path) -> Outcome
         Ok(container) => container,
         Err(e) => return Outcome::Failed(e),
     };
-    match walk(&mut container, fixture, mode) {
+    match walk(place, &mut container, fixture, mode) {
         Ok(()) => {
             container.delete();
             let _ = std::fs::remove_dir_all(place.dir.join(&id));
@@ -174,9 +181,21 @@ fn judge(outcome: Outcome, known: Option<&str>) -> Outcome {
 }
 
 /// One mode, step by step.
-fn walk(c: &mut Container, fixture: &Fixture, mode: Mode) -> Result<(), String> {
+fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Result<(), String> {
+    let [first, second] = match mode {
+        Mode::ToRunc => [&place.runtime, &place.rival],
+        Mode::FromRunc => [&place.rival, &place.runtime],
+        _ => [&place.runtime, &place.runtime],
+    };
+    c.use_runtime(first);
     c.start()?;
     match mode {
+        Mode::ToRunc | Mode::FromRunc => {
+            c.checkpoint("image", &[])?;
+            c.use_runtime(second);
+            c.restore("image")?;
+            c.check()
+        }
         Mode::Plain => c.check(),
         Mode::Stop => {
             c.checkpoint("image", &[])?;

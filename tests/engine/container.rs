@@ -17,6 +17,8 @@ use crate::fixture::Fixture;
 pub struct Place {
     /// The runtime's binary.
     pub runtime: PathBuf,
+    /// The runtime that images are exchanged with.
+    pub rival: PathBuf,
     /// A directory of the run's own.
     pub dir: PathBuf,
 }
@@ -27,6 +29,8 @@ pub struct Container<'a> {
     fixture: &'a Fixture,
     id: String,
     bundle: PathBuf,
+    /// Who runs it at present.
+    runtime: PathBuf,
     /// What the container, and the commands it inherits its output from, have printed.
     printed: Arc<Mutex<Vec<u8>>>,
     console: Option<Console>,
@@ -59,13 +63,16 @@ impl<'a> Container<'a> {
         let text = serde_json::to_string_pretty(&config).map_err(|e| e.to_string())?;
         fs::write(bundle.join("config.json"), text).map_err(|e| e.to_string())?;
         let printed = Arc::new(Mutex::new(Vec::new()));
-        Ok(Self { place, fixture, id: id.to_owned(), bundle, printed, console: None, log: String::new() })
+        let (id, runtime) = (id.to_owned(), place.runtime.clone());
+        Ok(Self { place, fixture, id, bundle, runtime, printed, console: None, log: String::new() })
     }
 
     /// The runtime's command line for `words` on this container.
     fn command(&self, words: &[&str]) -> Command {
-        let mut c = Command::new(&self.place.runtime);
-        c.arg("--root").arg(self.place.dir.join("root")).args(words).stdin(Stdio::null());
+        let mut c = Command::new(&self.runtime);
+        let mut root = self.runtime.file_name().unwrap_or_default().to_owned();
+        root.push(".root");
+        c.arg("--root").arg(self.place.dir.join(root)).args(words).stdin(Stdio::null());
         c
     }
 
@@ -204,6 +211,12 @@ impl<'a> Container<'a> {
     /// Uses the bundle at `path` from now on.
     pub fn use_bundle(&mut self, path: PathBuf) -> PathBuf {
         std::mem::replace(&mut self.bundle, path)
+    }
+
+    /// Another runtime drives it from now on, and knows nothing of it yet.
+    pub fn use_runtime(&mut self, path: &Path) {
+        self.delete();
+        self.runtime = path.to_owned();
     }
 
     /// `delete --force`, which succeeds when there is nothing to delete.

@@ -19,6 +19,10 @@ pub enum Mode {
     Twice,
     /// The checkpoint is refused by name, and the container goes on.
     Refused,
+    /// Checkpoint, restore by runc with CRIU, check. Only with `INTEROP`.
+    ToRunc,
+    /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
+    FromRunc,
 }
 
 impl Mode {
@@ -30,6 +34,8 @@ impl Mode {
             Self::Leave => "leave",
             Self::Twice => "twice",
             Self::Refused => "refused",
+            Self::ToRunc => "to-runc",
+            Self::FromRunc => "from-runc",
         }
     }
 
