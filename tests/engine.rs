@@ -38,15 +38,16 @@ fn main() -> ExitCode {
     if std::env::args().any(|a| a == "--list") {
         return ExitCode::SUCCESS;
     }
+    let interop = std::env::var_os("INTEROP").map(PathBuf::from);
+    let suite = if interop.is_some() { "interop" } else { "engine" };
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/known-failures");
-    let (fixtures, known) = match load().and_then(|f| Ok((f, Known::read(&list, "engine")?))) {
+    let (fixtures, known) = match load().and_then(|f| Ok((f, Known::read(&list, suite)?))) {
         Ok(both) => both,
         Err(e) => {
             eprintln!("{e}");
             return ExitCode::FAILURE;
         }
     };
-    let interop = std::env::var_os("INTEROP").map(PathBuf::from);
     let modes = |f: &Fixture| match (&interop, f.modes.contains(&Mode::Stop)) {
         (None, _) => f.modes.clone(),
         (Some(_), true) => vec![Mode::ToRunc, Mode::FromRunc],
@@ -62,7 +63,11 @@ fn main() -> ExitCode {
         .collect();
 
     if !nix::unistd::geteuid().is_root() {
-        println!("engine: 0 passed, 0 failed, {} skipped: containers of the test need root", tests.len());
+        println!("{suite}: 0 passed, 0 failed, {} skipped: containers of the test need root", tests.len());
+        return ExitCode::SUCCESS;
+    }
+    if let Some(why) = interop.as_deref().and_then(cannot_exchange) {
+        println!("{suite}: 0 passed, 0 failed, {} skipped: {why}", tests.len());
         return ExitCode::SUCCESS;
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
@@ -114,11 +119,23 @@ fn main() -> ExitCode {
         println!("\nfailed: {}\nleft for a look: {}", failed.join(" "), place.dir.display());
     }
     println!(
-        "engine: {} passed, {} failed, {skipped} skipped",
+        "{suite}: {} passed, {} failed, {skipped} skipped",
         results.len() - failed.len() - skipped,
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Why images can't be exchanged here, if they can't.
+fn cannot_exchange(runc: &Path) -> Option<String> {
+    if !runc.is_file() {
+        return Some(format!("there is no {}", runc.display()));
+    }
+    match Command::new("criu").arg("check").output() {
+        Err(e) => Some(format!("criu: {e}")),
+        Ok(done) if done.status.success() => None,
+        Ok(done) => Some(format!("criu check fails here: {}", String::from_utf8_lossy(&done.stderr).trim())),
+    }
 }
 
 /// All fixtures, by name. A directive that can't be read is an error, not a fixture fewer.

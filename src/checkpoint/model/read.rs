@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream};
+use crate::checkpoint::task::process::DEAD;
 
 /// Most processes and threads of a set: the kernel's own limit.
 const TASKS_MAX: usize = 1 << 22;
@@ -50,11 +51,18 @@ impl Model {
         if threads > TASKS_MAX {
             return Err(Error::new(format!("the images have {threads} threads")).path(dir.path()));
         }
-        for process in &self.pstree {
+        for process in &mut self.pstree {
             let pid = process.pid;
-            for &id in process.threads.iter().chain([&pid]) {
+            let core = |id| dir.read_one::<CoreEntry>(Kind::Core, &format!("core-{id}.img"));
+            let leader = core(pid)?;
+            if leader.tc.as_ref().is_some_and(|tc| tc.task_state == DEAD) {
+                // CRIU leaves the thread of a zombie without a number.
+                process.threads = vec![pid];
+            }
+            self.cores.insert(pid, leader);
+            for &id in &process.threads {
                 if let Entry::Vacant(place) = self.cores.entry(id) {
-                    place.insert(dir.read_one(Kind::Core, &format!("core-{id}.img"))?);
+                    place.insert(core(id)?);
                 }
             }
             insert(&mut self.ids, pid, one(dir, Kind::Ids, &format!("ids-{pid}.img"))?);
