@@ -85,6 +85,8 @@ fn run(
 
     let live: Vec<i32> =
         model.mm.keys().map(|pid| pid.cast_signed()).filter(|pid| tree.contains_key(pid)).collect();
+    let pids = tree.iter().map(|(vpid, task)| (*vpid, task.pid)).collect();
+    files.open_late(&pids)?;
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
             files.install(task, &conduit)?;
@@ -104,7 +106,7 @@ fn run(
             conduit.close(&mut task.injection)?;
         }
     }
-    files.set_owners(&tree.iter().map(|(vpid, task)| (*vpid, task.pid)).collect())?;
+    files.set_owners(&pids)?;
     revival.finish(tree, threads)?;
     namespaces::finish(restore, threads)?;
     phases.end("tasks");

@@ -19,7 +19,8 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         (Ok(root), Ok(mounts)) => (root, mounts),
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
-    let around = Surroundings { root: &root, init: source.init };
+    let pids = tasks.iter().copied().collect();
+    let around = Surroundings { root: &root, init: source.init, pids: &pids };
     let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };

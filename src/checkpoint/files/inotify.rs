@@ -190,6 +190,7 @@ fn add(inotify: BorrowedFd<'_>, watch: &InotifyWdEntry, root: &OwnedFd, path: &s
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::files::live::Pids;
 
     fn live(inotify: &OwnedFd) -> Live {
         Live::own(inotify.try_clone().unwrap(), 7).unwrap()
@@ -201,7 +202,7 @@ mod tests {
             return;
         }
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings { root: &root, init: std::process::id().cast_signed() };
+        let around = Surroundings { root: &root, init: std::process::id().cast_signed(), pids: &Pids::new() };
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = dir.path().join("f");
         std::fs::write(&file, "").unwrap();
@@ -237,7 +238,7 @@ mod tests {
             return;
         }
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings { root: &root, init: std::process::id().cast_signed() };
+        let around = Surroundings { root: &root, init: std::process::id().cast_signed(), pids: &Pids::new() };
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("f");
         let open = std::fs::File::create(&path).unwrap();

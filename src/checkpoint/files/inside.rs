@@ -1,4 +1,4 @@
-//! Work inside the new container's network namespace and root directory, on a thread of its own.
+//! Work inside the new container's namespaces and root directory, on a thread of its own.
 //!
 //! Sockets belong to the namespace they are made in, and a unix socket's path is looked up by the kernel as a string.
 //! A thread that has unshared its file system state may change both without the rest of this process noticing.
@@ -32,6 +32,14 @@ pub fn in_network<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
+/// Runs `work` on a thread whose children are born into the pid namespace of process `pid`.
+pub fn giving_birth_in<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_thread(move || {
+        enter(pid, "pid", CloneFlags::CLONE_NEWPID)?;
+        work()
+    })
+}
+
 fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     std::thread::scope(|scope| {
         scope.spawn(work).join().unwrap_or_else(|_| Err(Error::new("a helper thread of the engine failed")))
@@ -39,10 +47,14 @@ fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 }
 
 fn enter_network(pid: i32) -> Result<()> {
-    let path = format!("/proc/{pid}/ns/net");
-    let what = "cannot enter the container's network namespace";
+    enter(pid, "net", CloneFlags::CLONE_NEWNET)
+}
+
+fn enter(pid: i32, name: &str, flag: CloneFlags) -> Result<()> {
+    let path = format!("/proc/{pid}/ns/{name}");
+    let what = "cannot enter a namespace of the container";
     let namespace = std::fs::File::open(&path).during(what, || format!("open({path:?}, O_RDONLY)"))?;
-    setns(namespace, CloneFlags::CLONE_NEWNET).during(what, || format!("setns({path:?}, CLONE_NEWNET)"))
+    setns(namespace, flag).during(what, || format!("setns({path:?}, {flag:?})"))
 }
 
 #[cfg(test)]

@@ -32,7 +32,6 @@ impl Files<'_> {
     fn place(&mut self, task: &mut NewTask, conduit: &Conduit) -> Result<()> {
         let model = self.restore.model;
         let vpid = task.vpid.cast_unsigned();
-        self.open_late(task)?;
         let table: &[FdinfoEntry] = match model.ids.get(&vpid) {
             // Without an ids image every process has a table of its own, numbered as the process is.
             Some(ids) if !self.installed.insert(ids.files_id) => &[],

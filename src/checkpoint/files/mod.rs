@@ -38,6 +38,7 @@ mod moves;
 mod netlink;
 mod opener;
 mod owner;
+mod pidfd;
 mod pipe;
 mod registry;
 mod regular;
@@ -60,7 +61,7 @@ use std::os::fd::OwnedFd;
 use crate::checkpoint::Result;
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::image::FdTypes;
-use live::Live;
+use live::{Live, Pids};
 use opener::Opener;
 
 /// A kind of open file.
@@ -85,12 +86,14 @@ struct Surroundings<'a> {
     root: &'a OwnedFd,
     /// Its first process, as a pid of this host.
     init: i32,
+    /// What its processes are called inside.
+    pids: &'a Pids,
 }
 
 impl<'a> Surroundings<'a> {
     /// Those of a dump under way.
     fn of(dump: &'a Dump<'_>) -> Result<Self> {
-        Ok(Self { root: dump.files.root()?, init: dump.source.init })
+        Ok(Self { root: dump.files.root()?, init: dump.source.init, pids: &dump.files.pids })
     }
 }
 
@@ -112,6 +115,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
+    Kind { name: "pidfd", r#type: FdTypes::Pidfd, is: pidfd::is, check: pidfd::check, dump: pidfd::dump, open: pidfd::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, _| inet::check(l), dump: inet::dump, open: inet::open },
     Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
     Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: |l, a| unix::later(l, a.root), dump: unix::dump, open: unix::open },

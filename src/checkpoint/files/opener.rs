@@ -160,11 +160,16 @@ impl<'f, 'a> Opener<'f, 'a> {
 
     /// Keeps an open file, and who is told about I/O on it.
     pub fn put_owned(&mut self, id: u32, file: OwnedFd, fown: &FownEntry, flags: u32) {
+        self.own(id, fown, flags);
+        self.put(id, file);
+    }
+
+    /// Keeps who is told about I/O on a file.
+    pub fn own(&mut self, id: u32, fown: &FownEntry, flags: u32) {
         let r#async = flags & libc::O_ASYNC.cast_unsigned() != 0;
         if fown.pid != 0 || fown.signum != 0 || r#async {
             self.files.owners.push(Owned { id, fown: fown.clone(), r#async });
         }
-        self.put(id, file);
     }
 
     /// An O_PATH descriptor of what a path entry leads to: the path, its ghost, or its other link.

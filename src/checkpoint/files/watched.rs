@@ -233,6 +233,7 @@ impl Search<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::files::live::Pids;
 
     /// What the kernel tells of a watch on this path.
     fn wanted(path: &Path) -> Wanted {
@@ -246,7 +247,7 @@ mod tests {
     fn look(wanted: &[Wanted]) -> Vec<Option<PathBuf>> {
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
         let me = std::process::id().cast_signed();
-        find(&Surroundings { root: &root, init: me }, me, wanted).unwrap()
+        find(&Surroundings { root: &root, init: me, pids: &Pids::new() }, me, wanted).unwrap()
     }
 
     #[test]
