@@ -8,7 +8,9 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
-use crate::checkpoint::files::{KINDS, Surroundings, check, epoll, external, inotify, register_path, unix};
+use crate::checkpoint::files::{
+    KINDS, Surroundings, check, epoll, external, inotify, locks, register_path, unix,
+};
 use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
@@ -28,7 +30,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         }
         let files_id = ids.files_id;
         if !dump.model.fdinfo.contains_key(&files_id) {
-            let table = table(dump, index, pid, vpid)?;
+            let table = table(dump, index, pid, vpid, files_id)?;
             dump.model.fdinfo.insert(files_id, table);
         }
         let fs = directories(dump, pid).map_err(|e| e.pid(vpid))?;
@@ -89,12 +91,13 @@ fn same(known: &mut Vec<i32>, pid: i32, what: What) -> Result<u32> {
 }
 
 /// One table of descriptors.
-fn table(dump: &mut Dump<'_>, task: usize, pid: i32, vpid: i32) -> Result<Vec<FdinfoEntry>> {
+fn table(dump: &mut Dump<'_>, task: usize, pid: i32, vpid: i32, files_id: u32) -> Result<Vec<FdinfoEntry>> {
     let mut table = Vec::new();
     for fd in descriptors(pid).map_err(|e| e.pid(vpid))? {
         let Some(task) = dump.tasks.get(task) else { break };
         let Some(live) = Live::look(pid, vpid, task.pidfd.as_fd(), fd)? else { continue };
         let (id, kind) = record(dump, &live)?;
+        locks::dump(dump, &live, files_id, id)?;
         table.push(FdinfoEntry {
             id,
             flags: if live.info.cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },

@@ -33,6 +33,7 @@ mod inside;
 mod install;
 mod late;
 mod live;
+mod locks;
 mod memfd;
 mod moves;
 mod netlink;

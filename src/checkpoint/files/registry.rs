@@ -31,6 +31,8 @@ pub struct Registry {
     pub(super) pipes: BTreeSet<(u64, u64)>,
     /// Memfds by device and inode.
     pub(super) memfds: BTreeMap<(u64, u64), u32>,
+    /// Locks recorded: their file, and the table that owns them, 0 for those that belong to the file itself.
+    pub(super) locks: BTreeSet<(u32, u32)>,
     /// Terminals by id.
     pub(super) ttys: BTreeSet<u32>,
     /// Epoll descriptors whose targets are looked up when every file is known.

@@ -36,7 +36,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::diag::{Diag, UnixSocket};
 use crate::checkpoint::files::dump::record;
 use crate::checkpoint::files::live::{Live, Pids};
-use crate::checkpoint::files::{inet, sockopts};
+use crate::checkpoint::files::{inet, locks, sockopts};
 use crate::checkpoint::image::{
     FdTypes, FileEntry, FownEntry, ScmEntry, SkOptsEntry, SkPacketEntry, SkShutdown, UnixSkEntry,
 };
@@ -284,6 +284,7 @@ fn waiting(dump: &mut Dump<'_>, live: &Live, kind: i32, more: &mut More) -> Resu
             let mut rights = Vec::new();
             for file in packet.rights {
                 let passed = Live::own(file, live.vpid)?;
+                locks::refuse(&passed)?;
                 let (id, _) = record(dump, &passed).map_err(|e| {
                     e.remedy("it was passed in a unix socket, and nobody has received it yet")
                 })?;
