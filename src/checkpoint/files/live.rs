@@ -172,8 +172,14 @@ impl Live {
 }
 
 /// Opens the file behind a descriptor anew.
-pub fn reopen(fd: BorrowedFd<'_>, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+///
+/// Flags may be as F_GETFL tells them: that keeps O_NOFOLLOW and O_TMPFILE, which are about how it was found.
+pub fn reopen(fd: BorrowedFd<'_>, mut flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    flags.remove(nix::fcntl::OFlag::O_NOFOLLOW);
+    if flags.contains(nix::fcntl::OFlag::O_TMPFILE) {
+        flags.remove(nix::fcntl::OFlag::O_TMPFILE);
+    }
     let flags = flags | nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NOCTTY;
     nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
         .during("cannot open the file anew", || format!("open({path:?}, {flags:?})"))
@@ -198,6 +204,24 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn flags_of_how_a_file_was_found_are_no_hindrance() {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+        let dir = tempfile::tempdir().unwrap();
+        let mode = nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR;
+        let file = dir.path().join("file");
+        for (path, how) in
+            [(dir.path(), OFlag::O_TMPFILE), (file.as_path(), OFlag::O_CREAT | OFlag::O_NOFOLLOW)]
+        {
+            let first = open(path, how | OFlag::O_RDWR | OFlag::O_APPEND, mode).unwrap();
+            let told = OFlag::from_bits_retain(fcntl(&first, FcntlArg::F_GETFL).unwrap());
+            let again = super::reopen(std::os::fd::AsFd::as_fd(&first), told).unwrap();
+            let flags = OFlag::from_bits_retain(fcntl(&again, FcntlArg::F_GETFL).unwrap());
+            assert!(flags.contains(OFlag::O_RDWR | OFlag::O_APPEND), "{flags:?}");
+            assert!(told.intersects(how - OFlag::O_CREAT), "the kernel has forgotten {how:?}");
+        }
+    }
+
     use super::*;
 
     fn mine(file: OwnedFd) -> Live {
