@@ -3,6 +3,7 @@
 #   make check      lints and unit tests
 #   make test       lints, unit tests, engine tests, integration; ends with one line of counts
 #   make bench      figures, beside those of runc with CRIU where they work
+#   make programs   nginx, MariaDB, a JVM, Node.js and others, checkpointed while they work
 #   make interop    images exchanged with runc and CRIU, where they work
 #   make            build the release binary
 #   make install    put it in $(DESTDIR)$(PREFIX)/bin
@@ -15,7 +16,7 @@ BUILD_NEEDS := gcc libc6-dev libseccomp-dev
 DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
 TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables
 
-.PHONY: all build check demo test lint unit engine interop integration bench install uninstall clean needs-build needs-demo needs-test
+.PHONY: all build check demo test lint unit engine interop integration programs bench install uninstall clean needs-build needs-demo needs-test
 
 all: build
 
@@ -51,6 +52,12 @@ integration: needs-test
 # Images exchanged with runc and CRIU, both ways, for every fixture; skipped aloud where CRIU doesn't work.
 interop: needs-test
 	INTEROP=$$(command -v runc || echo runc) cargo test --test engine
+
+# Real servers and language runtimes, checkpointed while they work.
+programs: needs-test
+	tests/needs debootstrap
+	cargo build --release
+	integration/run programs/
 
 bench: needs-demo
 	cargo build --release
