@@ -9,11 +9,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, openat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat};
 use nix::sys::stat::{
     Mode, SFlag, UtimensatFlags, fchmodat, major, makedev, minor, mkdirat, mknodat, utimensat,
 };
@@ -22,8 +22,8 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat};
 
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::device;
 use crate::checkpoint::files::live::{Live, reopen};
+use crate::checkpoint::files::{device, regular};
 use crate::checkpoint::image::{
     GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval, device as dev, ghost,
 };
@@ -90,8 +90,9 @@ fn save(dump: &mut Dump<'_>, live: &Live, ghost_id: u32) -> Result<()> {
 #[derive(Debug)]
 struct Named {
     dir: OwnedFd,
-    name: PathBuf,
-    /// O_PATH.
+    /// None for one that never had any.
+    name: Option<PathBuf>,
+    /// O_PATH, unless it has no name.
     node: OwnedFd,
     is_dir: bool,
 }
@@ -103,7 +104,8 @@ pub struct Ghosts {
 }
 
 impl Ghosts {
-    /// An O_PATH descriptor of the ghost that file `reg` was, made if this is its first use.
+    /// An O_PATH descriptor of the ghost that file `reg` was, made if this is its first use; the file itself where it
+    /// was made without a name.
     pub fn node(&mut self, restore: &Restore<'_>, ghost_id: u32, reg: &RegFileEntry) -> Result<&OwnedFd> {
         if !self.named.contains_key(&ghost_id) {
             let entry = restore.model.ghosts.get(&ghost_id).ok_or_else(|| {
@@ -119,9 +121,9 @@ impl Ghosts {
     /// Takes the names away.
     pub fn unlink(&mut self) -> Result<()> {
         for (_, n) in std::mem::take(&mut self.named) {
-            let how = if n.is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-            unlinkat(&n.dir, &n.name, how)
-                .during("cannot remove a ghost file again", || format!("unlinkat(_, {:?}, _)", n.name))?;
+            let Some(name) = &n.name else { continue };
+            unlink(&n.dir, name, n.is_dir)
+                .during("cannot remove a ghost file again", || format!("unlinkat(_, {name:?}, _)"))?;
         }
         Ok(())
     }
@@ -131,6 +133,22 @@ impl Drop for Ghosts {
     fn drop(&mut self) {
         let _ = self.unlink();
     }
+}
+
+fn unlink(dir: &OwnedFd, name: &Path, is_dir: bool) -> nix::Result<()> {
+    let how = if is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+    unlinkat(dir, name, how)
+}
+
+/// How it was made, if without a name, by O_TMPFILE. Such a file can be given one.
+fn tmpfile(restore: &Restore<'_>, id: u32) -> Option<OFlag> {
+    let of_ghost = |r: &&RemapFilePathEntry| {
+        r.remap_id == id && r.remap_type.unwrap_or_default() == RemapType::Ghost as i32
+    };
+    let files: Vec<u32> = restore.model.remaps.iter().filter(of_ghost).map(|r| r.orig_id).collect();
+    let mut all = restore.model.files.iter().filter(|f| files.contains(&f.id)).filter_map(|f| f.reg.as_ref());
+    let reg = all.find(|reg| regular::is_tmpfile(reg.flags))?;
+    Some(regular::open_flags(reg.flags) | OFlag::O_TMPFILE)
 }
 
 /// The nearest directory above `path` that is there.
@@ -150,12 +168,24 @@ fn nearest(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
 
 fn make(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, path: &Path) -> Result<Named> {
     let dir = nearest(&restore.target.root, path)?;
+    let tmpfile = tmpfile(restore, id).filter(|_| entry.mode & libc::S_IFMT == libc::S_IFREG);
+    if let Some(flags) = tmpfile {
+        let made = openat(&dir, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR);
+        // Not every file system can.
+        if let Ok(node) = made {
+            return finish(restore, id, entry, Named { dir, name: None, node, is_dir: false });
+        }
+    }
     let old = path.file_name().ok_or_else(|| Error::new("a ghost file has no name"))?;
     let mut name = PathBuf::from(old);
     for attempt in 0..100 {
         match create(restore, &dir, &name, entry)? {
             Ok(()) => {
-                return finish(restore, id, entry, dir, name);
+                let is_dir = entry.mode & libc::S_IFMT == libc::S_IFDIR;
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+                let node = openat(&dir, &name, flags, Mode::empty())
+                    .during("cannot open a ghost file", || format!("openat(_, {name:?}, O_PATH)"))?;
+                return finish(restore, id, entry, Named { dir, name: Some(name), node, is_dir });
             }
             Err(Errno::EEXIST) => name = format!("{}.ghost-{id}-{attempt}", old.display()).into(),
             Err(errno) => {
@@ -195,41 +225,34 @@ fn create(
     })
 }
 
-fn finish(
-    restore: &Restore<'_>,
-    id: u32,
-    entry: &GhostFileEntry,
-    dir: OwnedFd,
-    name: PathBuf,
-) -> Result<Named> {
-    let is_dir = entry.mode & libc::S_IFMT == libc::S_IFDIR;
-    let node = openat(&dir, &name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-        .during("cannot open a ghost file", || format!("openat(_, {name:?}, O_PATH)"))?;
-    let named = Named { dir, name, node, is_dir };
+/// Gives a new file its contents, owner, mode and times.
+fn finish(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, named: Named) -> Result<Named> {
     if entry.mode & libc::S_IFMT == libc::S_IFREG {
         ghost::restore(restore.images, id, &File::from(reopen(named.node.as_fd(), OFlag::O_WRONLY)?))?;
     }
     let set = || -> nix::Result<()> {
-        let (dir, name) = (&named.dir, &named.name);
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        fchownat(dir, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        fchownat(&named.node, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)?;
         if entry.mode & libc::S_IFMT == libc::S_IFLNK {
             return Ok(());
         }
+        let path = format!("/proc/self/fd/{}", named.node.as_raw_fd());
         let mode = Mode::from_bits_truncate(entry.mode & 0o7777);
-        fchmodat(dir, name, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
+        fchmodat(AT_FDCWD, path.as_str(), mode, nix::sys::stat::FchmodatFlags::FollowSymlink)?;
         let time =
             |t: &Timeval| TimeSpec::new(t.tv_sec.cast_signed(), t.tv_usec.cast_signed().saturating_mul(1000));
         if let (Some(atim), Some(mtim)) = (&entry.atim, &entry.mtim) {
-            utimensat(dir, name, &time(atim), &time(mtim), UtimensatFlags::NoFollowSymlink)?;
+            let (atim, mtim) = (time(atim), time(mtim));
+            utimensat(AT_FDCWD, path.as_str(), &atim, &mtim, UtimensatFlags::FollowSymlink)?;
         }
         Ok(())
     };
     match set() {
         Ok(()) => Ok(named),
         Err(errno) => {
-            let how = if named.is_dir { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
-            let _ = unlinkat(&named.dir, &named.name, how);
+            if let Some(name) = &named.name {
+                let _ = unlink(&named.dir, name, named.is_dir);
+            }
             Err(Error::new("cannot give a ghost file its owner, mode and times")
                 .call("fchownat/fchmodat/utimensat", errno))
         }

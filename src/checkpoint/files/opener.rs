@@ -241,7 +241,10 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
             if flags.contains(OFlag::O_PATH) {
                 node
             } else {
-                let file = reopen(node.as_fd(), flags).map_err(|e| e.path(&reg.name))?;
+                // Only the open file description that made a file without a name says so.
+                let made = regular::is_tmpfile(reg.flags) && is_made_without_name(&node)?;
+                let file =
+                    if made { node } else { reopen(node.as_fd(), flags).map_err(|e| e.path(&reg.name))? };
                 regular::seek(&file, reg).map_err(|e| e.path(&reg.name))?;
                 file
             }
@@ -254,6 +257,12 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
         opener.put_owned(reg.id, file, &reg.fown, reg.flags);
     }
     Ok(())
+}
+
+fn is_made_without_name(node: &OwnedFd) -> Result<bool> {
+    let flags = nix::fcntl::fcntl(node, nix::fcntl::FcntlArg::F_GETFL)
+        .during("cannot read the flags of a file", || "fcntl(_, F_GETFL)".into())?;
+    Ok(regular::is_tmpfile(flags.cast_unsigned()))
 }
 
 /// Which of the descriptors of create a path entry is.

@@ -170,7 +170,17 @@ pub fn open_flags(flags: u32) -> OFlag {
         let with = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
         return OFlag::from_bits_retain(flags.cast_signed() & with) | OFlag::O_CLOEXEC;
     }
-    OFlag::from_bits_retain(flags.cast_signed() & !once) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+    let mut flags = flags.cast_signed() & !once;
+    if is_tmpfile(flags.cast_unsigned()) {
+        // It has been made; what is opened is no directory.
+        flags &= !libc::O_TMPFILE;
+    }
+    OFlag::from_bits_retain(flags) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC
+}
+
+/// Was it made without a name?
+pub fn is_tmpfile(flags: u32) -> bool {
+    flags.cast_signed() & libc::O_TMPFILE == libc::O_TMPFILE
 }
 
 /// Opens a file by its name inside the new root.
@@ -283,5 +293,7 @@ mod tests {
         let flags = open_flags((libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | libc::O_WRONLY) as u32);
         assert!(flags.contains(OFlag::O_APPEND | OFlag::O_WRONLY | OFlag::O_CLOEXEC));
         assert!(!flags.intersects(OFlag::O_CREAT | OFlag::O_TRUNC));
+        let flags = open_flags((libc::O_TMPFILE | libc::O_RDWR) as u32);
+        assert!(!flags.intersects(OFlag::O_TMPFILE));
     }
 }
