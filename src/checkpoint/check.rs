@@ -6,13 +6,16 @@
 
 use std::collections::BTreeSet;
 
+use nix::errno::Errno;
+
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::task::freeze::{children, stranger_error};
 use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
-/// Everything that keeps this container from being dumped; empty when it can be.
-pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer) -> Vec<Error> {
+/// Everything that keeps this container from being dumped; empty when it can be. `watched`: its writes are noted by the
+/// caller.
+pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer, watched: bool) -> Vec<Error> {
     let pids = match processes(freezer) {
         Ok(pids) => pids,
         Err(error) => return vec![error],
@@ -29,7 +32,9 @@ pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer) -> Vec<E
         found.extend(process(*pid, &status, &pids, source.init).err().map(|e| e.pid(vpid)));
         if status.state != 'Z' {
             tasks.push((*pid, vpid));
-            found.extend(memory::layout::refusals(*pid).unwrap_or_default().into_iter().map(|e| e.pid(vpid)));
+            let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
+            let refusals = memory::layout::refusals(*pid, watched).unwrap_or_default();
+            found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
         }
     }
     found.extend(files::check(options, source, &tasks));
@@ -40,7 +45,8 @@ pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer) -> Vec<E
         let task = tasks.iter().find(|(_, inside)| *inside == vpid);
         task.is_some_and(|(pid, _)| Status::of(*pid).map_or(true, |status| matches!(status.state, 'Z' | 'X')))
     };
-    found.retain(|e| !e.fields().pid.is_some_and(ended));
+    // One that is exiting has lost its descriptors while its state is still that of a living one.
+    found.retain(|e| e.errno() != Some(Errno::ESRCH) && !e.fields().pid.is_some_and(ended));
     found
 }
 

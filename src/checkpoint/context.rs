@@ -32,6 +32,8 @@ pub struct Options {
     pub manage_cgroups: Option<String>,
     /// Images, directory and parents are not flushed to the disk before the dump is reported.
     pub no_sync: bool,
+    /// An earlier set of images, relative to the image directory, whose pages need not be saved again.
+    pub parent_path: Option<PathBuf>,
 }
 
 /// The container a dump reads: facts that the caller takes from its state and config.json.
@@ -85,6 +87,8 @@ pub struct Dump<'a> {
     pub model: Model,
     /// Where the images are being written: a temporary directory, published at the end.
     pub images: &'a crate::checkpoint::image::ImageDir,
+    /// The set that this one builds on.
+    pub parent: Option<crate::checkpoint::memory::parent::Parent>,
     /// What the room of descriptors remembers between files.
     pub files: crate::checkpoint::files::Registry,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
@@ -105,6 +109,7 @@ impl<'a> Dump<'a> {
             tasks,
             model: Model::default(),
             images,
+            parent: None,
             files: crate::checkpoint::files::Registry::default(),
             next_id: 1,
         }

@@ -18,8 +18,10 @@
 use std::time::Instant;
 
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
-use crate::checkpoint::image::{IMG_VERSION, ImageDir, Lsmtype, StasisExtension};
+use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
 use crate::checkpoint::memory::Capture;
+use crate::checkpoint::memory::parent::Parent;
+use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::{freeze, process};
@@ -27,9 +29,28 @@ use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces
 
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Result<DumpReport> {
+    dump_after(options, source, freezer, Before::default())
+}
+
+/// What has gone before a dump in the same command.
+#[derive(Default)]
+pub struct Before<'a> {
+    /// What has noted the writes since the pre-dump.
+    pub tracking: Option<Tracking>,
+    /// What has to be done before this set may be called complete.
+    pub complete: Option<&'a mut dyn FnMut() -> Result<()>>,
+}
+
+/// As [`dump`], after pre-dumps of this command.
+pub fn dump_after(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    before: Before<'_>,
+) -> Result<DumpReport> {
     let mut log = Log::open(options, "dump.log");
     log.line(format_args!("dump of container {} into {}", source.id, options.image_path.display()));
-    let result = run(options, source, freezer, &mut log);
+    let result = run(options, source, freezer, before, &mut log);
     match &result {
         Ok(done) => log.line(format_args!("done: {}; frozen {:.1} ms", done.phases, report::ms(done.frozen))),
         Err(error) => log.error(error),
@@ -37,10 +58,20 @@ pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Re
     result
 }
 
-fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut Log) -> Result<DumpReport> {
+fn run(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    mut before: Before<'_>,
+    log: &mut Log,
+) -> Result<DumpReport> {
     let mut phases = Phases::start();
-    refuse(check::check(options, source, freezer), log)?;
+    refuse(check::check(options, source, freezer, before.tracking.is_some()), log)?;
     let images = ImageDir::create(&options.image_path)?;
+    let parent = Parent::open(options, source.state_dir.as_deref(), before.tracking.take())?;
+    if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
+        log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
+    }
     let paused = freezer.is_frozen()?;
     let record = Record::write(source.state_dir.as_deref(), paused)?;
     phases.end("check");
@@ -59,6 +90,7 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
     phases.end("freeze");
 
     let mut dump = Dump::new(options, source, &images, tasks);
+    dump.parent = parent;
     let mut frozen = None;
     let result = save(&mut dump, &mut phases).and_then(|mut capture| {
         let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
@@ -83,7 +115,13 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
             }
         }
         dump.model.write(&images)?;
+        if let Some(path) = &options.parent_path {
+            images.link_parent(path)?;
+        }
         phases.end("images");
+        if let Some(complete) = &mut before.complete {
+            complete()?;
+        }
         images.publish(!options.no_sync)?;
         phases.end("publish");
         Ok(())
@@ -99,6 +137,10 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
     }
     record.remove();
     result?;
+    // Whoever wants to build on a dump begins with a pre-dump.
+    if let Some(dir) = &source.state_dir {
+        track::end(dir)?;
+    }
     let report = DumpReport {
         freezing,
         frozen,
@@ -114,7 +156,7 @@ fn run(options: &Options, source: &Source, freezer: &mut dyn Freezer, log: &mut 
 }
 
 /// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.
-fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
+pub(super) fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
     for error in &found {
         log.error(error);
     }
@@ -154,11 +196,9 @@ fn pages(dump: &mut Dump<'_>) -> Result<Capture> {
 }
 
 fn describe(dump: &mut Dump<'_>) -> Result<()> {
-    let inventory = &mut dump.model.inventory;
-    inventory.img_version = IMG_VERSION;
-    inventory.fdinfo_per_id = Some(true);
-    inventory.ns_per_id = Some(true);
-    inventory.lsmtype = Some(Lsmtype::NoLsm.into());
+    let root_ids = dump.model.inventory.root_ids.take();
+    let root_cg_set = dump.model.inventory.root_cg_set.take();
+    dump.model.inventory = InventoryEntry { root_ids, root_cg_set, ..describe_set() };
     let kernel =
         nix::sys::utsname::uname().map_err(|e| Error::new("cannot name the kernel").call("uname()", e))?;
     let extension = dump.model.extension.get_or_insert_with(StasisExtension::default);
@@ -168,8 +208,19 @@ fn describe(dump: &mut Dump<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What the inventory of every set says.
+pub(super) fn describe_set() -> InventoryEntry {
+    InventoryEntry {
+        img_version: IMG_VERSION,
+        fdinfo_per_id: Some(true),
+        ns_per_id: Some(true),
+        lsmtype: Some(Lsmtype::NoLsm.into()),
+        ..InventoryEntry::default()
+    }
+}
+
 /// Lets the container go on as before. Every task is healed even when another one fails.
-fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
+pub(super) fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
     let mut result = Ok(());
     for task in &mut tasks {
         if let Some(injection) = task.injection.take() {

@@ -9,6 +9,8 @@ pub mod image;
 pub mod memory;
 pub mod model;
 pub mod namespaces;
+pub mod precopy;
+pub mod predump;
 pub mod recovery;
 pub mod remote;
 pub mod report;

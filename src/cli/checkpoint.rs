@@ -53,6 +53,12 @@ pub struct Args {
     /// Only save the memory, and leave the container running
     #[arg(long)]
     pre_dump: bool,
+    /// Save the memory in up to so many rounds while the container runs, and only what changed since while it stands still
+    #[arg(long, value_name = "ROUNDS", num_args = 0..=1, require_equals = true, default_missing_value = "8")]
+    precopy: Option<u32>,
+    /// Do not wait until the images are on the disk
+    #[arg(long)]
+    no_sync: bool,
     /// What to do with control groups: soft, full, strict or ignore
     #[arg(long, value_name = "MODE")]
     manage_cgroups_mode: Option<String>,
@@ -74,8 +80,6 @@ impl Args {
     /// Refuses by name what cannot be done yet.
     fn refuse(&self) -> Result<()> {
         let missing = [
-            (self.parent_path.is_some(), "--parent-path"),
-            (self.pre_dump, "--pre-dump"),
             (self.lazy_pages, "--lazy-pages"),
             (self.page_server.is_some(), "--page-server"),
             (self.status_fd.is_some_and(|fd| fd >= 0), "--status-fd"),
@@ -85,6 +89,9 @@ impl Args {
         match missing.iter().find(|(given, _)| *given) {
             Some((_, flag)) => {
                 Err(Error::new(format!("checkpoint {flag} is not supported yet; leave it out")))
+            }
+            None if self.precopy.is_some() && (self.pre_dump || self.parent_path.is_some()) => {
+                Err(Error::new("checkpoint --precopy makes its own pre-dumps; give one or the other"))
             }
             None => Ok(()),
         }
@@ -123,10 +130,14 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         empty_network: empty_network(&args.empty_ns)?,
         print_stats: args.print_stats,
         manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
-        no_sync: false,
+        no_sync: args.no_sync,
+        parent_path: args.parent_path.clone(),
     };
     checkpoint::make_dirs(&options)?;
-    let report = checkpoint::checkpoint(&context.store, id, &options)?;
+    let report = match args.pre_dump {
+        true => checkpoint::pre_dump(&context.store, id, &options)?,
+        false => checkpoint::checkpoint(&context.store, id, &options, args.precopy.unwrap_or(0))?,
+    };
     if args.print_stats {
         print!("{report}");
     }

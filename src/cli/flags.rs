@@ -59,7 +59,9 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
             return Err(format!("flag provided but not defined: -{name}"));
         };
         let target = if global { &mut out } else { &mut flags };
-        if takes_value {
+        if takes_value == Takes::Optional && value.is_none() {
+            target.push(format!("--{long}"));
+        } else if takes_value != Takes::Nothing {
             let value = match value {
                 Some(value) => value,
                 None => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?,
@@ -86,15 +88,28 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
     Ok(out)
 }
 
+/// Whether a flag takes a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Takes {
+    Nothing,
+    Value,
+    /// Only after an equals sign.
+    Optional,
+}
+
 /// The flag's long name, whether it takes a value, and whether it is the program's rather than the subcommand's.
-fn find(level: &Command, root: &Command, name: &str) -> Option<(String, bool, bool)> {
+fn find(level: &Command, root: &Command, name: &str) -> Option<(String, Takes, bool)> {
     let of = |command: &Command| {
         let arg = command.get_arguments().find(|a| {
             a.get_long() == Some(name)
                 || a.get_short().is_some_and(|s| name.len() == 1 && name.starts_with(s))
                 || a.get_all_aliases().is_some_and(|all| all.contains(&name))
         })?;
-        let takes_value = matches!(arg.get_action(), ArgAction::Set | ArgAction::Append);
+        let takes_value = match arg.get_action() {
+            ArgAction::Set | ArgAction::Append if arg.is_require_equals_set() => Takes::Optional,
+            ArgAction::Set | ArgAction::Append => Takes::Value,
+            _ => Takes::Nothing,
+        };
         Some((arg.get_long()?.to_owned(), takes_value))
     };
     if let Some((long, takes_value)) = of(level) {
@@ -124,6 +139,7 @@ mod tests {
             Command::new("run").args([
                 flag("no-pivot"),
                 flag("detach").short('d'),
+                value("rounds").require_equals(true).num_args(0..=1),
                 value("bundle").short('b'),
             ]),
             Command::new("exec")
@@ -145,6 +161,8 @@ mod tests {
             ("run --detach --detach=false id", "run -- id"),
             ("run --debug id --log=L", "--debug --log=L run -- id"),
             ("exec -e A=1 -e B=2 -t id ls -t -e", "exec --env=A=1 --env=B=2 --tty -- id ls -t -e"),
+            ("run --rounds id", "run --rounds -- id"),
+            ("run -rounds=3 id", "run --rounds=3 -- id"),
             ("run --help", "run --help"),
             ("--debug nonsense -x", "--debug nonsense -x"),
             ("run -- -id", "run -- -id"),

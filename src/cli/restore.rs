@@ -98,6 +98,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         print_stats: args.print_stats,
         manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
         no_sync: false,
+        parent_path: None,
     };
     let flags = new::Flags {
         bundle: args.bundle,

@@ -20,27 +20,34 @@ use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::recovery;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, restore as engine};
+use crate::checkpoint::{dump, precopy, predump, restore as engine};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
-/// `checkpoint`: dumps a container into images. It is gone afterwards, unless it was to be left running.
-pub fn checkpoint(store: &Store, id: &str, options: &Options) -> Result<DumpReport> {
+/// `checkpoint`: dumps a container into images, after up to so many rounds of pre-copy. It is gone afterwards, unless it
+/// was to be left running.
+pub fn checkpoint(store: &Store, id: &str, options: &Options, rounds: u32) -> Result<DumpReport> {
     let (container, _lock) = Container::load_locked(store, id)?;
-    match container.status()? {
-        Status::Running | Status::Paused => {}
-        Status::Created => {
-            return Err(Error::new("cannot checkpoint a container whose program has not been started")
-                .context("cannot checkpoint container"));
-        }
-        Status::Stopped => return Err(Error::NotRunning),
-    }
+    container.can_be_dumped()?;
     let source = container.source()?;
     let mut cgroup = container.cgroup();
-    let report = dump::dump(options, &source, &mut cgroup)?;
+    let report = match rounds {
+        0 => dump::dump(options, &source, &mut cgroup)?,
+        rounds => precopy::dump(options, &source, &mut cgroup, rounds)?,
+    };
     if !options.leave_running {
         container.destroy()?;
     }
+    Ok(report)
+}
+
+/// `checkpoint --pre-dump`: saves the memory of a container that goes on.
+pub fn pre_dump(store: &Store, id: &str, options: &Options) -> Result<DumpReport> {
+    let (container, _lock) = Container::load_locked(store, id)?;
+    container.can_be_dumped()?;
+    let source = container.source()?;
+    let (report, tracking) = predump::pre_dump(options, &source, &mut container.cgroup(), None)?;
+    tracking.keep(container.dir.path(), source.init)?;
     Ok(report)
 }
 
@@ -53,6 +60,17 @@ impl Container {
             recovery::forget(self.dir.path());
         }
         Ok(())
+    }
+
+    fn can_be_dumped(&self) -> Result<()> {
+        match self.status()? {
+            Status::Running | Status::Paused => Ok(()),
+            Status::Created => {
+                Err(Error::new("cannot checkpoint a container whose program has not been started")
+                    .context("cannot checkpoint container"))
+            }
+            Status::Stopped => Err(Error::NotRunning),
+        }
     }
 
     fn source(&self) -> Result<Source> {

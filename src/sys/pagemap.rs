@@ -5,6 +5,10 @@ use std::os::fd::AsRawFd;
 
 use nix::errno::Errno;
 
+/// The mapping's writes are being noted: it is registered with a userfaultfd of `UFFD_FEATURE_WP_ASYNC`.
+pub const PAGE_IS_WPALLOWED: u64 = 1 << 0;
+/// The page has been written since it was protected, or was never protected.
+pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
 /// The page belongs to a file or to shared memory, not to the mapping alone.
 pub const PAGE_IS_FILE: u64 = 1 << 2;
 /// The page is in memory.
@@ -15,6 +19,10 @@ pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
 pub const PAGE_IS_PFNZERO: u64 = 1 << 5;
 /// The page is a guard: `madvise(MADV_GUARD_INSTALL)`. Linux 6.15; older kernels answer EINVAL.
 pub const PAGE_IS_GUARD: u64 = 1 << 8;
+
+/// Protects the pages that match, so that the next write to one is noted; mappings whose writes are not noted are passed
+/// over.
+pub const PM_SCAN_WP_MATCHING: u64 = 1;
 
 /// `struct page_region`: pages next to each other that are of the same kind.
 #[repr(C)]
@@ -39,6 +47,8 @@ pub struct Query {
     pub any: u64,
     /// Bits to report.
     pub report: u64,
+    /// `PM_SCAN_*`
+    pub flags: u64,
 }
 
 impl Query {
@@ -50,6 +60,7 @@ impl Query {
             all: self.all & !bits,
             any: self.any & !bits,
             report: self.report & !bits,
+            flags: self.flags,
         }
     }
 }
@@ -88,6 +99,7 @@ pub fn scan(
 ) -> nix::Result<(usize, u64)> {
     let mut arg = Arg {
         size: size_of::<Arg>() as u64,
+        flags: query.flags,
         start,
         end,
         vec: regions.as_mut_ptr() as u64,

@@ -79,6 +79,24 @@ pub unsafe fn close_all_but(keep: &[RawFd]) -> nix::Result<()> {
     close_range(from as RawFd, u32::MAX, 0)
 }
 
+/// Makes a fork a process on its own: a session of its own, nothing of the descriptors but those listed, standard ones
+/// that lead nowhere, no mount kept busy, no signal handled.
+///
+/// # Safety
+/// No value that owns one of the closed descriptors may be used or dropped afterwards.
+pub unsafe fn detach(keep: &[RawFd]) -> nix::Result<()> {
+    nix::unistd::setsid()?;
+    nix::unistd::chdir("/")?;
+    let null = nix::fcntl::open("/dev/null", nix::fcntl::OFlag::O_RDWR, nix::sys::stat::Mode::empty())?;
+    nix::unistd::dup2_stdin(&null)?;
+    nix::unistd::dup2_stdout(&null)?;
+    nix::unistd::dup2_stderr(&null)?;
+    // Where it is one of the three it has to stay.
+    std::mem::forget(null);
+    // SAFETY: the caller's promise.
+    unsafe { close_all_but(keep) }
+}
+
 fn close_range(first: RawFd, last: u32, flags: u32) -> nix::Result<()> {
     // SAFETY: no memory is passed; who owns the descriptors is the callers' promise.
     let r = unsafe { libc::syscall(libc::SYS_close_range, first as u32, last, flags) };

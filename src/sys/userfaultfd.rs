@@ -9,6 +9,11 @@ pub const UFFD_USER_MODE_ONLY: i32 = 1;
 
 const UFFD_API: u64 = 0xAA;
 const REGISTER_MODE_MISSING: u64 = 1;
+const REGISTER_MODE_WP: u64 = 2;
+/// Pages that are not there yet can be write-protected too. Since Linux 6.4.
+pub const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
+/// A write to a protected page is noted by the kernel, and goes on. Since Linux 6.7.
+pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const COPY_MODE_DONTWAKE: u64 = 1;
 
 #[repr(C)]
@@ -59,9 +64,9 @@ pub fn open(flags: i32) -> nix::Result<OwnedFd> {
     }
 }
 
-/// The handshake that comes first on every descriptor.
-pub fn api(uffd: BorrowedFd<'_>) -> nix::Result<()> {
-    let mut arg = Api { api: UFFD_API, features: 0, ioctls: 0 };
+/// The handshake that comes first on every descriptor. EINVAL: the kernel lacks one of the features.
+pub fn api(uffd: BorrowedFd<'_>, features: u64) -> nix::Result<()> {
+    let mut arg = Api { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: `arg` has the layout of struct uffdio_api.
     unsafe { raw::uffdio_api(uffd.as_raw_fd(), &raw mut arg)? };
     Ok(())
@@ -69,7 +74,16 @@ pub fn api(uffd: BorrowedFd<'_>) -> nix::Result<()> {
 
 /// Registers missing pages of `start..start + len` in the address space that made the descriptor.
 pub fn register_missing(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()> {
-    let mut arg = Register { start, len, mode: REGISTER_MODE_MISSING, ioctls: 0 };
+    register(uffd, start, len, REGISTER_MODE_MISSING)
+}
+
+/// Registers protected pages of `start..start + len` in the address space that made the descriptor.
+pub fn register_protected(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()> {
+    register(uffd, start, len, REGISTER_MODE_WP)
+}
+
+fn register(uffd: BorrowedFd<'_>, start: u64, len: u64, mode: u64) -> nix::Result<()> {
+    let mut arg = Register { start, len, mode, ioctls: 0 };
     // SAFETY: `arg` has the layout of struct uffdio_register.
     unsafe { raw::uffdio_register(uffd.as_raw_fd(), &raw mut arg)? };
     Ok(())

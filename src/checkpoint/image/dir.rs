@@ -22,9 +22,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, symlinkat, unlinkat};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::kind::Kind;
@@ -33,6 +33,8 @@ use crate::checkpoint::image::stream::{Reader, Writer};
 
 /// Name of the image that completes a set.
 pub const INVENTORY: &str = "inventory.img";
+/// Name of the link to the set that this one builds on.
+const PARENT: &str = "parent";
 /// How staging directories begin.
 const STAGING: &str = ".stasis-";
 /// Files that are flushed at the same time.
@@ -140,6 +142,33 @@ impl ImageDir {
         names(self.place()).map_err(|e| e.path(&self.path))
     }
 
+    /// The set that this one builds on, if the link `parent` leads to one.
+    pub fn parent(&self) -> Result<Option<Self>> {
+        let at = |e: Error| e.path(self.path.join(PARENT));
+        let target = match readlinkat(&self.dir, PARENT) {
+            Ok(target) => PathBuf::from(target),
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(errno) => {
+                let call = format!("readlinkat(_, {PARENT:?})");
+                return Err(at(Error::new("cannot find the earlier images").call(call, errno)));
+            }
+        };
+        if target.is_absolute() {
+            return Err(at(Error::new("the link to the earlier images is absolute")));
+        }
+        let dir = open_directory(self.dir.as_fd(), &target)?;
+        Ok(Some(Self { path: self.path.join(target), dir, staging: None }))
+    }
+
+    /// Makes the link to the set that this one builds on, relative to this directory.
+    pub fn link_parent(&self, target: &Path) -> Result<()> {
+        symlinkat(target, self.place(), PARENT)
+            .during("cannot make the link to the earlier images", || {
+                format!("symlinkat({target:?}, _, {PARENT:?})")
+            })
+            .map_err(|e| e.path(self.path.join(PARENT)))
+    }
+
     /// Begins an image.
     pub fn writer(&self, kind: Kind, name: &str) -> Result<Writer> {
         Writer::new(self.raw_create(name)?, self.path.join(name), kind)
@@ -183,7 +212,8 @@ impl ImageDir {
                 remove(self.dir.as_fd(), INVENTORY)?;
                 flush(self.dir.as_fd())?;
             }
-            for old in names(self.dir.as_fd())?.iter().filter(|old| old.ends_with(".img")) {
+            let replaced = |old: &&String| old.ends_with(".img") || *old == PARENT;
+            for old in names(self.dir.as_fd())?.iter().filter(replaced) {
                 remove(self.dir.as_fd(), old)?;
             }
             for name in new.iter().filter(|name| *name != INVENTORY) {
@@ -201,12 +231,24 @@ impl ImageDir {
         Ok(())
     }
 
+    /// Waits until a set that was published without that is on the disk.
+    pub fn sync(&self) -> Result<()> {
+        let images = self.names()?.into_iter().filter(|name| name.ends_with(".img"));
+        self.flush_all(&images.collect::<Vec<_>>())?;
+        fsync(&self.dir)
+            .during("cannot flush the images", || "fsync(_)".into())
+            .map_err(|e| e.path(&self.path))
+    }
+
     /// Waits until these files are on the disk. A file system gathers what is flushed at the same time: many threads take
     /// little longer than one file, and the container may be waiting.
     fn flush_all(&self, names: &[String]) -> Result<()> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if name == PARENT {
+                    continue;
+                }
                 let file = self.raw_open(name)?;
                 fsync(&file).during("cannot flush the image", || format!("fsync({name:?})"))?;
             }

@@ -10,11 +10,13 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use nix::errno::Errno;
+
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::{ImageDir, PagemapEntry, VmaEntry, vma as status};
-use crate::checkpoint::memory::copy::{self, Placed, Sharing};
+use crate::checkpoint::memory::copy::{self, Memory, Placed, Sharing};
 use crate::checkpoint::memory::pagemap;
-use crate::checkpoint::memory::pages::Pagemap;
+use crate::checkpoint::memory::pages::{Marks, Pagemap, Saved};
 use crate::checkpoint::memory::snapshot::Copy;
 use crate::checkpoint::memory::vdso::Vdso;
 use crate::checkpoint::memory::vmas;
@@ -46,12 +48,14 @@ pub struct TaskPages {
 }
 
 impl TaskPages {
-    /// Finds the pages to be saved of all mappings, which are in ascending order.
-    pub(super) fn find<'a>(
+    /// Finds the pages to be saved of all mappings, which are in ascending order. Those that an earlier set has as they
+    /// are now stay there.
+    pub(crate) fn find<'a>(
         map: &mut Pagemap,
         (pid, vpid): (i32, u32),
         pages_id: u32,
         mappings: impl Iterator<Item = &'a VmaEntry>,
+        earlier: &Earlier,
     ) -> Result<Self> {
         let mut pages = Self {
             pid,
@@ -72,8 +76,16 @@ impl TaskPages {
             let stays = 1 << libc::MADV_DONTFORK | 1 << libc::MADV_WIPEONFORK;
             let vdso = mapping.status & status::VDSO != 0;
             // All of the vdso: whoever restores it under another kernel needs it.
-            let found = if vdso { vec![whole] } else { map.saved(whole)? };
-            for range in found {
+            let found = if vdso {
+                vec![Saved { range: whole, clean: false }]
+            } else {
+                map.saved_since(whole, earlier.marks)?
+            };
+            for (range, kept) in found.iter().flat_map(|saved| earlier.divide(saved)) {
+                if kept {
+                    pages.entries.push(pagemap::in_parent(&range, lazy));
+                    continue;
+                }
                 let len = range.end - range.start;
                 pages.entries.push(pagemap::present(&range, lazy));
                 match () {
@@ -121,6 +133,62 @@ fn write_vdso(source: i32, range: Range<u64>, offset: u64, vdso: &Vdso, file: &F
         .during("cannot write the pages", || format!("pwrite(pages, {}, {offset})", vdso.code().len()))
 }
 
+impl TaskPages {
+    /// Writes the pages of a process that runs: what it unmaps meanwhile is not missed by whoever builds on this set,
+    /// because it has been written or is gone then. A process that has ended is left out.
+    pub(crate) fn write_running(mut self, images: &ImageDir) -> Result<()> {
+        match Memory::open(self.pid, Sharing::Running) {
+            Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH)) => return Ok(()),
+            opened => drop(opened?),
+        }
+        let file = pagemap::create(images, &pagemap::of_task(self.vpid), self.pages_id, &self.entries)?;
+        for placed in [std::mem::take(&mut self.own), std::mem::take(&mut self.inherited)] {
+            copy::from_running(self.pid, placed, &file)?;
+        }
+        copy::from_running(self.pid, self.vdso.take(), &file)
+    }
+
+    /// Bytes that are to be written.
+    pub(crate) fn bytes(&self) -> u64 {
+        let all = self.inherited.iter().chain(&self.own).chain(&self.vdso);
+        all.map(|(range, _)| range.end - range.start).sum()
+    }
+}
+
+/// What an earlier set has of a process, and how it is known what has been written since.
+#[derive(Debug)]
+pub struct Earlier {
+    /// How writes have been noted.
+    pub marks: Marks,
+    /// The pages that it has, in ascending order.
+    pub known: Vec<Range<u64>>,
+}
+
+impl Earlier {
+    /// There is none.
+    pub const NONE: Self = Self { marks: Marks::None, known: Vec::new() };
+
+    /// Cuts a range into parts that the earlier set has, which are true, and parts to be written.
+    fn divide(&self, saved: &Saved) -> Vec<(Range<u64>, bool)> {
+        let Range { start, end } = saved.range;
+        let mut parts = Vec::new();
+        let mut at = start;
+        let first = self.known.partition_point(|known| known.end <= start);
+        for known in self.known[first..].iter().take_while(|known| saved.clean && known.start < end) {
+            if at < known.start {
+                parts.push((at..known.start, false));
+            }
+            let from = at.max(known.start);
+            at = known.end.min(end);
+            parts.push((from..at, true));
+        }
+        if at < end {
+            parts.push((at..end, false));
+        }
+        parts
+    }
+}
+
 impl Capture {
     /// Writes the pages: while the tasks are stopped, or when [`Self::snapshot`] has made copies of them.
     pub fn write(&mut self, images: &ImageDir) -> Result<()> {
@@ -129,5 +197,32 @@ impl Capture {
             task.write(images, &vdso).map_err(|e| e.pid(task.vpid.cast_signed()))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_set_has_is_left_to_it() {
+        let earlier =
+            Earlier { marks: Marks::Protection, known: vec![0x2000..0x4000, 0x4000..0x5000, 0x8000..0x9000] };
+        let divide = |range, clean| earlier.divide(&Saved { range, clean });
+        assert_eq!(divide(0x1000..0xa000, false), [(0x1000..0xa000, false)]);
+        assert_eq!(
+            divide(0x1000..0xa000, true),
+            [
+                (0x1000..0x2000, false),
+                (0x2000..0x4000, true),
+                (0x4000..0x5000, true),
+                (0x5000..0x8000, false),
+                (0x8000..0x9000, true),
+                (0x9000..0xa000, false)
+            ]
+        );
+        assert_eq!(divide(0x3000..0x4000, true), [(0x3000..0x4000, true)]);
+        assert_eq!(divide(0x5000..0x8000, true), [(0x5000..0x8000, false)]);
+        assert_eq!(Earlier::NONE.divide(&Saved { range: 0..0x1000, clean: true }), [(0..0x1000, false)]);
     }
 }

@@ -16,10 +16,12 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::memory::pages::PAGE;
 use crate::sys::memory::Anonymous;
 
 /// Bytes moved at once.
@@ -119,6 +121,8 @@ pub enum Sharing {
     /// It is a copy. process_vm_readv(2) pins pages, and since Linux 5.19 pinning a page that is shared by
     /// copy-on-write copies it first: ten times the work, and twice the memory. `/proc/PID/mem` only looks.
     Shared,
+    /// They are its own, and it runs: what it unmaps meanwhile reads as zeros.
+    Running,
 }
 
 impl Memory {
@@ -139,7 +143,9 @@ impl Memory {
         let local = &mut [IoSliceMut::new(buffer)];
         // A short read says nothing: it ends where the first page cannot be read this way.
         let mut done = match self.sharing {
-            Sharing::Own => process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0),
+            Sharing::Own | Sharing::Running => {
+                process_vm_readv(Pid::from_raw(self.pid), local, &remote).unwrap_or(0)
+            }
             Sharing::Shared => 0,
         };
         let mut rest = buffer;
@@ -151,9 +157,23 @@ impl Memory {
             done -= have;
             if have < len {
                 let at = range.start + have as u64;
-                self.mem
-                    .read_exact_at(&mut part[have..], at)
-                    .during("cannot read the memory", || format!("pread(mem, {}, {at:#x})", len - have))?;
+                self.read_slowly(at, &mut part[have..])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_slowly(&self, at: u64, part: &mut [u8]) -> Result<()> {
+        let len = part.len();
+        if self.sharing != Sharing::Running {
+            return self
+                .mem
+                .read_exact_at(part, at)
+                .during("cannot read the memory", || format!("pread(mem, {len}, {at:#x})"));
+        }
+        for (page, at) in part.chunks_mut(PAGE as usize).zip((at..).step_by(PAGE as usize)) {
+            if self.mem.read_exact_at(page, at).is_err() {
+                page.fill(0);
             }
         }
         Ok(())
@@ -187,6 +207,14 @@ pub fn to_file(
         file.write_all_at(buffer, piece.offset)
             .during("cannot write the pages", || format!("pwrite(pages, {}, {})", buffer.len(), piece.offset))
     })
+}
+
+/// As [`to_file`] for a process that runs: it may end at any moment.
+pub fn from_running(pid: i32, ranges: impl IntoIterator<Item = Placed>, file: &File) -> Result<()> {
+    match to_file(pid, Sharing::Running, ranges, file) {
+        Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH)) => Ok(()),
+        done => done,
+    }
 }
 
 #[cfg(test)]

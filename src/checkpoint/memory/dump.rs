@@ -14,10 +14,11 @@ use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{MmEntry, VmaEntry, vma as status};
 pub use crate::checkpoint::memory::capture::Capture;
-use crate::checkpoint::memory::capture::TaskPages;
+use crate::checkpoint::memory::capture::{Earlier, TaskPages};
 use crate::checkpoint::memory::pages::Pagemap;
+use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{layout, lock, mm, shmem};
+use crate::checkpoint::memory::{layout, lock, mm, shmem, track};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -43,13 +44,17 @@ fn task_memory(
 ) -> Result<TaskPages> {
     let task = dump.tasks.get_mut(index).ok_or_else(|| Error::new("there is no such task"))?;
     let (pid, vpid) = (task.pid, task.vpid.cast_unsigned());
-    let (mut mm, mut found) = live(task)?;
+    let noted = dump.parent.as_ref().is_some_and(Parent::is_known);
+    let watched = noted || track::is_ours(dump.source.state_dir.as_deref(), pid);
+    let (mut mm, mut found) = live(task, watched)?;
     let (exe, link) = layout::executable(pid)?;
     mm.exe_file_id = register(dump, exe, &link, 0)?;
     assign(dump, pid, &mut found, register, shared)?;
 
     let mut map = Pagemap::open(pid)?;
-    let pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), found.iter().map(|vma| &vma.entry))?;
+    let earlier = dump.parent.as_mut().map_or(Earlier::NONE, |parent| parent.of_task(pid, vpid));
+    let mappings = found.iter().map(|vma| &vma.entry);
+    let pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), mappings, &earlier)?;
     let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
     lock::record(dump, vpid, on_fault)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
@@ -58,13 +63,13 @@ fn task_memory(
     Ok(pages)
 }
 
-fn live(task: &mut LiveTask) -> Result<(MmEntry, Vec<Vma>)> {
+fn live(task: &mut LiveTask, watched: bool) -> Result<(MmEntry, Vec<Vma>)> {
     let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
     let mm = mm::capture(task.pid, injection)?;
     // Asked now: the first batch has mapped it.
     let (start, end) = injection.footprint();
     let hidden: Vec<_> = (start < end).then_some(start..end).into_iter().collect();
-    Ok((mm, layout::read(task.pid, &hidden)?))
+    Ok((mm, layout::read(task.pid, &hidden, watched)?))
 }
 
 /// Gives each mapping with a file or with shared memory its `shmid`, and writes shared memory seen for the first time.

@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Memory};
-use crate::checkpoint::memory::pagemap::{Pages, Place};
+use crate::checkpoint::memory::pagemap::Pages;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::vmas;
 use crate::sys::userfaultfd;
@@ -72,6 +72,17 @@ impl Goals {
         (at == range.end).then_some(parts)
     }
 
+    /// Every page must have a mapping to go to.
+    fn check(&self, pages: &Pages) -> Result<()> {
+        match pages.runs.iter().find(|run| self.cut(&run.range).is_none()) {
+            None => Ok(()),
+            Some(run) => {
+                let range = vmas::Range(run.range.start, run.range.end);
+                Err(Error::new(format!("the image has pages {range} outside every mapping of their kind")))
+            }
+        }
+    }
+
     /// The ranges for which a userfaultfd is wanted.
     fn copied(&self) -> impl Iterator<Item = &Range<u64>> {
         self.0.iter().filter(|(_, way)| *way == Way::Copy).map(|(range, _)| range)
@@ -80,20 +91,8 @@ impl Goals {
 
 /// Fills a stopped task. `uffd` is a userfaultfd of its address space, if it could make one.
 pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> Result<()> {
-    let mut ranges = Vec::with_capacity(pages.runs.len());
-    for run in &pages.runs {
-        if run.place == Place::Parent {
-            return Err(Error::new("pages in a parent set cannot be restored yet"));
-        }
-        if goals.cut(&run.range).is_none() {
-            let range = vmas::Range(run.range.start, run.range.end);
-            return Err(Error::new(format!(
-                "the image has pages {range} outside every mapping of their kind"
-            )));
-        }
-        ranges.push(run.range.clone());
-    }
-    if ranges.is_empty() {
+    goals.check(pages)?;
+    if pages.runs.is_empty() {
         return Ok(());
     }
     let registered = match uffd {
@@ -101,23 +100,26 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
         None => None,
     };
     let memory = Memory::open(pid, copy::Sharing::Own)?;
-    copy::each(&copy::pieces(copy::place(ranges, 0)), |piece, buffer| {
-        pages.file.read_exact_at(buffer, piece.offset).during("cannot read the pages", || {
-            format!("pread(pages, {}, {})", buffer.len(), piece.offset)
-        })?;
-        let mut rest: &[u8] = buffer;
-        for (part, way) in piece.ranges.iter().filter_map(|range| goals.cut(range)).flatten() {
-            let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX).min(rest.len());
-            let (bytes, others) = rest.split_at(len);
-            rest = others;
-            match (way, &registered) {
-                (Way::Skip, _) => {}
-                (Way::Copy, Some(registered)) => registered.copy(&memory, part.start, bytes)?,
-                _ => memory.write(part.start, bytes)?,
+    for (file, placed) in pages.by_file() {
+        copy::each(&copy::pieces(placed), |piece, buffer| {
+            file.read_exact_at(buffer, piece.offset).during("cannot read the pages", || {
+                format!("pread(pages, {}, {})", buffer.len(), piece.offset)
+            })?;
+            let mut rest: &[u8] = buffer;
+            for (part, way) in piece.ranges.iter().filter_map(|range| goals.cut(range)).flatten() {
+                let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX).min(rest.len());
+                let (bytes, others) = rest.split_at(len);
+                rest = others;
+                match (way, &registered) {
+                    (Way::Skip, _) => {}
+                    (Way::Copy, Some(registered)) => registered.copy(&memory, part.start, bytes)?,
+                    _ => memory.write(part.start, bytes)?,
+                }
             }
-        }
-        Ok(())
-    })
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 /// A userfaultfd with ranges registered, which are released when this is dropped.
@@ -128,7 +130,7 @@ struct Registered<'a> {
 
 impl<'a> Registered<'a> {
     fn new(uffd: &'a OwnedFd, goals: &Goals) -> Result<Self> {
-        userfaultfd::api(uffd.as_fd())
+        userfaultfd::api(uffd.as_fd(), 0)
             .during("cannot prepare to fill the memory", || "ioctl(uffd, UFFDIO_API)".into())?;
         let mut registered = Self { uffd, ranges: Vec::new() };
         for range in goals.copied() {
@@ -219,10 +221,10 @@ mod tests {
         let run = |first: u64, last: u64| base + (first << 12)..base + (last << 12);
         let pages = Pages {
             runs: vec![
-                Run { range: run(2, 4), place: Place::Here(0) },
-                Run { range: run(6, 7), place: Place::Here(8192) },
+                Run { range: run(2, 4), file: 0, offset: 0 },
+                Run { range: run(6, 7), file: 0, offset: 8192 },
             ],
-            file,
+            files: vec![file],
         };
         let goals = Goals::new(&[entry(base, base + (8 << 12), status::ANON_PRIVATE)]);
         fill(std::process::id().cast_signed(), None, &pages, &goals).unwrap();
@@ -241,11 +243,11 @@ mod tests {
         let base = memory.address();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[[1; 4096], [2; 4096], [3; 4096], [4; 4096]].concat(), 0).unwrap();
-        let run = Run { range: base..base + (4 << 12), place: Place::Here(0) };
+        let run = Run { range: base..base + (4 << 12), file: 0, offset: 0 };
         let goals = Goals::new(&[entry(base, base + (4 << 12), status::ANON_PRIVATE)]);
         let uffd = userfaultfd::open(libc::O_CLOEXEC | userfaultfd::UFFD_USER_MODE_ONLY).unwrap();
         let pid = std::process::id().cast_signed();
-        fill(pid, Some(&uffd), &Pages { runs: vec![run], file }, &goals).unwrap();
+        fill(pid, Some(&uffd), &Pages { runs: vec![run], files: vec![file] }, &goals).unwrap();
         let first: Vec<u8> = memory.as_slice().chunks(4096).map(|page| page[0]).collect();
         assert_eq!(first, [1, 2, 3, 4]);
     }

@@ -12,18 +12,50 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
 
-/// Describes all mappings of a task, apart from those within `hidden`: what an injection has put there.
-pub fn read(pid: i32, hidden: &[Range<u64>]) -> Result<Vec<Vma>> {
-    describe(pid, maps::read_with_flags(pid)?, hidden)
+/// Describes all mappings of a task, apart from those within `hidden`: what an injection has put there. `watched`: if its
+/// memory is write-protected, it is so by us.
+pub fn read(pid: i32, hidden: &[Range<u64>], watched: bool) -> Result<Vec<Vma>> {
+    describe(pid, found(pid, watched)?, hidden)
+}
+
+fn found(pid: i32, watched: bool) -> Result<Vec<(Mapping, VmFlags)>> {
+    let mut found = maps::read_with_flags(pid)?;
+    if watched {
+        found.iter_mut().for_each(|(_, flags)| flags.clear(b"uw"));
+    }
+    Ok(found)
+}
+
+/// The mappings that can have pages of the task's own, as far as `maps` tells, which is quick.
+pub fn private(pid: i32) -> Result<Vec<VmaEntry>> {
+    let special = [&b"[vdso]"[..], b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"];
+    let mappings = maps::read(pid)?.into_iter().filter(|m| !m.shared && !special.contains(&m.name()));
+    let entry = |mapping: Mapping| {
+        let anonymous = mapping.inode == 0;
+        let kind = if anonymous { status::ANON_PRIVATE } else { status::FILE_PRIVATE };
+        let flags = libc::MAP_PRIVATE | if anonymous { libc::MAP_ANONYMOUS } else { 0 };
+        VmaEntry {
+            start: mapping.start,
+            end: mapping.end,
+            pgoff: mapping.offset,
+            prot: mapping.prot,
+            flags: flags.cast_unsigned(),
+            status: status::REGULAR | kind,
+            fd: -1,
+            ..VmaEntry::default()
+        }
+    };
+    Ok(mappings.map(entry).collect())
 }
 
 /// As [`read`], but with every mapping that is refused, instead of the first.
-pub fn refusals(pid: i32) -> Result<Vec<Error>> {
+pub fn refusals(pid: i32, watched: bool) -> Result<Vec<Error>> {
     let internal = internal_device()?;
-    let found = maps::read_with_flags(pid)?;
+    let found = found(pid, watched)?;
     let check = |(mapping, flags): &(Mapping, VmFlags)| {
         file_facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
     };
@@ -124,12 +156,11 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::checkpoint::image::vma as status;
 
     #[test]
     fn this_process_has_code_heap_stack_and_vdso() {
         let pid = std::process::id().cast_signed();
-        let vmas = read(pid, &[]).unwrap();
+        let vmas = read(pid, &[], false).unwrap();
         let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
         assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
         assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
@@ -137,16 +168,16 @@ mod tests {
         let (file, link) = named(pid, code).unwrap();
         assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
         assert!(link.is_absolute());
-        assert_eq!(refusals(pid).unwrap().len(), 0);
+        assert_eq!(refusals(pid, false).unwrap().len(), 0);
     }
 
     #[test]
     fn what_is_hidden_is_left_out() {
         let pid = std::process::id().cast_signed();
-        let all = read(pid, &[]).unwrap();
+        let all = read(pid, &[], false).unwrap();
         let stack = all.iter().find(|v| v.mapping.name() == b"[stack]").unwrap();
         let hidden = stack.entry.start..stack.entry.end;
-        let rest = read(pid, &[hidden]).unwrap();
+        let rest = read(pid, &[hidden], false).unwrap();
         assert!(rest.iter().all(|v| v.mapping.name() != b"[stack]"));
     }
 }

@@ -65,6 +65,13 @@ impl VmFlags {
         }
         set
     }
+    /// Takes the word, two small letters, out of the line.
+    pub fn clear(&mut self, word: &[u8; 2]) {
+        let [a, b] = word;
+        if a.is_ascii_lowercase() && b.is_ascii_lowercase() {
+            self.0[usize::from(a - b'a')] &= !(1 << (b - b'a'));
+        }
+    }
     /// Whether the word, two small letters, is in the line.
     pub fn has(self, word: &[u8; 2]) -> bool {
         let [a, b] = word;

@@ -23,6 +23,8 @@
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
 //! | `capture` | private pages between being found and being written              |
 //! | `snapshot` | copies of processes that go on                                   |
+//! | `track`   | which pages are written between one set of images and the next   |
+//! | `parent`  | the set that a dump builds on                                     |
 //! | `dump`    | from live tasks to model and images                               |
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
@@ -38,10 +40,12 @@ pub mod maps;
 pub mod mm;
 pub mod pagemap;
 pub mod pages;
+pub mod parent;
 pub mod plan;
 pub mod restore;
 pub mod shmem;
 pub mod snapshot;
+pub mod track;
 pub mod vdso;
 pub mod vmas;
 

@@ -10,30 +10,40 @@
 //! ```
 //!
 //! Positions in pages-N.img are implied: present runs follow each other. A page that no run has is zero, or the file's.
+//! A page that is in the parent is in the set that the link `parent` leads to, or again in the parent of that one.
 
 use std::fs::File;
 use std::ops::Range;
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{ImageDir, Kind, PagemapEntry, PagemapHead, pagemap as flag};
+use crate::checkpoint::memory::copy::Placed;
 use crate::checkpoint::memory::pages::PAGE;
 
-/// Where the pages of a run are.
+/// How many sets may follow each other.
+const CHAIN: usize = 256;
+
+/// Where an entry's pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place {
+enum Place {
     /// In pages-N.img, from this byte on.
     Here(u64),
     /// In the set that the link `parent` points to.
     Parent,
 }
 
+/// What an entry says.
+type Found = (Range<u64>, Place);
+
 /// Pages next to each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Run {
     /// Their addresses, or their positions within shared memory.
     pub range: Range<u64>,
-    /// Where they are.
-    pub place: Place,
+    /// Which of the files has them.
+    pub file: usize,
+    /// From which of its bytes on.
+    pub offset: u64,
 }
 
 /// A pagemap that was read.
@@ -41,8 +51,31 @@ pub struct Run {
 pub struct Pages {
     /// In ascending order.
     pub runs: Vec<Run>,
-    /// pages-N.img.
-    pub file: File,
+    /// pages-N.img of the set, and of those before it.
+    pub files: Vec<File>,
+}
+
+impl Pages {
+    /// For each file, the pages that are in it.
+    pub fn by_file(&self) -> impl Iterator<Item = (&File, Vec<Placed>)> {
+        self.files.iter().enumerate().map(|(index, file)| {
+            let runs = self.runs.iter().filter(move |run| run.file == index);
+            (file, runs.map(|run| (run.range.clone(), run.offset)).collect())
+        })
+    }
+
+    /// The parts of `range`, in order.
+    fn within(&self, range: &Range<u64>) -> Vec<Run> {
+        let first = self.runs.partition_point(|run| run.range.end <= range.start);
+        let after = self.runs[first..].iter().take_while(|run| run.range.start < range.end);
+        after
+            .map(|run| {
+                let part = run.range.start.max(range.start)..run.range.end.min(range.end);
+                let offset = run.offset + (part.start - run.range.start);
+                Run { range: part, file: run.file, offset }
+            })
+            .collect()
+    }
 }
 
 /// Name of the pagemap of a process's private memory.
@@ -61,11 +94,20 @@ fn pages_name(id: u32) -> String {
 
 /// The entry for pages that are present; `lazy` if they may be filled later.
 pub fn present(range: &Range<u64>, lazy: bool) -> PagemapEntry {
+    entry(range, flag::PRESENT | if lazy { flag::LAZY } else { 0 })
+}
+
+/// The entry for pages that are as they are in the parent.
+pub fn in_parent(range: &Range<u64>, lazy: bool) -> PagemapEntry {
+    entry(range, flag::PARENT | if lazy { flag::LAZY } else { 0 })
+}
+
+fn entry(range: &Range<u64>, flags: u32) -> PagemapEntry {
     PagemapEntry {
         vaddr: range.start,
         compat_nr_pages: 0,
         in_parent: None,
-        flags: Some(flag::PRESENT | if lazy { flag::LAZY } else { 0 }),
+        flags: Some(flags),
         nr_pages: Some((range.end - range.start) / PAGE),
     }
 }
@@ -79,24 +121,70 @@ pub fn create(images: &ImageDir, name: &str, pages_id: u32, entries: &[PagemapEn
     images.raw_create(&pages_name(pages_id))
 }
 
-/// Reads a pagemap and opens its pages. Order, alignment and size are checked: the images are hostile input.
+/// Reads a pagemap and opens its pages, and those of the sets before it as far as they are needed. Order, alignment and
+/// size are checked: the images are hostile input.
 pub fn open(images: &ImageDir, name: &str) -> Result<Pages> {
-    let mut reader = images.reader(Kind::Pagemap, name)?;
+    open_chain(images, name, CHAIN)
+}
+
+fn open_chain(images: &ImageDir, name: &str, left: usize) -> Result<Pages> {
     let at = |e: Error| e.path(images.path().join(name));
-    let head: PagemapHead = reader.record()?.ok_or_else(|| at(Error::new("the pagemap is empty")))?;
-    let entries: Vec<PagemapEntry> = reader.records()?;
-    let (runs, total) = runs(&entries).map_err(at)?;
-    let file = images.raw_open(&pages_name(head.pages_id))?;
+    let (entries, pages_id) = entries(images, name)?;
+    let (found, total) = runs(&entries).map_err(at)?;
+    let file = images.raw_open(&pages_name(pages_id))?;
     let size = file.metadata().map_or(0, |m| m.len());
     if size < total {
         return Err(Error::new(format!("the image has {size} bytes of pages, {total} are needed"))
-            .path(images.path().join(pages_name(head.pages_id))));
+            .path(images.path().join(pages_name(pages_id))));
     }
-    Ok(Pages { runs, file })
+    let mut pages = Pages { runs: Vec::with_capacity(found.len()), files: vec![file] };
+    let earlier = match found.iter().any(|(_, place)| *place == Place::Parent) {
+        false => None,
+        true if left == 0 => return Err(at(Error::new("too many sets of images follow each other"))),
+        true => {
+            let parent = images.parent()?.ok_or_else(|| {
+                at(Error::new("pages are in an earlier set, to which no link `parent` leads"))
+            })?;
+            Some(open_chain(&parent, name, left - 1)?)
+        }
+    };
+    for (range, place) in found {
+        match (place, &earlier) {
+            (Place::Here(offset), _) => pages.runs.push(Run { range, file: 0, offset }),
+            (Place::Parent, Some(earlier)) => {
+                let parts = earlier.within(&range);
+                let have: u64 = parts.iter().map(|run| run.range.end - run.range.start).sum();
+                if have != range.end - range.start {
+                    return Err(at(Error::new(format!("an earlier set lacks pages of {range:x?}"))));
+                }
+                pages.runs.extend(parts.into_iter().map(|run| Run { file: run.file + 1, ..run }));
+            }
+            (Place::Parent, None) => return Err(at(Error::new("pages are in an earlier set"))),
+        }
+    }
+    pages.files.extend(earlier.into_iter().flat_map(|earlier| earlier.files));
+    Ok(pages)
+}
+
+/// The entries of a pagemap, and the number of its file of pages.
+fn entries(images: &ImageDir, name: &str) -> Result<(Vec<PagemapEntry>, u32)> {
+    let mut reader = images.reader(Kind::Pagemap, name)?;
+    let head: PagemapHead =
+        reader.record()?.ok_or_else(|| Error::new("the pagemap is empty").path(images.path().join(name)))?;
+    Ok((reader.records()?, head.pages_id))
+}
+
+/// Which pages a set has, whether they are in it or in an earlier one; none if it does not know the process.
+pub fn known(images: &ImageDir, name: &str) -> Result<Vec<Range<u64>>> {
+    if !images.exists(name) {
+        return Ok(Vec::new());
+    }
+    let (found, _) = runs(&entries(images, name)?.0).map_err(|e| e.path(images.path().join(name)))?;
+    Ok(found.into_iter().map(|(range, _)| range).collect())
 }
 
 /// Positions of the entries' pages, and how long their file is.
-fn runs(entries: &[PagemapEntry]) -> Result<(Vec<Run>, u64)> {
+fn runs(entries: &[PagemapEntry]) -> Result<(Vec<Found>, u64)> {
     let mut runs = Vec::with_capacity(entries.len());
     let (mut behind, mut offset) = (0, 0u64);
     for entry in entries {
@@ -122,35 +210,80 @@ fn runs(entries: &[PagemapEntry]) -> Result<(Vec<Run>, u64)> {
             offset = offset.checked_add(length).ok_or_else(wrong)?;
         }
         behind = end;
-        runs.push(Run { range: entry.vaddr..end, place });
+        runs.push((entry.vaddr..end, place));
     }
     Ok((runs, offset))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
+
+    /// A set of images with one pagemap, and pages of as many bytes as it needs.
+    fn set(dir: &std::path::Path, entries: &[PagemapEntry], parent: Option<&str>) -> File {
+        let images = ImageDir::create(dir).unwrap();
+        let file = create(&images, &of_task(1), 7, entries).unwrap();
+        file.set_len(runs(entries).unwrap().1).unwrap();
+        if let Some(parent) = parent {
+            images.link_parent(std::path::Path::new(parent)).unwrap();
+        }
+        images.publish(false).unwrap();
+        file
+    }
 
     #[test]
     fn a_pagemap_comes_back_with_positions() {
         let dir = tempfile::tempdir().unwrap();
-        let images = ImageDir::create(dir.path()).unwrap();
-        let parent = PagemapEntry { flags: Some(flag::PARENT), ..present(&(0x9000..0xb000), false) };
-        let entries = [present(&(0x1000..0x4000), true), parent, present(&(0xc000..0xd000), false)];
-        let file = create(&images, &of_task(1), 7, &entries).unwrap();
-        file.write_all_at(&[1; 4 * 4096], 0).unwrap();
+        let entries = [present(&(0x1000..0x4000), true), present(&(0xc000..0xd000), false)];
+        let file = set(dir.path(), &entries, None);
+        let images = ImageDir::open(dir.path()).unwrap();
+        let run = |range, offset| Run { range, file: 0, offset };
         let pages = open(&images, "pagemap-1.img").unwrap();
-        let expected = [
-            Run { range: 0x1000..0x4000, place: Place::Here(0) },
-            Run { range: 0x9000..0xb000, place: Place::Parent },
-            Run { range: 0xc000..0xd000, place: Place::Here(0x3000) },
-        ];
-        assert_eq!(pages.runs, expected);
+        assert_eq!(pages.runs, [run(0x1000..0x4000, 0), run(0xc000..0xd000, 0x3000)]);
         file.set_len(4 * 4096 - 1).unwrap();
         let error = open(&images, "pagemap-1.img").unwrap_err().to_string();
         assert!(error.contains("pages-7.img") && error.contains("16384"), "{error}");
+    }
+
+    #[test]
+    fn pages_are_found_in_earlier_sets() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        set(&path("a"), &[present(&(0x1000..0x9000), false)], None);
+        let second = [in_parent(&(0x1000..0x3000), true), present(&(0x3000..0x4000), false)];
+        set(&path("b"), &second, Some("../a"));
+        let third = [present(&(0x1000..0x2000), false), in_parent(&(0x2000..0x4000), false)];
+        set(&path("c"), &third, Some("../b"));
+        let run = |range, file, offset| Run { range, file, offset };
+        let pages = open(&ImageDir::open(path("c")).unwrap(), "pagemap-1.img").unwrap();
+        assert_eq!(
+            pages.runs,
+            [run(0x1000..0x2000, 0, 0), run(0x2000..0x3000, 2, 0x1000), run(0x3000..0x4000, 1, 0)]
+        );
+        assert_eq!(pages.files.len(), 3);
+        assert_eq!(
+            known(&ImageDir::open(path("b")).unwrap(), "pagemap-1.img").unwrap(),
+            [0x1000..0x3000, 0x3000..0x4000]
+        );
+        assert_eq!(known(&ImageDir::open(path("b")).unwrap(), "pagemap-2.img").unwrap(), []);
+    }
+
+    #[test]
+    fn broken_chains_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let fails =
+            |name: &str| open(&ImageDir::open(path(name)).unwrap(), "pagemap-1.img").unwrap_err().to_string();
+        let wanted = [in_parent(&(0x1000..0x3000), false)];
+        set(&path("less"), &[present(&(0x1000..0x2000), false)], None);
+        set(&path("gap"), &wanted, Some("../less"));
+        assert!(fails("gap").contains("lacks"), "{}", fails("gap"));
+        set(&path("none"), &wanted, None);
+        assert!(fails("none").contains("parent"), "{}", fails("none"));
+        set(&path("itself"), &wanted, Some("."));
+        assert!(fails("itself").contains("too many"), "{}", fails("itself"));
+        set(&path("far"), &wanted, Some("/etc"));
+        assert!(fails("far").contains("absolute"), "{}", fails("far"));
     }
 
     #[test]
@@ -163,8 +296,8 @@ mod tests {
             nr_pages: None,
         };
         let read = |e| runs(&[e]).unwrap().0.remove(0);
-        assert_eq!(read(old(None)), Run { range: 0x1000..0x3000, place: Place::Here(0) });
-        assert_eq!(read(old(Some(true))), Run { range: 0x1000..0x3000, place: Place::Parent });
+        assert_eq!(read(old(None)), (0x1000..0x3000, Place::Here(0)));
+        assert_eq!(read(old(Some(true))), (0x1000..0x3000, Place::Parent));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! A page is saved when it is in memory or in swap, and neither the zero page nor the file's. `PAGEMAP_SCAN` gives ranges
 //! of such pages; before Linux 6.7 the eight bytes a page of `/proc/PID/pagemap` tell the same, except for the zero
 //! page, which is then saved like any other.
+//!
+//! Where writes are noted (see `track`), the same pass tells which of the pages have not been written since.
 
 use std::fs::File;
 use std::ops::Range;
@@ -33,14 +35,39 @@ const SAVED: Query = Query {
     any: scan::PAGE_IS_PRESENT | scan::PAGE_IS_SWAPPED,
     // Nothing is reported, so that ranges are cut only where a page is left out.
     report: 0,
+    flags: 0,
 };
-const GUARDS: Query = Query { inverted: 0, all: scan::PAGE_IS_GUARD, any: 0, report: scan::PAGE_IS_GUARD };
+const GUARDS: Query =
+    Query { inverted: 0, all: scan::PAGE_IS_GUARD, any: 0, report: scan::PAGE_IS_GUARD, flags: 0 };
 
 // proc_pid_pagemap(5)
 const ENTRY_PRESENT: u64 = 1 << 63;
 const ENTRY_SWAPPED: u64 = 1 << 62;
 const ENTRY_FILE: u64 = 1 << 61;
 const ENTRY_GUARD: u64 = 1 << 58;
+const ENTRY_SOFT_DIRTY: u64 = 1 << 55;
+
+/// How writes have been noted, if they have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// They have not: every page counts as written.
+    None,
+    /// By write protection.
+    Protection,
+    /// By write protection, and what was written is protected again in the same pass.
+    ProtectionAgain,
+    /// By soft-dirty bits.
+    SoftDirty,
+}
+
+/// Pages to be saved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Saved {
+    /// Where they are.
+    pub range: Range<u64>,
+    /// They have not been written since writes were last begun to be noted.
+    pub clean: bool,
+}
 
 impl Pagemap {
     /// The address space of a process.
@@ -57,49 +84,86 @@ impl Pagemap {
     }
 
     /// The pages within `within` that have to be saved, in order, touching ranges joined.
-    pub fn saved(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        self.find(within, SAVED, |entry| {
-            entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & (ENTRY_FILE | ENTRY_GUARD) == 0
-        })
+    #[cfg(test)]
+    fn saved(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
+        Ok(self.saved_since(within, Marks::None)?.into_iter().map(|saved| saved.range).collect())
+    }
+
+    /// The pages within `within` that have to be saved, in order, touching ranges that are alike joined.
+    pub fn saved_since(&mut self, within: Range<u64>, marks: Marks) -> Result<Vec<Saved>> {
+        const NOTED: u64 = scan::PAGE_IS_WPALLOWED | scan::PAGE_IS_WRITTEN;
+        let (report, flags) = match marks {
+            Marks::None => (0, 0),
+            // A kernel that has soft-dirty bits and scans is asked for them in the old way.
+            Marks::SoftDirty => {
+                self.scans = false;
+                (0, 0)
+            }
+            Marks::Protection => (NOTED, 0),
+            Marks::ProtectionAgain => (NOTED, scan::PM_SCAN_WP_MATCHING),
+        };
+        let mut found: Vec<Saved> = Vec::new();
+        let matches = |entry: u64| {
+            let saved =
+                entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & (ENTRY_FILE | ENTRY_GUARD) == 0;
+            let clean = marks == Marks::SoftDirty && entry & ENTRY_SOFT_DIRTY == 0;
+            saved.then_some(if clean { scan::PAGE_IS_WPALLOWED } else { 0 })
+        };
+        self.find(within, Query { report, flags, ..SAVED }, matches, &mut |range, kind| {
+            let clean = kind & NOTED == scan::PAGE_IS_WPALLOWED;
+            match found.last_mut() {
+                Some(last) if last.range.end == range.start && last.clean == clean => {
+                    last.range.end = range.end;
+                }
+                _ => found.push(Saved { range, clean }),
+            }
+        })?;
+        Ok(found)
     }
 
     /// The pages within `within` that `MADV_GUARD_INSTALL` made inaccessible.
     pub fn guards(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        self.find(within, GUARDS, |entry| entry & ENTRY_GUARD != 0)
+        let mut found = Vec::new();
+        self.find(within, GUARDS, |entry| (entry & ENTRY_GUARD != 0).then_some(0), &mut |range, _| {
+            push(&mut found, range);
+        })?;
+        Ok(found)
     }
 
+    /// Calls `found` for each range of pages of one kind: a scan's, or, without scans, a page's of the kind that
+    /// `matches` gives.
     fn find(
         &mut self,
         within: Range<u64>,
         query: Query,
-        matches: impl Fn(u64) -> bool,
-    ) -> Result<Vec<Range<u64>>> {
-        let mut found = Vec::new();
+        matches: impl Fn(u64) -> Option<u64>,
+        found: &mut dyn FnMut(Range<u64>, u64),
+    ) -> Result<()> {
         while self.scans {
             let known = if self.knows_guards { query } else { query.without(scan::PAGE_IS_GUARD) };
             if known.any | known.all == 0 {
-                return Ok(found);
+                return Ok(());
             }
-            match self.scan(within.clone(), known, &mut found) {
+            // An unknown bit or ioctl is refused before anything is found.
+            match self.scan(within.clone(), known, found) {
                 Err(error) if error.errno() == Some(Errno::ENOTTY) => self.scans = false,
                 Err(error) if error.errno() == Some(Errno::EINVAL) && self.knows_guards => {
                     self.knows_guards = false;
                 }
-                done => return done.map(|()| found),
+                done => return done,
             }
         }
-        self.read(within, matches, &mut found)?;
-        Ok(found)
+        self.read(within, matches, found)
     }
 
-    fn scan(&self, within: Range<u64>, query: Query, found: &mut Vec<Range<u64>>) -> Result<()> {
+    fn scan(&self, within: Range<u64>, query: Query, found: &mut dyn FnMut(Range<u64>, u64)) -> Result<()> {
         let mut regions = [Region::default(); 512];
         let mut at = within.start;
         while at < within.end {
             let (count, walked) = scan::scan(&self.file, at, within.end, query, &mut regions)
                 .during("cannot scan the page map", || format!("ioctl(pagemap, PAGEMAP_SCAN, {at:#x})"))?;
             for region in regions.iter().take(count) {
-                push(found, region.start..region.end);
+                found(region.start..region.end, region.categories);
             }
             if walked <= at {
                 return Err(Error::new("the scan of the page map does not advance"));
@@ -112,8 +176,8 @@ impl Pagemap {
     fn read(
         &self,
         within: Range<u64>,
-        matches: impl Fn(u64) -> bool,
-        found: &mut Vec<Range<u64>>,
+        matches: impl Fn(u64) -> Option<u64>,
+        found: &mut dyn FnMut(Range<u64>, u64),
     ) -> Result<()> {
         let mut entries = vec![0u8; 64 << 10];
         let mut at = within.start;
@@ -125,8 +189,8 @@ impl Pagemap {
                 .read_exact_at(part, at / PAGE * 8)
                 .during("cannot read the page map", || format!("pread(pagemap, {at:#x})"))?;
             for entry in part.as_chunks::<8>().0 {
-                if matches(u64::from_ne_bytes(*entry)) {
-                    push(found, at..at + PAGE);
+                if let Some(kind) = matches(u64::from_ne_bytes(*entry)) {
+                    found(at..at + PAGE, kind);
                 }
                 at += PAGE;
             }

@@ -21,7 +21,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
 use crate::checkpoint::memory::fill::{self, Goals};
 use crate::checkpoint::memory::lock::{self, OnFault};
-use crate::checkpoint::memory::pagemap::{self, Pages, Place};
+use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::memory::vdso::Vdso;
@@ -88,14 +88,11 @@ fn vdso_code(plan: &Plan, pages: &Pages) -> Result<Option<Vec<u8>>> {
     let Some(run) = pages.runs.iter().find(|r| r.range.start <= vdso.start && vdso.end <= r.range.end) else {
         return Ok(None);
     };
-    let Place::Here(offset) = run.place else { return Ok(None) };
     let size = usize::try_from(vdso.end - vdso.start).ok().filter(|&size| size <= 1 << 20);
     let mut code = vec![0; size.ok_or_else(|| Error::new("the vdso of the image is too large"))?];
-    let at = offset + (vdso.start - run.range.start);
-    pages
-        .file
-        .read_exact_at(&mut code, at)
-        .during("cannot read the vdso", || format!("pread(pages, _, {at})"))?;
+    let at = run.offset + (vdso.start - run.range.start);
+    let file = pages.files.get(run.file).ok_or_else(|| Error::new("the vdso of the image is nowhere"))?;
+    file.read_exact_at(&mut code, at).during("cannot read the vdso", || format!("pread(pages, _, {at})"))?;
     Ok(Some(code))
 }
 

@@ -16,7 +16,7 @@ use nix::unistd::{Whence, lseek};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{ImageDir, vma as status};
 use crate::checkpoint::memory::copy;
-use crate::checkpoint::memory::pagemap::{self, Place};
+use crate::checkpoint::memory::pagemap;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::model::Model;
 use crate::sys::memory::shared_anonymous;
@@ -45,16 +45,15 @@ pub fn fill(images: &ImageDir, id: u64, memory: &File) -> Result<()> {
     let size = memory.metadata().during("cannot look at shared memory", || "fstat(memory)".into())?.len();
     let pages = pagemap::open(images, &name)?;
     for run in &pages.runs {
-        let Place::Here(offset) = run.place else {
-            return Err(at(Error::new("shared memory in a parent set cannot be restored yet")));
-        };
+        let file = pages.files.get(run.file).ok_or_else(|| at(Error::new("the pages are nowhere")))?;
+        let offset = run.offset;
         if run.range.end > size.next_multiple_of(PAGE) {
             return Err(at(Error::new(format!("the pages go beyond the {size} bytes of shared memory"))));
         }
         let run = run.range.start..run.range.end.min(size);
         let from = offset..offset + (run.end - run.start);
         copy::each(&copy::pieces([(from, run.start)]), |piece, buffer| {
-            read_ranges(&pages.file, &piece.ranges, buffer).map_err(at)?;
+            read_ranges(file, &piece.ranges, buffer).map_err(at)?;
             memory.write_all_at(buffer, piece.offset).during("cannot fill shared memory", || {
                 format!("pwrite(memory, {}, {})", buffer.len(), piece.offset)
             })

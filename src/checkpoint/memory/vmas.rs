@@ -214,6 +214,11 @@ pub fn has_private_pages(entry: &VmaEntry) -> bool {
         && entry.flags & MAP_DROPPABLE == 0
 }
 
+/// Whether writes to its pages can be noted.
+pub fn may_be_watched(entry: &VmaEntry) -> bool {
+    has_private_pages(entry) && entry.status & status::VDSO == 0
+}
+
 /// Whether its pages may be filled after the process runs.
 pub fn may_be_lazy(entry: &VmaEntry) -> bool {
     let anonymous = libc::MAP_ANONYMOUS.cast_unsigned() | libc::MAP_PRIVATE.cast_unsigned();

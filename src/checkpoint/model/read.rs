@@ -21,6 +21,11 @@ impl Model {
                 .remedy("give the directory that `checkpoint --image-path` was given"));
         }
         let inventory: InventoryEntry = dir.read_one(Kind::Inventory, INVENTORY)?;
+        if inventory.pre_dump_mode.is_some() && !dir.exists("pstree.img") {
+            return Err(Error::new("the images are those of a pre-dump: memory alone")
+                .path(dir.path())
+                .remedy("restore the dump that was made with --parent-path after it"));
+        }
         let mut model = Self { inventory, ..Self::default() };
         model.check_version(dir)?;
         model.extension = one(dir, Kind::Stasis, "stasis.img")?;

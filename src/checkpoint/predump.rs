@@ -1,0 +1,176 @@
+//! The order of a pre-dump: the memory alone, of a container that runs on.
+//!
+//! ```text
+//!   check ──> stop ──> per process: note writes; scan and protect ──> let go      (milliseconds)
+//!         ──> copy the pages while the program runs ──> pagemap-N, pages-N, inventory, parent ──> publish
+//! ```
+//!
+//! Pages that change while they are copied are copied again by whoever builds on this set: their change is noted. The set
+//! cannot be restored by itself.
+
+use std::time::Instant;
+
+use crate::checkpoint::context::{LiveTask, Options, Source};
+use crate::checkpoint::dump::{describe_set, refuse, release};
+use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
+use crate::checkpoint::memory::capture::{Earlier, TaskPages};
+use crate::checkpoint::memory::layout;
+use crate::checkpoint::memory::pages::Pagemap;
+use crate::checkpoint::memory::parent::Parent;
+use crate::checkpoint::memory::track::Tracking;
+use crate::checkpoint::recovery::Record;
+use crate::checkpoint::remote::Injection;
+use crate::checkpoint::report::{self, DumpReport, Log, Phases};
+use crate::checkpoint::task::freeze;
+use crate::checkpoint::{Error, Freezer, Result, check};
+
+/// What `pre_dump_mode` says of a set whose pages were read from outside.
+const PRE_DUMP_READ: u32 = 2;
+
+/// Writes the memory of a running container into `options.image_path`. `given` notes its writes already; else what an
+/// earlier pre-dump has left is used if it fits, or the noting begins. It is returned, to be kept or used.
+pub fn pre_dump(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    given: Option<Tracking>,
+) -> Result<(DumpReport, Tracking)> {
+    let mut log = Log::open(options, "dump.log");
+    log.line(format_args!("pre-dump of container {} into {}", source.id, options.image_path.display()));
+    let result = run(options, source, freezer, given, &mut log);
+    match &result {
+        Ok((done, _)) => {
+            log.line(format_args!("done: {}; frozen {:.1} ms", done.phases, report::ms(done.frozen)));
+        }
+        Err(error) => log.error(error),
+    }
+    result
+}
+
+fn run(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    given: Option<Tracking>,
+    log: &mut Log,
+) -> Result<(DumpReport, Tracking)> {
+    let mut phases = Phases::start();
+    if given.is_none() {
+        refuse(check::check(options, source, freezer, false), log)?;
+    }
+    let state_dir = source.state_dir.as_deref();
+    let images = ImageDir::create(&options.image_path)?;
+    let mut parent = Parent::open(options, state_dir, given)?;
+    if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
+        log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
+    }
+    let known = parent.as_mut().and_then(Parent::take_tracking);
+    let is_known = known.is_some();
+    let mut tracking = known.unwrap_or_else(Tracking::begin);
+    let paused = freezer.is_frozen()?;
+    let record = Record::write(state_dir, paused)?;
+    phases.end("check");
+
+    let started = Instant::now();
+    let tasks = match freeze::stop(freezer, source.init, paused) {
+        Ok(tasks) => tasks,
+        Err(error) => {
+            record.undo(freezer)?;
+            return Err(error);
+        }
+    };
+    let freezing = started.elapsed();
+    let (count, threads) = (tasks.len(), tasks.iter().map(|t| t.threads.len()).sum());
+    phases.end("freeze");
+
+    let mut scanned = 0;
+    let found = tracking.renew(state_dir).and_then(|()| {
+        let mut found = Vec::new();
+        for (task, id) in tasks.iter().filter(|task| !task.zombie).zip(1..) {
+            let vpid = task.vpid;
+            let earlier = match &mut parent {
+                Some(parent) if is_known => parent.of(vpid.cast_unsigned(), tracking.marks(task.pid)),
+                _ => Earlier::NONE,
+            };
+            let pages = scan(task, id, earlier, &mut tracking, &mut scanned).map_err(|e| e.pid(vpid))?;
+            found.push(pages);
+        }
+        Ok(found)
+    });
+    phases.end("memory");
+    let released = release(tasks, freezer, paused);
+    let frozen = started.elapsed();
+    record.remove();
+    let found = found?;
+    released?;
+    phases.end("resume");
+
+    let bytes: u64 = found.iter().map(TaskPages::bytes).sum();
+    for pages in found {
+        pages.write_running(&images)?;
+    }
+    phases.end("pages");
+    let run = run_id()?;
+    let inventory = InventoryEntry {
+        pre_dump_mode: Some(PRE_DUMP_READ),
+        dump_uptime: Some(uptime()?),
+        dump_criu_run_id: Some(run.clone()),
+        ..describe_set()
+    };
+    images.write(Kind::Inventory, INVENTORY, &[inventory])?;
+    if let Some(path) = &options.parent_path {
+        images.link_parent(path)?;
+    }
+    images.publish(!options.no_sync)?;
+    tracking.belongs_to(run);
+    phases.end("publish");
+    let report = DumpReport {
+        freezing,
+        frozen,
+        phases,
+        tasks: count,
+        threads,
+        image_bytes: report::bytes(&options.image_path, ""),
+        pages_scanned: scanned,
+        pages_written: bytes / 4096,
+    };
+    report.write_stats(options);
+    Ok((report, tracking))
+}
+
+/// Finds what is to be written of one process, and from now on notes its writes.
+fn scan(
+    task: &LiveTask,
+    id: u32,
+    mut earlier: Earlier,
+    tracking: &mut Tracking,
+    scanned: &mut u64,
+) -> Result<TaskPages> {
+    let leader = task.threads.first().ok_or_else(|| Error::new("the process has no thread"))?;
+    let mut injection = Injection::start(leader)?;
+    let mappings: Vec<VmaEntry> = layout::private(task.pid)?;
+    *scanned += mappings.iter().map(|vma| (vma.end - vma.start) / 4096).sum::<u64>();
+    tracking.watch(task, &mut injection, &mappings)?;
+    injection.finish()?;
+    earlier.marks = tracking.scan(task.pid);
+    let mut map = Pagemap::open(task.pid)?;
+    let pages =
+        TaskPages::find(&mut map, (task.pid, task.vpid.cast_unsigned()), id, mappings.iter(), &earlier)?;
+    tracking.scanned(task.pid)?;
+    Ok(pages)
+}
+
+/// A name for a set that no other set has.
+fn run_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/uuid";
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| Error::new(format!("cannot name the set of images: {path}: {e}")))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Time since the machine started, in microseconds.
+fn uptime() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    let seconds: f64 = text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default();
+    Ok((seconds * 1e6) as u64)
+}
