@@ -9,7 +9,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
-    KINDS, Surroundings, check, epoll, external, inotify, locks, register_path, unix,
+    KINDS, Surroundings, check, epoll, external, inotify, locks, options, register_path, unix,
 };
 use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -39,6 +39,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let foreign = epoll::resolve(dump)?;
     if !foreign.is_empty() {
         extend(dump, epoll::EXTENSION, &foreign)?;
+    }
+    let options = std::mem::take(&mut dump.files.inet);
+    if !options.is_empty() {
+        extend(dump, options::EXTENSION, &options)?;
     }
     let more = unix::resolve(dump)?;
     if !more.is_empty() {

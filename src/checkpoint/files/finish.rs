@@ -10,6 +10,7 @@ impl Files<'_> {
     /// also does what concerns all.
     pub fn finish(&mut self, task: &mut NewTask, conduit: &Conduit) -> Result<()> {
         self.set_foreground(task, conduit)?;
+        self.set_async(task)?;
         self.lock(task)?;
         self.finished += 1;
         if self.finished < self.restore.model.fs.len() {

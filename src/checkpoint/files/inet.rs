@@ -19,7 +19,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::opener::Opener;
-use crate::checkpoint::files::{address, external, inside, sockopts};
+use crate::checkpoint::files::{address, external, inside, options, sockopts};
 use crate::checkpoint::image::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::sockopt::{self, get_bytes, get_int, set_int};
@@ -142,6 +142,10 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         entry.ifname =
             Some(name.into_string().map_err(|_| Error::new("a network device's name is not valid UTF-8"))?);
     }
+    if seen.kind == libc::SOCK_DGRAM && options::is_shut(&live.file) {
+        entry.shutdown = Some(SkShutdown::Read as i32);
+    }
+    options::dump(dump, [seen.family, seen.kind, seen.protocol], live, id)?;
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Inetsk as i32,
         id,
@@ -205,8 +209,12 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
+    let more = options::read(opener.restore.model)?;
     let made = inside::inside(opener.restore.target, || {
-        entries.iter().map(|e| make(e).map_err(|err| named(err, e))).collect::<Result<Vec<OwnedFd>>>()
+        entries
+            .iter()
+            .map(|e| make(e, more.get(&e.id)).map_err(|err| named(err, e)))
+            .collect::<Result<Vec<OwnedFd>>>()
     })?;
     for (entry, file) in entries.iter().zip(made) {
         opener.put_owned(entry.id, file, &entry.fown, entry.flags);
@@ -222,7 +230,7 @@ fn named(e: Error, entry: &InetSkEntry) -> Error {
     }
 }
 
-fn make(e: &InetSkEntry) -> Result<OwnedFd> {
+fn make(e: &InetSkEntry, more: Option<&options::More>) -> Result<OwnedFd> {
     let (family, kind, protocol) = (e.family.cast_signed(), e.r#type.cast_signed(), e.proto.cast_signed());
     let v6 = match family {
         libc::AF_INET => false,
@@ -280,6 +288,9 @@ fn make(e: &InetSkEntry) -> Result<OwnedFd> {
         if let (TCP, Some(value)) = (protocol, value) {
             set(libc::SOL_TCP, name, value)?;
         }
+    }
+    if let Some(more) = more {
+        options::restore(&fd, more)?;
     }
     place(&fd, e)?;
     sockopts::restore(&fd, &e.opts, family)?;
@@ -346,7 +357,7 @@ mod tests {
         let was = entry(fd, &seen).unwrap();
         // The address is still taken by the first one.
         let free = InetSkEntry { src_port: 0, ..was.clone() };
-        let made = make(&free).unwrap();
+        let made = make(&free, None).unwrap();
         let is = entry(&made, &see(&made).unwrap()).unwrap();
         (was, is)
     }
@@ -370,10 +381,10 @@ mod tests {
     fn a_port_is_bound_again_when_it_is_free() {
         let fd = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
         let was = entry(&fd, &see(&fd).unwrap()).unwrap();
-        let e = make(&was).unwrap_err();
+        let e = make(&was, None).unwrap_err();
         assert!(e.to_string().contains("another program uses"), "{e}");
         drop(fd);
-        let made = make(&was).unwrap();
+        let made = make(&was, None).unwrap();
         assert_eq!(entry(&made, &see(&made).unwrap()).unwrap(), was);
     }
 

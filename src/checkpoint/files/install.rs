@@ -21,7 +21,7 @@ use crate::checkpoint::{Error, Result};
 /// Most descriptors that one message carries: SCM_MAX_FD.
 const AT_ONCE: usize = 253;
 
-impl Files<'_> {
+impl<'a> Files<'a> {
     /// Gives a task its descriptors, working directory, root and umask. The number of the conduit itself must be
     /// above all of them.
     pub fn install(&mut self, task: &mut NewTask, conduit: &Conduit) -> Result<()> {
@@ -32,12 +32,8 @@ impl Files<'_> {
     fn place(&mut self, task: &mut NewTask, conduit: &Conduit) -> Result<()> {
         let model = self.restore.model;
         let vpid = task.vpid.cast_unsigned();
-        let table: &[FdinfoEntry] = match model.ids.get(&vpid) {
-            // Without an ids image every process has a table of its own, numbered as the process is.
-            Some(ids) if !self.installed.insert(ids.files_id) => &[],
-            Some(ids) => model.fdinfo.get(&ids.files_id).map_or(&[], Vec::as_slice),
-            None => &[],
-        };
+        let new = model.ids.get(&vpid).is_none_or(|ids| self.installed.insert(ids.files_id));
+        let table = if new { self.table(task.vpid) } else { &[] };
         let order = sorted(table)?;
         let fs = model.fs.get(&vpid);
         let mut sent: Vec<BorrowedFd<'_>> = Vec::new();
@@ -97,6 +93,14 @@ impl Files<'_> {
             task.injection.run(&batch)?;
         }
         self.add_watches(task, table)
+    }
+
+    /// The descriptors of a task.
+    pub(super) fn table(&self, vpid: i32) -> &'a [FdinfoEntry] {
+        let model = self.restore.model;
+        let vpid = vpid.cast_unsigned();
+        // Without an ids image every process has a table of its own, numbered as the process is.
+        model.ids.get(&vpid).and_then(|ids| model.fdinfo.get(&ids.files_id)).map_or(&[], Vec::as_slice)
     }
 
     /// Working directory and root.

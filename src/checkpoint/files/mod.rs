@@ -38,6 +38,7 @@ mod memfd;
 mod moves;
 mod netlink;
 mod opener;
+mod options;
 mod owner;
 mod pidfd;
 mod pipe;

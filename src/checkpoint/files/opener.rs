@@ -43,6 +43,8 @@ pub struct Files<'a> {
     /// Files that can be opened only when the processes exist: pidfds, and what /proc shows of them.
     pub(super) late: BTreeSet<u32>,
     pub(super) owners: Vec<Owned>,
+    /// Files on which a task has asked for signals.
+    pub(super) asyncs: BTreeSet<u32>,
     pub(super) seals: Vec<(OwnedFd, u32)>,
     /// Descriptor tables that are in place.
     pub(super) installed: BTreeSet<u32>,
@@ -78,6 +80,7 @@ impl<'a> Files<'a> {
             opened: BTreeMap::new(),
             late: BTreeSet::new(),
             owners: Vec::new(),
+            asyncs: BTreeSet::new(),
             seals: Vec::new(),
             installed: BTreeSet::new(),
             epolls: BTreeSet::new(),

@@ -1,12 +1,15 @@
 //! Who is told about I/O on an open file: F_SETOWN, F_SETSIG, O_ASYNC.
+//!
+//! O_ASYNC is set by a task that has the file: what a signal says in `si_fd` is the number under which it was set. That
+//! number itself can't be read; the lowest of the first process that has the file is taken for it.
 
 use std::collections::BTreeMap;
 
-use nix::fcntl::OFlag;
-
+use crate::checkpoint::context::NewTask;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::external;
 use crate::checkpoint::files::opener::{Files, Owned};
+use crate::checkpoint::remote::Batch;
 use crate::checkpoint::{Error, Result};
 use crate::sys::fcntl::{self, Owner};
 
@@ -40,11 +43,35 @@ impl Files<'_> {
             fcntl::set_signal(file, fown.signum.cast_signed())
                 .during(what, || format!("fcntl(_, F_SETSIG, {})", fown.signum))?;
         }
-        if owned.r#async {
-            let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)
-                .during(what, || "fcntl(_, F_GETFL)".into())?;
+        if owned.r#async && !self.asyncs.contains(&owned.id) {
+            // On its way through a socket: no task has it.
             let file = file.try_clone_to_owned().during(what, || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
-            external::set_flags(&file, (flags | OFlag::O_ASYNC.bits()).cast_unsigned())?;
+            external::set_flags(&file, self.flags(owned.id)? | libc::O_ASYNC.cast_unsigned())?;
+        }
+        Ok(())
+    }
+
+    fn flags(&self, id: u32) -> Result<u32> {
+        nix::fcntl::fcntl(self.vma_file(id)?, nix::fcntl::FcntlArg::F_GETFL)
+            .during("cannot read the flags of an open file", || "fcntl(_, F_GETFL)".into())
+            .map(i32::cast_unsigned)
+    }
+
+    /// Lets a task ask for signals on those of its files that no task before it had.
+    pub(super) fn set_async(&mut self, task: &mut NewTask) -> Result<()> {
+        let mut batch = Batch::new();
+        batch.about("cannot ask for signals on an open file");
+        let ids: Vec<u32> = self.owners.iter().filter(|o| o.r#async).map(|o| o.id).collect();
+        for id in ids.into_iter().filter(|id| !self.asyncs.contains(id)).collect::<Vec<_>>() {
+            let number = self.table(task.vpid).iter().filter(|e| e.id == id).map(|e| e.fd).min();
+            if let Some(fd) = number {
+                let flags = self.flags(id)? | libc::O_ASYNC.cast_unsigned();
+                batch.call(libc::SYS_fcntl, &[fd.into(), libc::F_SETFL.into(), flags.into()]);
+                self.asyncs.insert(id);
+            }
+        }
+        if !batch.is_empty() {
+            task.injection.run(&batch)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::unix;
+use crate::checkpoint::files::{options, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -37,6 +37,10 @@ pub struct Registry {
     pub(super) ttys: BTreeSet<u32>,
     /// Epoll descriptors whose targets are looked up when every file is known.
     pub(super) epolls: Vec<(usize, Holder)>,
+    /// What IP sockets have beside their records.
+    pub(super) inet: Vec<options::More>,
+    /// The options of a new IP socket of some family, type and protocol.
+    pub(super) fresh: BTreeMap<[i32; 3], (options::Values, Option<String>)>,
     /// Unix sockets, whose peers are looked up when every socket is known.
     pub(super) unix: unix::Found,
     /// What the container's processes are called inside.

@@ -1,0 +1,171 @@
+//! Options of IP sockets that CRIU's record has no place for, kept in the extension `inet`.
+//!
+//! ```text
+//!   a socket of the container  ─┐
+//!                               ├─ what differs ──> extension: (level, option, value)
+//!   a new one of the same kind ─┘
+//! ```
+//!
+//! CRIU restores without it, less exactly. Memberships in multicast groups cannot be seen from outside, and are lost.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use libc::{SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SOL_UDP};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::context::Dump;
+use crate::checkpoint::error::Context;
+use crate::checkpoint::files::inside;
+use crate::checkpoint::files::live::Live;
+use crate::checkpoint::model::Model;
+use crate::checkpoint::{Error, Result};
+use crate::sys::socket::socket;
+use crate::sys::sockopt::{get_bytes, get_int, set_bytes, set_int};
+
+/// Name of the extension in stasis.img.
+pub const EXTENSION: &str = "inet";
+
+/// Options that are a number and can be set to what they are read as, by the kernel's names in the order of its headers.
+#[rustfmt::skip]
+const OPTIONS: &[(i32, &[i32])] = &[
+    // TIMESTAMP, TIMESTAMPNS, RXQ_OVFL, SELECT_ERR_QUEUE, BUSY_POLL, ZEROCOPY, PREFER_BUSY_POLL
+    (SOL_SOCKET, &[29, 35, 40, 45, 46, 60, 69]),
+    // MAXSEG, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, THIN_LINEAR_TIMEOUTS, USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT,
+    // SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY
+    (SOL_TCP, &[2, 7, 8, 9, 10, 16, 18, 23, 25, 27, 30, 34, 36, 37]),
+    // ENCAP, NO_CHECK6_TX, NO_CHECK6_RX, SEGMENT, GRO
+    (SOL_UDP, &[100, 101, 102, 103, 104]),
+    // TOS and TTL (of IPv6 sockets, which speak IPv4 too), RECVOPTS, RETOPTS, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS,
+    // PASSSEC, TRANSPARENT, RECVORIGDSTADDR, MINTTL, CHECKSUM, BIND_ADDRESS_NO_PORT, RECVFRAGSIZE, RECVERR_RFC4884,
+    // MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF, LOCAL_PORT_RANGE
+    (SOL_IP, &[1, 2, 6, 7, 10, 11, 12, 13, 18, 19, 20, 21, 23, 24, 25, 26, 33, 34, 49, 50, 51]),
+    // UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, MULTICAST_ALL,
+    // RECVERR_RFC4884, FLOWINFO_SEND, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, DONTFRAG, RECVTCLASS, TCLASS,
+    // AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, RECVORIGDSTADDR, TRANSPARENT, UNICAST_IF, RECVFRAGSIZE
+    (SOL_IPV6, &[16, 17, 18, 19, 23, 25, 29, 31, 33, 51, 53, 56, 58, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77]),
+];
+
+/// What is known of a socket beside its record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct More {
+    /// The socket.
+    pub id: u32,
+    /// Level, option, value.
+    pub options: Vec<(i32, i32, i32)>,
+    /// TCP_CONGESTION.
+    pub congestion: Option<String>,
+}
+
+/// What a socket's options are. None for those that it does not have.
+pub type Values = Vec<((i32, i32), Option<i32>)>;
+
+/// Reads all options of a socket.
+fn values(fd: &OwnedFd) -> Values {
+    let all = OPTIONS.iter().flat_map(|(level, names)| names.iter().map(move |name| (*level, *name)));
+    all.map(|(level, name)| ((level, name), get_int(fd, level, name).ok())).collect()
+}
+
+/// The name of the algorithm that watches a connection's congestion.
+fn congestion(fd: &OwnedFd) -> Option<String> {
+    let (bytes, length) = get_bytes::<16>(fd, SOL_TCP, libc::TCP_CONGESTION).ok()?;
+    let name: Vec<u8> = bytes.into_iter().take(length).take_while(|b| *b != 0).collect();
+    String::from_utf8(name).ok()
+}
+
+/// Records what a new socket of the container, of this family, type and protocol, does not have set.
+pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], live: &Live, id: u32) -> Result<()> {
+    if !dump.files.fresh.contains_key(&key) {
+        let [family, kind, protocol] = key;
+        let fresh = inside::in_network(dump.source.init, || {
+            let fd = socket(family, kind, protocol)
+                .during("cannot make a socket", || format!("socket({family}, {kind}, {protocol})"))?;
+            Ok((values(&fd), congestion(&fd)))
+        })?;
+        dump.files.fresh.insert(key, fresh);
+    }
+    let fresh = dump.files.fresh.get(&key);
+    dump.files.inet.extend(fresh.and_then(|fresh| different(&live.file, id, fresh)));
+    Ok(())
+}
+
+/// What differs from a new socket, whose options are `fresh`.
+fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> Option<More> {
+    let options = values(fd)
+        .into_iter()
+        .zip(&fresh.0)
+        .filter(|(own, fresh)| own.1 != fresh.1)
+        .filter_map(|(((level, name), value), _)| Some((level, name, value?)))
+        .collect();
+    let congestion = congestion(fd).filter(|c| Some(c) != fresh.1.as_ref());
+    let more = More { id, options, congestion };
+    (more != More { id, ..More::default() }).then_some(more)
+}
+
+/// Sets them, on a socket that has no address yet. Only options of the table are.
+pub fn restore(fd: &OwnedFd, more: &More) -> Result<()> {
+    let what = "cannot set a socket's option";
+    for &(level, name, value) in &more.options {
+        if !OPTIONS.iter().any(|(l, names)| *l == level && names.contains(&name)) {
+            return Err(Error::new(format!("the images set option {name} of level {level} of a socket")));
+        }
+        set_int(fd, level, name, value)
+            .during(what, || format!("setsockopt(_, {level}, {name}, {value})"))?;
+    }
+    if let Some(name) = &more.congestion {
+        set_bytes(fd, SOL_TCP, libc::TCP_CONGESTION, name.as_bytes())
+            .during(what, || format!("setsockopt(_, SOL_TCP, TCP_CONGESTION, {name:?})"))
+            .map_err(|e| e.remedy("this kernel must have the algorithm, and allow it"))?;
+    }
+    Ok(())
+}
+
+/// Was it shut down for reading? What poll(2) tells; a shutdown for writing only cannot be seen.
+pub fn is_shut(fd: &OwnedFd) -> bool {
+    let wanted = PollFlags::from_bits_retain(libc::POLLRDHUP);
+    let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(fd), wanted)];
+    let told = poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0);
+    // What nix has no name for is POLLRDHUP.
+    told && asked[0].revents().is_none_or(|r| r.contains(PollFlags::POLLHUP))
+}
+
+/// The extension of these images, by id.
+pub fn read(model: &Model) -> Result<BTreeMap<u32, More>> {
+    let extension = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
+    let Some(extension) = extension else { return Ok(BTreeMap::new()) };
+    let all: Vec<More> = serde_json::from_slice(&extension.data)
+        .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))?;
+    Ok(all.into_iter().map(|more| (more.id, more)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_set_is_set_again_and_nothing_else() {
+        let kinds = [(libc::AF_INET, libc::SOCK_STREAM), (libc::AF_INET6, libc::SOCK_DGRAM)];
+        for (family, kind) in kinds {
+            let Ok(fd) = socket(family, kind, 0) else { continue };
+            let new = || socket(family, kind, 0).unwrap();
+            let fresh = (values(&new()), congestion(&new()));
+            assert_eq!(different(&fd, 1, &fresh), None);
+            set_int(&fd, SOL_IP, libc::IP_RECVTTL, 1).unwrap();
+            set_int(&fd, SOL_IP, libc::IP_MTU_DISCOVER, 3).unwrap();
+            let more = different(&fd, 7, &fresh).unwrap();
+            assert_eq!(more.options.len(), 2);
+            let again = new();
+            restore(&again, &more).unwrap();
+            assert_eq!(different(&again, 7, &fresh), Some(more));
+        }
+    }
+
+    #[test]
+    fn only_known_options_are_set() {
+        let fd = socket(libc::AF_INET, libc::SOCK_DGRAM, 0).unwrap();
+        let more = More { options: vec![(SOL_SOCKET, libc::SO_ATTACH_BPF, 3)], ..More::default() };
+        assert!(restore(&fd, &more).unwrap_err().to_string().contains("images set option"));
+    }
+}
