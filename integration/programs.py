@@ -12,11 +12,14 @@ def container(host, args, **how):
     return Container(host, "c", config(args, root=host.overlay("programs", "root"), **how))
 
 
-def cycles(c, ask, *flags, times=2):
-    """`ask(n)` must be answered before anything happens, and after each of the restores."""
+CYCLES = int(os.environ.get("CYCLES", "2"))
+
+
+def cycles(c, ask, *flags):
+    """`ask(n)` must be answered before anything happens, and after each of the restores (CYCLES of them)."""
     real_checkpoints()
     ask(0)
-    for n in range(1, times + 1):
+    for n in range(1, CYCLES + 1):
         c.checkpoint(f"image{n}", *flags)
         c.restore(f"image{n}", *flags)
         ask(n)
@@ -353,4 +356,4 @@ def test_cron(host):
     c = container(host, ["/bin/sh", "-c", "echo '* * * * * root date >>/ran' >/etc/cron.d/t; exec cron -f"])
     c.run()
     until(lambda: "cron" in c.exec("pgrep", "-l", "cron").stdout, "cron")
-    cycles(c, lambda n: check("cron" in c.exec("pgrep", "-l", "cron").stdout, "cron is gone"))
+    cycles(c, lambda n: check("cron" in c.exec("pgrep", "-l", "cron").stdout, "cron is gone"), "--file-locks")
