@@ -25,6 +25,8 @@ class Docker:
         self.short = f"/tmp/stasis-docker-{os.getpid()}"  # sockets' paths have to be short
         os.makedirs(self.short, exist_ok=True)
         host.undo.append(lambda: sh("rm", "-rf", self.short))
+        # Where dockerd has the network of the "host" mounted, if it was asked for.
+        host.undo.append(lambda: sh("umount", "-l", f"{self.short}/exec/netns/default", ok=None))
         # A namespace is kept by a process that sleeps in it; Docker may do with bridges and rules there what it likes.
         host.undo.append(lambda: remove_cgroup(f"stasis-docker-{os.getpid()}"))
         holder = host.daemon("unshare", "--net", "sleep", "infinity", log=self.dir / "holder.log")
@@ -378,3 +380,89 @@ def test_checkpoint_redis(host):
     answer = d("run", "--rm", "redis:test", "redis-cli", "-h", address, "get", "key:5").stdout
     with Redis(C.socket) as redis:
         equal(answer.strip(), redis("GET", "key:5"), "a key, over the network that Docker attached again")
+
+
+# What `docker run` is asked for, and must give under every runtime: flags, then the command.
+SAME = [
+    ("", "cat /proc/self/status | grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)'"),
+    ("--cap-add NET_ADMIN --cap-drop CHOWN", "grep Cap /proc/self/status"),
+    ("--cap-drop ALL --user 1000:1000 --group-add 5", "id; grep Cap /proc/self/status"),
+    ("--security-opt no-new-privileges", "grep NoNewPrivs /proc/self/status"),
+    ("--security-opt seccomp=unconfined", "grep Seccomp: /proc/self/status; unshare -U true; echo $?"),
+    ("", "unshare -m true; echo $?; dmesg; reboot -f; echo $?"),
+    ("--read-only", "touch /x; touch /tmp/y; touch /dev/shm/z && echo shm; mount | grep -c ' ro'"),
+    ("--read-only --tmpfs /tmp:size=1m,mode=1777", "dd if=/dev/zero of=/tmp/f bs=64k count=32 2>/dev/null; stat -c %s /tmp/f; stat -c %a /tmp"),
+    ("-v /tmp:/host:ro", "touch /host/x; echo $?; grep ' /host ' /proc/self/mountinfo | cut -d' ' -f6"),
+    ("--mount type=tmpfs,dst=/mnt,tmpfs-size=65536", "df -k /mnt | tail -1 | awk '{print $2}'"),
+    ("--shm-size 3m", "df -k /dev/shm | tail -1 | awk '{print $2}'"),
+    ("--ulimit nofile=99:100 --ulimit core=0", "ulimit -Sn; ulimit -Hn; ulimit -c"),
+    ("--sysctl net.ipv4.ip_forward=1 --sysctl kernel.shmmax=12345678", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax"),
+    ("--memory 64m --memory-swap 64m", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes"),
+    ("--memory 64m --memory-reservation 32m --kernel-memory 0", "cat /sys/fs/cgroup/memory/memory.soft_limit_in_bytes"),
+    ("--cpus 0.5 --cpu-shares 77", "cat /sys/fs/cgroup/cpu/cpu.shares; cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
+    ("--cpuset-cpus 0", "grep Cpus_allowed_list /proc/self/status"),
+    ("--pids-limit 5", "cat /sys/fs/cgroup/pids/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 0.1 & done; wait"),
+    ("--device /dev/fuse", "ls -l /dev/fuse | cut -c1-10; ls /dev"),
+    ("--device /dev/zero:/dev/nothing:r", "head -c3 /dev/nothing | wc -c; echo >/dev/nothing; echo $?"),
+    ("", "ls -l /dev | awk '{print $1, $3, $4, $5, $6}'; stat -c '%n %a %t %T' /dev/null /dev/tty /dev/ptmx"),
+    ("", "mount | awk '{print $1, $3, $5, $6}' | grep -v -e ' / ' -e /etc/"),
+    ("", "cat /proc/self/cgroup | cut -d: -f2,3 | grep -c .; readlink /proc/self/ns/cgroup | cut -d: -f1"),
+    ("--init", "cat /proc/1/comm; ps -o args | grep -c docker-init"),
+    ("--hostname h --domainname d", "hostname; cat /proc/sys/kernel/domainname"),
+    ("-e A=1 -e B -e HOME=/x --workdir /srv/new", "env | sort | grep -v HOSTNAME; pwd"),
+    ("--user nobody", "id; echo $HOME"),
+    ("--user 12345", "id -u; id -g; echo $HOME"),
+    ("--user nosuchuser", "id"),
+    ("--network none", "ls /sys/class/net; cat /proc/net/route | wc -l"),
+    ("--network host", "ls /proc/self/ns/net; hostname | wc -l"),
+    ("--ipc host --uts host", "hostname | wc -l"),
+    ("--ipc none", "ls -d /dev/shm"),
+    ("--pid host", "test $$ -gt 1 && echo host"),
+    ("--oom-score-adj 500", "cat /proc/self/oom_score_adj"),
+    ("--privileged=false --security-opt systempaths=unconfined", "ls -d /proc/kcore; mount | grep -c /proc/"),
+    ("--entrypoint /no/such", "x"),
+    ("--entrypoint /etc", "x"),
+    ("--entrypoint nosuch", "x"),
+    ("--cgroup-parent /stasis-same", "cut -d: -f3 /proc/self/cgroup | sort -u | wc -l"),
+    ("--tty", "tty; stty size | wc -w; ls -l /dev/console | cut -c1-10"),
+    ("--stop-signal QUIT --label a=b", "exit 42"),
+    ("-w /no/such/dir", "pwd"),
+    ("-v /no/such/file:/f --mount type=bind,src=/no/such,dst=/g", "true"),
+    ("--blkio-weight 300 --device-read-bps /dev/null:1mb", "true"),
+    ("--memory 1k", "true"),
+    ("--ulimit nofile=999999999", "ulimit -n"),
+    ("--cpu-rt-runtime 1000", "true"),
+    ("--sysctl no.such=1", "true"),
+    ("--sysctl net.no.such=1", "true"),
+    ("--device /dev/nosuch", "true"),
+    ("--security-opt apparmor=nosuch", "true"),
+    ("--storage-opt size=1G", "true"),
+    ("--cgroupns host", "grep -c docker /proc/self/cgroup"),
+    ("--cgroupns private", "cut -d: -f3 /proc/self/cgroup | sort -u"),
+    ("--userns host", "cat /proc/self/uid_map"),
+]
+
+
+def test_same_as_runc(host):
+    """What comes out, of both streams, and the status: the same under runc, word for word."""
+    need("runc")
+    d = docker(host)
+    known = {RUNTIME: "RUNTIME", "runc": "RUNTIME", "stasis": "RUNTIME"}
+    # Newer than Debian's runc, as upstream's is now.
+    known |= {",size=4k,nr_inodes=1": "", "error during container init: exec": "exec", "open sysctl net.no.such file: ": ""}
+    differences = []
+    for flags, command in SAME:
+        if "blkio" in flags and not os.path.exists("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device"):
+            continue
+        said = []
+        for runtime in ("runc", "stasis"):
+            done = d("run", "--rm", "--runtime", runtime, *flags.split(), "busybox:test",
+                     *([] if command == "x" else ["sh", "-c", command]), ok=None)
+            text = f"{done.returncode}\n{done.stdout}{done.stderr}"
+            text = re.sub(r"[0-9a-f]{64}|\b[0-9a-f]{12}\b", "ID", text)
+            for word, neutral in known.items():
+                text = text.replace(word, neutral)
+            said.append(text)
+        if said[0] != said[1]:
+            differences.append(f"docker run {flags} ... {command}\nrunc:   {said[0]}\nstasis: {said[1]}")
+    check(not differences, "\n".join(differences))

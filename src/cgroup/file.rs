@@ -38,7 +38,7 @@ pub(super) fn write(dir: &Path, name: &str, value: &str) -> Result<()> {
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
             Err(e) => Err(e),
         }
-        .context(|| format!("write {}={value}", dir.join(name).display()));
+        .context(|| format!("failed to write {value:?}: write {}", dir.join(name).display()));
     }
 }
 

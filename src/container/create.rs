@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmodat};
 use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 
 use super::hooks::{self, HookState, Point};
 use super::launch::{Newborn, launch};
@@ -105,6 +105,9 @@ pub fn create(store: &Store, request: Request) -> Result<Created> {
     }
 }
 
+/// Before what failed about the control groups.
+const NO_CGROUP: &str = "unable to start container process: unable to apply cgroup configuration";
+
 /// What has to be undone when a creation fails.
 struct Undo<'a> {
     dir: &'a Dir,
@@ -169,7 +172,7 @@ fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container,
     let init = launch(namespaces::clone_flags(spec), &joined, &|channel| process::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
-    cgroup.add(init.pid).map_err(|e| e.context("unable to apply cgroup configuration"))?;
+    cgroup.add(init.pid).map_err(|e| e.context(NO_CGROUP))?;
     if let Some(maps) = IdMaps::of(spec) {
         maps.write(init.pid)?;
     }
@@ -177,13 +180,28 @@ fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container,
         oom_score(init.pid, score)?;
     }
     init.channel.go()?;
+    match serve(dir, request, process, cgroup, &init)
+        .map_err(|e| e.context("unable to start container process: error during container init"))?
+    {
+        (Some(container), console) => Ok((container, init, console)),
+        (None, _) => Err(died(init.pid)),
+    }
+}
 
+/// Does for the new init what it can't do itself, until it is ready. Nothing is returned of one that has died.
+fn serve(
+    dir: &Dir,
+    request: &Request,
+    process: &Process,
+    cgroup: &Cgroup,
+    init: &Newborn,
+) -> Result<(Option<Container>, Option<OwnedFd>)> {
+    let spec = &request.bundle.spec;
     let mut console = None;
     let mut container = None;
-    loop {
-        let message = init.channel.listen()?;
+    while let Some(message) = init.channel.listen()? {
         match message {
-            Some(Message::Mounted) => {
+            Message::Mounted => {
                 if let Some(linux) = spec.linux() {
                     cgroup
                         .apply(linux)
@@ -193,45 +211,34 @@ fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container,
                 hooks::run(spec, Point::Prestart, &state, &[])?;
                 hooks::run(spec, Point::CreateRuntime, &state, &[])?;
             }
-            Some(Message::Console(fd)) => {
+            Message::Console(fd) => {
                 console = Some(fd);
                 continue;
             }
-            Some(Message::Ready) => {
+            Message::Ready => {
                 rlimits::apply(process.rlimits().as_deref().unwrap_or_default(), init.pid)
                     .map_err(|e| e.context("error setting rlimits for ready process"))?;
-                let state = state(request, &init, cgroup.paths().clone())?;
+                let state = state(request, init, cgroup.paths().clone())?;
+                let ready = Container { dir: dir.clone(), state };
                 if request.purpose == Purpose::Restore {
-                    let container = Container { dir: dir.clone(), state };
-                    return Ok((container, init, console));
+                    return Ok((Some(ready), console));
                 }
                 let text =
                     serde_json::to_vec(spec).map_err(|e| Error::new(format!("encoding config.json: {e}")))?;
                 dir.write("config.json", &text)?;
-                dir.save(&state)?;
-                container = Some(Container { dir: dir.clone(), state });
+                dir.save(&ready.state)?;
+                container = Some(ready);
             }
-            Some(Message::Listener(fd)) => super::listener::hand_over(
-                spec,
-                &init,
-                fd,
-                &hook_state(request, Some(init.pid), "creating"),
-                init.pid,
-            )?,
-            Some(Message::Failed(text)) => {
-                return Err(sys::Error::new(text)
-                    .context("unable to start container process: error during container init")
-                    .into());
+            Message::Listener(fd) => {
+                let state = hook_state(request, Some(init.pid), "creating");
+                super::listener::hand_over(spec, init, fd, &state, init.pid)?;
             }
-            Some(Message::Pid(_)) => return Err(Error::new("garbled message on the init channel")),
-            None => break,
+            Message::Failed(text) => return Err(Error::new(text)),
+            Message::Pid(_) => return Err(Error::new("garbled message on the init channel")),
         }
         init.channel.go()?;
     }
-    match container {
-        Some(container) => Ok((container, init, console)),
-        None => Err(died(init.pid)),
-    }
+    Ok((container, console))
 }
 
 /// Words for an init that went without a word.
@@ -310,7 +317,8 @@ fn control_groups(request: &Request) -> Result<Cgroup> {
     }
     let none = LinuxResources::default();
     let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
-    Ok(Cgroup::create(resources, path, &request.id, systemd)?)
+    let made = Cgroup::create(resources, path, &request.id, systemd);
+    Ok(made.map_err(|e| e.context(NO_CGROUP))?)
 }
 
 /// Sources of bind mounts that only we, outside, can open.
