@@ -102,8 +102,8 @@ pub type Messages = Vec<(IpcMsg, Vec<u8>)>;
 /// One network namespace.
 #[derive(Debug, Default, Clone, PartialEq)]
 pub struct NetNamespace {
-    /// Its sysctls, or where it comes from. None where it is restored empty.
-    pub entry: Option<NetnsEntry>,
+    /// Its sysctls, or where it comes from.
+    pub entry: NetnsEntry,
     /// Its devices.
     pub devices: Vec<NetDeviceEntry>,
 }

@@ -134,9 +134,9 @@ impl Model {
             }
         }
         for id in self.distinct(|ids| ids.net_ns_id) {
-            if let Some(entries) = many(dir, Kind::Netns, &format!("netns-{id}.img"))? {
+            if let Some(entry) = one(dir, Kind::Netns, &format!("netns-{id}.img"))? {
                 let devices = many(dir, Kind::Netdev, &format!("netdev-{id}.img"))?.unwrap_or_default();
-                self.netns.insert(id, NetNamespace { entry: entries.into_iter().next(), devices });
+                self.netns.insert(id, NetNamespace { entry, devices });
             }
         }
         for id in self.distinct(|ids| ids.user_ns_id) {

@@ -63,7 +63,7 @@ fn full() -> Model {
             },
         )]
         .into(),
-        netns: [(1, NetNamespace { entry: Some(sample()), devices: vec![sample()] })].into(),
+        netns: [(1, NetNamespace { entry: sample(), devices: vec![sample()] })].into(),
         userns: [(1, sample())].into(),
         timens: [(0, sample()), (1, sample())].into(),
         pidns: [(1, sample())].into(),

@@ -86,7 +86,7 @@ impl Model {
             payload::write(dir, Kind::IpcnsSem, &format!("ipcns-sem-{id}.img"), &ipc.sem)?;
         }
         for (id, net) in &self.netns {
-            dir.write(Kind::Netns, &format!("netns-{id}.img"), net.entry.as_slice())?;
+            dir.write(Kind::Netns, &format!("netns-{id}.img"), std::slice::from_ref(&net.entry))?;
             dir.write(Kind::Netdev, &format!("netdev-{id}.img"), &net.devices)?;
         }
         for (id, user) in &self.userns {

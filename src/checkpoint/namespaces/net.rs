@@ -17,7 +17,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         let joined = Kind::Net.joined(&dump.source.spec).is_some();
         let entry = NetnsEntry { ext_key: joined.then(|| JOINED.into()), ..NetnsEntry::default() };
         let devices = if joined { vec![] } else { vec![loopback()] };
-        dump.model.netns.insert(Kind::Net.id(true), NetNamespace { entry: Some(entry), devices });
+        dump.model.netns.insert(Kind::Net.id(true), NetNamespace { entry, devices });
     }
     Ok(())
 }
