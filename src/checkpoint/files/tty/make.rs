@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
-use nix::fcntl::OFlag;
+use nix::fcntl::{AtFlags, OFlag};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchownat};
 
 use super::settings;
 use crate::checkpoint::error::Context;
@@ -74,6 +76,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         let end = match made.get(&index) {
             Some(master) => {
                 ioctl::set_pty_locked(master, false).during(WHAT, || "ioctl(_, TIOCSPTLCK, 0)".into())?;
+                own(opener, info, index)?;
                 master.try_clone().during(WHAT, || "fcntl(_, F_DUPFD_CLOEXEC)".into())?
             }
             None => console(opener, index)?,
@@ -87,13 +90,24 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
             .during(WHAT, || format!("openat2(root, {path:?}, {flags:?})"))
             .map_err(|e| e.path(&path))?;
         external::set_flags(&file, tty.flags)?;
+        if let Some(mode) = tty.regf_id.and_then(|id| opener.regular(id)).and_then(|reg| reg.mode) {
+            fchmod(&file, Mode::from_bits_truncate(mode & 0o7777))
+                .during(WHAT, || format!("fchmod(_, {mode:#o})"))
+                .map_err(|e| e.path(&path))?;
+        }
         opened.push((tty, file));
     }
     sessions(opener, &infos, &made, &controlling)?;
+    // An exclusive terminal is opened by nobody else. Only its slave can be told.
+    for (tty, file) in &opened {
+        if infos.get(&tty.tty_info_id).is_some_and(|info| info.exclusive) {
+            ioctl::set_tty_exclusive(file).during(WHAT, || "ioctl(_, TIOCEXCL)".into())?;
+        }
+    }
     for (tty, file) in opened {
         opener.put_owned(tty.id, file, &tty.fown, tty.flags);
     }
-    // Last: an exclusive terminal, or one whose slave is locked, is opened by nobody else.
+    // Last: one whose slave is locked is opened by nobody else.
     for info in infos.values().filter(|i| i.r#type == TtyType::Pty as i32) {
         let Some(master) = made.get(&index(info)?) else { continue };
         if info.packet_mode {
@@ -101,9 +115,6 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         }
         if info.locked {
             ioctl::set_pty_locked(master, true).during(WHAT, || "ioctl(_, TIOCSPTLCK, 1)".into())?;
-        }
-        if info.exclusive {
-            ioctl::set_tty_exclusive(master).during(WHAT, || "ioctl(_, TIOCEXCL)".into())?;
         }
     }
     for (index, master) in made {
@@ -116,6 +127,17 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         opener.put_owned(tty.id, master, &tty.fown, tty.flags);
     }
     Ok(())
+}
+
+/// Gives a slave its owner.
+fn own(opener: &Opener<'_, '_>, info: &TtyInfoEntry, index: u32) -> Result<()> {
+    let (Some(uid), Some(gid)) = (info.uid, info.gid) else { return Ok(()) };
+    let path = format!("/dev/pts/{index}");
+    let node = resolve::open_in_root(&opener.restore.target.root, &path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .during(WHAT, || format!("openat2(root, {path:?}, O_PATH)"))?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    fchownat(&node, "", Some(uid), Some(gid), AtFlags::AT_EMPTY_PATH)
+        .during(WHAT, || format!("fchownat({path:?}, {uid}, {gid})"))
 }
 
 fn index(info: &TtyInfoEntry) -> Result<u32> {

@@ -143,11 +143,23 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     Ok(())
 }
 
-/// Adds what this descriptor tells to the terminal's info; only a master tells of locks and packet mode.
+/// Adds what this descriptor tells to the terminal's info. Only a master tells of locks and packet mode, only a slave
+/// whether it is exclusive.
 fn describe(dump: &mut Dump<'_>, live: &Live, end: End, id: u32) -> Result<()> {
     let what = "cannot read the settings of a terminal";
     let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
-    if !dump.files.ttys.insert(id) && !matches!(end, End::Master(_)) {
+    let master = matches!(end, End::Master(_));
+    let given = dump.source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
+    if !(given && index == CONSOLE && !master) {
+        empty(live)?;
+    }
+    let new = dump.files.ttys.insert(id);
+    let exclusive =
+        !master && ioctl::tty_exclusive(&live.file).during(what, || "ioctl(_, TIOCGEXCL)".into())?;
+    if let Some(known) = dump.model.tty_info.iter_mut().find(|known| known.id == id) {
+        known.exclusive |= exclusive;
+    }
+    if !new && !master {
         return Ok(());
     }
     let (sid, pgrp) = session::of(dump, index)?;
@@ -155,43 +167,46 @@ fn describe(dump: &mut Dump<'_>, live: &Live, end: End, id: u32) -> Result<()> {
     let locked = ioctl::locked_termios(&live.file).during(what, || "ioctl(_, TIOCGLCKTRMIOS)".into())?;
     let [ws_row, ws_col, ws_xpixel, ws_ypixel] =
         ioctl::window_size(&live.file).during(what, || "ioctl(_, TIOCGWINSZ)".into())?.map(u32::from);
+    let rdev = nix::sys::stat::makedev(136, index.into());
+    let owner = owner(dump.files.root()?, index, rdev);
     let mut info = TtyInfoEntry {
         id,
         r#type: TtyType::Pty as i32,
         locked: false,
-        exclusive: ioctl::tty_exclusive(&live.file).during(what, || "ioctl(_, TIOCGEXCL)".into())?,
+        exclusive,
         packet_mode: false,
         sid,
         pgrp,
-        rdev: u32::try_from(live.stat.st_rdev).unwrap_or(0),
+        rdev: u32::try_from(if master { rdev } else { live.stat.st_rdev }).unwrap_or(0),
         termios: Some(record(&termios)),
         termios_locked: Some(record(&locked)),
         winsize: Some(WinsizeEntry { ws_row, ws_col, ws_xpixel, ws_ypixel }),
         pty: Some(TtyPtyEntry { index }),
         dev: None,
-        uid: Some(live.stat.st_uid),
-        gid: Some(live.stat.st_gid),
+        uid: owner.map(|o| o.0),
+        gid: owner.map(|o| o.1),
     };
     match end {
         End::Master(_) => {
             info.locked = ioctl::pty_locked(&live.file).during(what, || "ioctl(_, TIOCGPTLCK)".into())?;
             info.packet_mode =
                 ioctl::pty_packet_mode(&live.file).during(what, || "ioctl(_, TIOCGPKT)".into())?;
-            empty(live)?;
         }
-        End::Slave(_) if index != CONSOLE => empty(live)?,
         End::Slave(_) => {}
         End::Controlling(_) => info.r#type = TtyType::Ctty as i32,
     }
-    // The device of a slave is what CRIU expects here.
-    if let End::Master(_) = end {
-        info.rdev = u32::try_from(nix::sys::stat::makedev(136, index.into())).unwrap_or(0);
-    }
     match dump.model.tty_info.iter_mut().find(|known| known.id == id) {
-        Some(known) => *known = info,
+        Some(known) => *known = TtyInfoEntry { exclusive: known.exclusive, ..info },
         None => dump.model.tty_info.push(info),
     }
     Ok(())
+}
+
+/// Who owns a slave, where it is in its usual place.
+fn owner(root: &OwnedFd, index: u32, rdev: u64) -> Option<(u32, u32)> {
+    let node = crate::sys::resolve::open_in_root(root, format!("/dev/pts/{index}"), OFlag::O_PATH).ok()?;
+    let stat = nix::sys::stat::fstat(&node).ok()?;
+    (stat.st_rdev == rdev).then_some((stat.st_uid, stat.st_gid))
 }
 
 /// Refuses to lose what somebody has written and nobody has read.
