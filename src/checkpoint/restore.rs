@@ -11,7 +11,7 @@
 //!
 //! Until `ready()` has returned, a failure kills everything that was made; the images are only read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -103,6 +103,12 @@ fn run(
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
             files.finish(task, &conduit)?;
+        }
+    }
+    let mut closed = BTreeSet::new();
+    for pid in &live {
+        let table = model.ids.get(&pid.cast_unsigned()).map_or(0, |ids| ids.files_id);
+        if let Some(task) = tree.get_mut(pid).filter(|_| table == 0 || closed.insert(table)) {
             conduit.close(&mut task.injection)?;
         }
     }

@@ -255,7 +255,9 @@ impl ImageDir {
             Ok(())
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..names.len().min(FLUSHERS)).map(|_| scope.spawn(work)).collect();
+            // Where no more threads can be had, those that there are do all of it.
+            let helper = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..names.len().min(FLUSHERS)).map_while(helper).collect();
             let mine = work();
             others.into_iter().fold(mine, |result, other| {
                 result.and(other.join().unwrap_or_else(|_| Err(Error::new("cannot flush the images"))))

@@ -9,8 +9,8 @@ use super::threads::{self, Captured};
 use super::{freeze, limits, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
-    CoreEntry, Extension, Machine, PstreeEntry, StasisExtension, TaskCoreEntry, TaskExtra, TaskRlimitsEntry,
-    ThreadExtra,
+    CoreEntry, Extension, Machine, PstreeEntry, StasisExtension, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry,
+    TaskRlimitsEntry, ThreadExtra,
 };
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
 use crate::checkpoint::{Error, Result};
@@ -78,11 +78,11 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
         critical: false,
         data: extra.encode_to_vec(),
     });
-    plan(&dump.model.pstree).map(|_| ())
+    plan(&dump.model.pstree, &dump.model.ids).map(|_| ())
 }
 
 /// How the tree of these records would be made.
-pub fn plan(pstree: &[PstreeEntry]) -> Result<Vec<tree::Step>> {
+pub fn plan(pstree: &[PstreeEntry], ids: &BTreeMap<u32, TaskKobjIdsEntry>) -> Result<Vec<tree::Step>> {
     let node = |e: &PstreeEntry| tree::Node {
         pid: e.pid.cast_signed(),
         ppid: e.ppid.cast_signed(),
@@ -91,7 +91,9 @@ pub fn plan(pstree: &[PstreeEntry]) -> Result<Vec<tree::Step>> {
     };
     let nodes: Vec<tree::Node> = pstree.iter().map(node).collect();
     let taken = pstree.iter().flat_map(|e| e.threads.iter().map(|t| t.cast_signed())).collect();
-    tree::plan(&nodes, &taken)
+    let steps = tree::plan(&nodes, &taken)?;
+    sharing::check(nodes.first().map_or(0, |root| root.pid), &steps, ids)?;
+    Ok(steps)
 }
 
 fn tree_entry(task: &LiveTask, captured: &[Captured]) -> Result<PstreeEntry> {

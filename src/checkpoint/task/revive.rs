@@ -52,7 +52,7 @@ impl<'a> Revival<'a> {
     /// Checks the images against each other and against config.json.
     pub fn plan(restore: &'a Restore<'a>, filters: seccomp::Policy) -> Result<Self> {
         let model = restore.model;
-        let steps = process::plan(&model.pstree)?;
+        let steps = process::plan(&model.pstree, &model.ids)?;
         let policy = credentials::Policy::of(&restore.target.spec);
         let extra = extension(restore)?;
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);

@@ -2,11 +2,12 @@
 //! image say it.
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::TaskKobjIdsEntry;
+use crate::checkpoint::task::tree::Step;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
 
@@ -28,6 +29,28 @@ pub fn ids(dump: &mut Dump<'_>) -> Result<BTreeMap<u32, TaskKobjIdsEntry>> {
         all.insert(vpid.cast_unsigned(), entry);
     }
     Ok(all)
+}
+
+/// A descriptor table or a working directory is handed on from parent to child. Refuses what is shared in another way:
+/// with a process whose common ancestor has let go of it.
+pub fn check(root: i32, steps: &[Step], ids: &BTreeMap<u32, TaskKobjIdsEntry>) -> Result<()> {
+    let of = |pid: i32| ids.get(&pid.cast_unsigned());
+    let mut tables: BTreeSet<u32> = of(root).map(|ids| ids.files_id).into_iter().collect();
+    let mut directories: BTreeSet<u32> = of(root).map(|ids| ids.fs_id).into_iter().collect();
+    for step in steps {
+        let Step::Fork { by, pid, .. } = *step else { continue };
+        let Some(own) = of(pid) else { continue };
+        let parent = of(by);
+        let files = parent.is_some_and(|p| p.files_id == own.files_id) || tables.insert(own.files_id);
+        let fs = parent.is_some_and(|p| p.fs_id == own.fs_id) || directories.insert(own.fs_id);
+        if !files || !fs {
+            let what = if files { "working directory" } else { "descriptor table" };
+            return Err(Error::new(format!("the process shares its {what} with one that is not its parent"))
+                .pid(pid)
+                .remedy("such a process cannot be dumped; end it"));
+        }
+    }
+    Ok(())
 }
 
 /// A number for each process, equal where the object is the same. kcmp's order makes it a sort, not a comparison of
@@ -63,6 +86,22 @@ fn classes(live: &[(i32, i32)], what: What) -> Result<Vec<u32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_shared_comes_from_the_parent() {
+        let ids = |files: [u32; 3]| {
+            let entry = |files_id| TaskKobjIdsEntry { files_id, fs_id: 100 + files_id, ..Default::default() };
+            BTreeMap::from([(1, entry(files[0])), (5, entry(files[1])), (6, entry(files[2]))])
+        };
+        let fork = |by, pid| Step::Fork { by, pid, helper: false };
+        let siblings = [fork(1, 5), fork(1, 6)];
+        check(1, &siblings, &ids([1, 2, 3])).unwrap();
+        check(1, &siblings, &ids([1, 1, 1])).unwrap();
+        let error = check(1, &siblings, &ids([1, 2, 2])).unwrap_err();
+        assert!(error.fields().pid == Some(6) && error.to_string().contains("descriptor table"), "{error}");
+        check(1, &[fork(1, 5), fork(5, 6)], &ids([1, 2, 2])).unwrap();
+        assert!(check(1, &[fork(1, 5), fork(5, 6)], &ids([1, 2, 1])).is_err(), "the grandchild of init");
+    }
 
     #[test]
     fn a_child_of_fork_shares_nothing() {
