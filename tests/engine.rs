@@ -223,11 +223,11 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
         }
         Mode::Leave => {
             c.checkpoint("image", &["--leave-running"])?;
-            let original = c.move_to_copy()?;
-            let copy = c.use_bundle(original);
+            let original = c.move_elsewhere()?;
+            let elsewhere = c.swap(original);
             c.check().map_err(|e| format!("the one left running: {e}"))?;
             c.delete();
-            c.use_bundle(copy);
+            c.swap(elsewhere);
             c.restore("image")?;
             c.check().map_err(|e| format!("the restored one: {e}"))
         }

@@ -23,11 +23,16 @@ pub struct Place {
     pub dir: PathBuf,
 }
 
+/// A bundle and an id.
+pub type Old = (PathBuf, String);
+
 /// One container. Dropping it deletes it, whatever happened.
 pub struct Container<'a> {
     place: &'a Place,
     fixture: &'a Fixture,
     id: String,
+    /// Its directory in the place, which keeps its name when the container gets another id.
+    home: PathBuf,
     bundle: PathBuf,
     /// Who runs it at present.
     runtime: PathBuf,
@@ -40,7 +45,8 @@ pub struct Container<'a> {
 impl<'a> Container<'a> {
     /// Lays out a bundle for the fixture's program. Nothing runs yet.
     pub fn new(place: &'a Place, fixture: &'a Fixture, program: &Path, id: &str) -> Result<Self, String> {
-        let bundle = place.dir.join(id).join("bundle");
+        let home = place.dir.join(id);
+        let bundle = home.join("bundle");
         let rootfs = bundle.join("rootfs");
         for dir in ["t", "proc", "dev", "sys", "tmp", "etc", "work"] {
             fs::create_dir_all(rootfs.join(dir)).map_err(|e| format!("{}: {e}", rootfs.display()))?;
@@ -49,6 +55,12 @@ impl<'a> Container<'a> {
         for dir in ["t", "tmp", "work"] {
             fs::set_permissions(rootfs.join(dir), fs::Permissions::from_mode(0o1777))
                 .map_err(|e| e.to_string())?;
+        }
+        // What fixtures mount from outside.
+        for name in ["outside", "another"] {
+            fs::create_dir_all(bundle.join(name).join("sub"))
+                .map_err(|e| format!("{}: {e}", bundle.display()))?;
+            fs::write(bundle.join(name).join("which"), name).map_err(|e| e.to_string())?;
         }
         fs::copy(program, rootfs.join("fixture")).map_err(|e| format!("{}: {e}", program.display()))?;
         let mut config: Value =
@@ -64,7 +76,7 @@ impl<'a> Container<'a> {
         fs::write(bundle.join("config.json"), text).map_err(|e| e.to_string())?;
         let printed = Arc::new(Mutex::new(Vec::new()));
         let (id, runtime) = (id.to_owned(), place.runtime.clone());
-        Ok(Self { place, fixture, id, bundle, runtime, printed, console: None, log: String::new() })
+        Ok(Self { place, fixture, id, home, bundle, runtime, printed, console: None, log: String::new() })
     }
 
     /// The runtime's command line for `words` on this container.
@@ -197,20 +209,32 @@ impl<'a> Container<'a> {
         }
     }
 
-    /// From now on the bundle is a copy of what it is at this moment, in another directory, as when Docker restores.
-    pub fn move_to_copy(&mut self) -> Result<PathBuf, String> {
-        let copy = self.place.dir.join(&self.id).join("bundle-copy");
+    /// From now on everything is another: the bundle is a copy of what it is at this moment in another directory, its
+    /// root file system lies elsewhere again, the id differs, and so does what the fixture's `elsewhere` says.
+    pub fn move_elsewhere(&mut self) -> Result<Old, String> {
+        let (copy, rootfs) = (self.home.join("bundle-copy"), self.home.join("roots/rootfs"));
+        fs::create_dir_all(self.home.join("roots")).map_err(|e| e.to_string())?;
         let status =
             Command::new("cp").arg("-a").arg(&self.bundle).arg(&copy).status().map_err(|e| e.to_string())?;
         if !status.success() {
             return Err("cp -a of the bundle failed".to_owned());
         }
-        Ok(std::mem::replace(&mut self.bundle, copy))
+        fs::rename(copy.join("rootfs"), &rootfs).map_err(|e| format!("{}: {e}", rootfs.display()))?;
+        std::os::unix::fs::symlink(&rootfs, copy.join("rootfs")).map_err(|e| e.to_string())?;
+        let text = fs::read_to_string(copy.join("config.json")).map_err(|e| e.to_string())?;
+        let mut config: Value = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        config["root"]["path"] = json!(rootfs);
+        for patch in &self.fixture.elsewhere {
+            merge(&mut config, patch);
+        }
+        fs::write(copy.join("config.json"), config.to_string()).map_err(|e| e.to_string())?;
+        let id = format!("{}-elsewhere", self.id);
+        Ok((std::mem::replace(&mut self.bundle, copy), std::mem::replace(&mut self.id, id)))
     }
 
-    /// Uses the bundle at `path` from now on.
-    pub fn use_bundle(&mut self, path: PathBuf) -> PathBuf {
-        std::mem::replace(&mut self.bundle, path)
+    /// Goes back to what [`move_elsewhere`](Self::move_elsewhere) has replaced, or on to it.
+    pub fn swap(&mut self, old: Old) -> Old {
+        (std::mem::replace(&mut self.bundle, old.0), std::mem::replace(&mut self.id, old.1))
     }
 
     /// Another runtime drives it from now on, and knows nothing of it yet.
@@ -226,7 +250,7 @@ impl<'a> Container<'a> {
 
     /// A directory of this container's.
     pub fn dir(&self, name: &str) -> PathBuf {
-        self.place.dir.join(&self.id).join(name)
+        self.home.join(name)
     }
 
     /// Commands run and everything printed, for the report of a failure.

@@ -13,7 +13,8 @@ pub enum Mode {
     Plain,
     /// Checkpoint (which ends the container), restore, check.
     Stop,
-    /// Checkpoint with `--leave-running`, check the running one, end it, restore the image, check.
+    /// Checkpoint with `--leave-running`, check the running one, end it, restore the image elsewhere, check: another
+    /// id, bundle and root file system.
     Leave,
     /// Checkpoint, restore, checkpoint again, restore again, check.
     Twice,
@@ -56,6 +57,8 @@ pub struct Fixture {
     pub refused: Vec<String>,
     /// JSON merge patch on the base config.json.
     pub config: Vec<Value>,
+    /// JSON merge patch on config.json where mode `leave` restores.
+    pub elsewhere: Vec<Value>,
     pub args: Vec<String>,
     pub cflags: Vec<String>,
     pub checkpoint: Vec<String>,
@@ -89,6 +92,9 @@ impl Fixture {
                 }
                 "refused" => f.refused.push(value.to_owned()),
                 "config" => f.config.push(serde_json::from_str(value).map_err(|e| bad(&e.to_string()))?),
+                "elsewhere" => {
+                    f.elsewhere.push(serde_json::from_str(value).map_err(|e| bad(&e.to_string()))?);
+                }
                 "args" => f.args.extend(words()),
                 "cflags" => f.cflags.extend(words()),
                 "checkpoint" => f.checkpoint.extend(words()),

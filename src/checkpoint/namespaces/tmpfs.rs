@@ -2,8 +2,9 @@
 //!
 //! ```text
 //!   tmpfs-dev-N.tar.gz.img     N: device number of the file system, in the kernel's encoding
-//!     ./  ./dir/  ./dir/file ...        sockets are left out: whoever binds them makes them
+//!     ./  ./dir/  ./dir/file ...
 //!     PAX records before an entry:      SCHILY.xattr.NAME, and mtime where it has nanoseconds
+//!     a global PAX header at the end:   STASIS.socket, one for each socket, for which a tar has no type
 //! ```
 //!
 //! Both directions work on a detached copy of the mount: no other mount lies over its files, nothing is hidden.
@@ -30,6 +31,9 @@ fn magic_path(fd: impl AsFd) -> CString {
 
 /// How an attribute's name begins in a PAX record.
 const XATTR: &str = "SCHILY.xattr.";
+
+/// Key of the records for sockets: mode, owner, group and time before the path.
+const SOCKET: &str = "STASIS.socket";
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use tar::{Builder, EntryType, Header};
 
-use super::{XATTR, magic_path};
+use super::{SOCKET, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::sys::{stat, xattr};
 
@@ -26,11 +26,12 @@ pub fn pack(root: impl AsFd, to: File) -> Result<()> {
         .during("cannot read the tmpfs", || "openat(_, \".\")".into())?;
     let mount = stat::place(&root).during("cannot read the tmpfs", || "statx(_)".into())?.mount;
     let gzip = GzEncoder::new(io::BufWriter::new(to), Compression::fast());
-    let mut packer = Packer { tar: Builder::new(gzip), links: HashMap::new(), mount };
+    let mut packer = Packer { tar: Builder::new(gzip), links: HashMap::new(), sockets: Vec::new(), mount };
     let status =
         fstatat(&root, ".", AtFlags::empty()).during("cannot read the tmpfs", || "fstat(_)".into())?;
     packer.entry(&status, b"./", root.as_fd(), c".", None)?;
     packer.directory(root, b"./")?;
+    packer.sockets()?;
     let failed =
         |e: io::Result<()>| e.during("cannot write the contents of the tmpfs", || "write(_, _, _)".into());
     let gzip = packer.tar.into_inner();
@@ -41,6 +42,8 @@ struct Packer<W: Write> {
     tar: Builder<W>,
     /// Where files with several names were first seen, by inode.
     links: HashMap<u64, Vec<u8>>,
+    /// Values of the record that tells of the sockets, for which a tar has no type.
+    sockets: Vec<Vec<u8>>,
     mount: u64,
 }
 
@@ -73,6 +76,10 @@ impl<W: Write> Packer<W> {
             .during("cannot read the tmpfs", || format!("newfstatat(_, {name:?}, AT_SYMLINK_NOFOLLOW)"))?;
         let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
         if kind == SFlag::S_IFSOCK {
+            let seconds = u64::try_from(status.st_mtime).unwrap_or(0);
+            let text =
+                format!("{:o} {} {} {seconds} ", status.st_mode & 0o7777, status.st_uid, status.st_gid);
+            self.sockets.push([text.as_bytes(), path].concat());
             return Ok(());
         }
         if kind != SFlag::S_IFDIR && status.st_nlink > 1 {
@@ -105,6 +112,19 @@ impl<W: Write> Packer<W> {
             }
             _ => self.entry(&status, path, dir, name, None),
         }
+    }
+
+    /// A global header: what does not know the records in it passes over them.
+    fn sockets(&mut self) -> Result<()> {
+        if self.sockets.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<u8> = self.sockets.iter().flat_map(|value| pax_record(SOCKET, value)).collect();
+        let mut header = Header::new_ustar();
+        header.set_entry_type(EntryType::XGlobalHeader);
+        header.set_mode(0o644);
+        header.set_size(records.len() as u64);
+        self.append(header, b"sockets", None, records.len() as u64, &mut records.as_slice())
     }
 
     /// One entry with its attributes, and with the bytes of `file`.
@@ -181,6 +201,9 @@ impl<W: Write> Packer<W> {
         data: &mut dyn io::Read,
     ) -> Result<()> {
         let write = || -> io::Result<()> {
+            if let Some(ustar) = header.as_ustar_mut() {
+                fit(&mut self.tar, &mut ustar.name, path, b'L')?;
+            }
             if let Some(gnu) = header.as_gnu_mut() {
                 fit(&mut self.tar, &mut gnu.name, path, b'L')?;
                 if let Some(target) = target {
@@ -193,6 +216,16 @@ impl<W: Write> Packer<W> {
         };
         write().during("cannot write the contents of the tmpfs", || "write(_, _, _)".into())
     }
+}
+
+/// `LENGTH KEY=VALUE`, where the length counts its own digits.
+fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
 /// Puts a name into a header, and the whole of it into an entry of its own where it is too long.

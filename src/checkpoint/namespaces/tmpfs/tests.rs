@@ -20,6 +20,7 @@ fn fill(at: &Path) {
     fs::write(long.join("f".repeat(200)), "far").unwrap();
     nix::unistd::mkfifo(&at.join("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
     std::os::unix::net::UnixListener::bind(at.join("socket")).unwrap();
+    fs::set_permissions(at.join("socket"), fs::Permissions::from_mode(0o710)).unwrap();
     let sparse = File::create(at.join("sparse")).unwrap();
     sparse.set_len(32 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", (32 << 20) - 3).unwrap();
@@ -69,6 +70,9 @@ fn contents_come_back_as_they_were() {
     same(from.path(), to.path());
     let file = File::open(to.path().join("other name")).unwrap();
     assert_eq!(crate::sys::xattr::get(&magic_path(&file), c"trusted.mark").unwrap(), b"a\0b");
+    let socket = to.path().join("socket").symlink_metadata().unwrap();
+    assert!(std::os::unix::fs::FileTypeExt::is_socket(&socket.file_type()));
+    assert_eq!(socket.mode() & 0o7777, 0o710);
     assert!(to.path().join("sparse").metadata().unwrap().blocks() * 512 < 1 << 20);
     assert!(archive.as_file().metadata().unwrap().len() < 200_000);
 }

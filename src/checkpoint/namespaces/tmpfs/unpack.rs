@@ -21,13 +21,16 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use super::{XATTR, magic_path};
+use super::{SOCKET, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::sys::resolve::open_beneath;
 use crate::sys::xattr;
 
 /// More than GNU tar appends to fill its last block.
 const PADDING_MAX: u64 = 1 << 20;
+
+/// More than the records of all sockets of a container take.
+const GLOBAL_MAX: u64 = 1 << 24;
 
 /// What an archive may do.
 #[derive(Debug, Default)]
@@ -55,6 +58,10 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
+        if entry.header().entry_type() == EntryType::XGlobalHeader {
+            unpacker.sockets(&mut entry)?;
+            continue;
+        }
         let path = inward(&entry.path_bytes())?;
         unpacker.entry(&mut entry, &path).map_err(|e| e.path(&path))?;
         unpacker.seen.insert(path);
@@ -190,6 +197,51 @@ impl Unpacker<'_> {
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(e).during("cannot fill the tmpfs", || format!("newfstatat(_, {name:?})")),
         }
+    }
+
+    /// The sockets that a global header tells of. Whoever is bound to one makes it anew.
+    fn sockets<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
+        let mut text = Vec::new();
+        let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
+        if entry.take(GLOBAL_MAX).read_to_end(&mut text).map_err(broken)? as u64 == GLOBAL_MAX {
+            return Err(Error::new("the contents of the tmpfs are damaged: a header goes on and on"));
+        }
+        for record in tar::PaxExtensions::new(&text) {
+            let record = record.map_err(broken)?;
+            if record.key_bytes() != SOCKET.as_bytes() {
+                continue;
+            }
+            let odd = || Error::new("the contents of the tmpfs are damaged: a socket has an odd record");
+            let mut words = record.value_bytes().splitn(5, |byte| *byte == b' ');
+            let mut number = |radix| {
+                let word = std::str::from_utf8(words.next()?).ok()?;
+                u32::from_str_radix(word, radix).ok()
+            };
+            let (mode, uid, gid) =
+                (number(8).ok_or_else(odd)?, number(10).ok_or_else(odd)?, number(10).ok_or_else(odd)?);
+            let seconds = number(10).ok_or_else(odd)?;
+            let path = inward(words.next().ok_or_else(odd)?)?;
+            let name = path.file_name().ok_or_else(odd)?;
+            let parent =
+                self.open(path.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+            if self.settle(parent.as_fd(), name, &path, SFlag::S_IFSOCK)?.is_none() {
+                mknodat(&parent, name, SFlag::S_IFSOCK, Mode::S_IRUSR, 0)
+                    .during("cannot fill the tmpfs", || format!("mknodat(_, {name:?}, S_IFSOCK)"))?;
+            }
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            let file = openat(&parent, name, flags, Mode::empty())
+                .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
+            let meta = Meta {
+                uid: Uid::from_raw(uid),
+                gid: Gid::from_raw(gid),
+                mode: Mode::from_bits_truncate(mode),
+                modified: TimeSpec::new(seconds.into(), 0),
+                xattrs: Vec::new(),
+            };
+            meta.apply(file.as_fd()).map_err(|e| e.path(&path))?;
+            self.seen.insert(path);
+        }
+        Ok(())
     }
 
     fn special<R: Read>(
