@@ -120,3 +120,96 @@ def test_a_pre_dump_alone_is_not_restored(host):
     c.delete()
     done = c.call("restore", "--bundle", c.bundle, "--image-path", host.dir / "a", c.id, ok=None)
     check(done.returncode != 0 and "pre-dump" in done.stderr, f"it says why: {done.stderr}")
+
+
+def fill_status(c):
+    try:
+        return json.loads((c.host.dir / "root" / c.id / "fill.json").read_text())
+    except FileNotFoundError:
+        return None
+
+
+def filled(c):
+    until(lambda: fill_status(c) is None, "the memory is filled", 60)
+
+
+def lazy(host, *more):
+    c = Churn(host, "c", 128, 64, 0, *more).start()
+    for _ in range(3):
+        c.checkpoint("a")
+        c.restore("a", "--lazy")
+        c.right()
+        filled(c)
+        c.right()
+        equal(c.state(), "running", "the state after the fill")
+    c.checkpoint("a")
+    c.restore("a", "--lazy-pages")
+    c.checkpoint("b")  # waits for the fill
+    c.restore("b")
+    c.right()
+
+
+def test_lazy(host):
+    lazy(host)
+
+
+def test_lazy_while_the_program_moves_its_memory(host):
+    lazy(host, "mix")
+
+
+def test_lazy_from_a_chain_of_pre_dumps(host):
+    c = Churn(host, "c", 128, 32, 0, "mix").start()
+    c.checkpoint("a", "--pre-dump")
+    c.right()
+    c.checkpoint("b", "--pre-dump", "--parent-path", "../a")
+    c.checkpoint("d", "--parent-path", "../b")
+    c.restore("d", "--lazy")
+    c.right()
+
+
+def half_filled(c):
+    """A container whose memory is being filled, and who fills it: the guard and the filler."""
+    for _ in range(20):
+        c.restore("a", "--lazy")
+        status = fill_status(c)
+        if status:
+            guard = status["pid"]
+            try:
+                with open(f"/proc/{guard}/task/{guard}/children") as f:
+                    children = f.read().split()
+            except FileNotFoundError:
+                children = []
+            if children and fill_status(c):
+                return guard, int(children[0])
+        c.delete()
+    raise Failed("the memory is always filled before anybody can look")
+
+
+def dies(c, number):
+    victim = half_filled(c)[number]
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: c.state() == "stopped", "the container's end")
+    status = until(lambda: (fill_status(c) or {}).get("failed"), "the reason")
+    check("died" in status, f"the reason: {status}")
+    annotations = json.loads(c.call("state", c.id).stdout)["annotations"]
+    check("killed" in annotations["org.stasis.fill"], f"state says why: {annotations}")
+    c.status()  # it has seen no wrong memory until then
+    c.delete()
+
+
+def test_nobody_runs_on_with_half_of_the_memory(host):
+    c = Churn(host, "c", 512, 512, 0).start()
+    c.checkpoint("a")
+    dies(c, 1)
+    dies(c, 0)
+    c.restore("a")
+    c.right()
+
+
+def test_a_container_can_end_while_its_memory_is_filled(host):
+    c = Churn(host, "c", 512, 512, 0).start()
+    c.checkpoint("a")
+    guard, filler = half_filled(c)
+    c.delete()
+    for pid in guard, filler:
+        until(lambda: not os.path.exists(f"/proc/{pid}") or ") Z" in open(f"/proc/{pid}/stat").read(), "the filler's end")

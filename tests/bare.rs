@@ -177,6 +177,7 @@ fn run(fixture: &str) -> std::result::Result<(), String> {
     let opened = |path: String, flags: OFlag| nix::fcntl::open(path.as_str(), flags, Mode::empty()).unwrap();
     let null = || Some(OwnedFd::from(fs::File::options().read(true).write(true).open("/dev/null").unwrap()));
     let target = Target {
+        state_dir: None,
         id: "bare".into(),
         init: cage.init,
         init_pidfd: stasis::sys::pidfd::open(cage.init, 0).unwrap(),

@@ -28,7 +28,7 @@ static uint64_t x = 88172645463325252u;
 
 static void bad(const char *what, size_t page)
 {
-    char text[128];
+    char text[256];
     int n = snprintf(text, sizeof text, "BAD %s page %zu errno %d\n", what, page, errno);
     if (pwrite(status, text, n, 0) != n)
         _exit(3);
@@ -53,8 +53,12 @@ static uint64_t *at(size_t page)
 static void check(size_t page)
 {
     uint64_t *p = at(page), want = mix(page, version[page]);
-    if (p[0] != want || p[WORDS / 2] != want || p[WORDS - 1] != want)
-        bad("contents", page);
+    if (p[0] != want || p[WORDS / 2] != want || p[WORDS - 1] != want) {
+        char text[128];
+        snprintf(text, sizeof text, "contents %lx %lx %lx, not %lx (version %u) at %p", p[0], p[WORDS / 2], p[WORDS - 1], want,
+                 version[page], (void *)p);
+        bad(text, page);
+    }
 }
 
 static void put(size_t page)

@@ -34,6 +34,8 @@ pub struct Options {
     pub no_sync: bool,
     /// An earlier set of images, relative to the image directory, whose pages need not be saved again.
     pub parent_path: Option<PathBuf>,
+    /// The memory of a restored container is filled while it already runs.
+    pub lazy: bool,
 }
 
 /// The container a dump reads: facts that the caller takes from its state and config.json.
@@ -138,6 +140,8 @@ pub struct Target {
     pub spec: oci_spec::runtime::Spec,
     /// Control groups of the new container by controller name ("" for v2), absolute directories.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// The container's state directory, where `fill.json` stands while memory is being filled.
+    pub state_dir: Option<PathBuf>,
     /// Descriptors 0, 1 and 2 that the caller gives the container, where it has no terminal.
     pub stdio: [Option<OwnedFd>; 3],
     /// The slave of the new terminal, where config.json asks for one.

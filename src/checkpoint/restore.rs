@@ -19,6 +19,7 @@ use crate::checkpoint::context::{NewTask, Options, Restore, Target};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::Files;
 use crate::checkpoint::image::{ImageDir, VmaEntry};
+use crate::checkpoint::memory::lazy::Lazy;
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
@@ -94,11 +95,13 @@ fn run(
     }
     phases.end("descriptors");
     let shared = Shared::open(model, restore.images)?;
+    let mut lazy = Lazy::default();
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
-            memory::restore::restore(restore, task, &|id| files.vma_file(id), &shared, &conduit)?;
+            memory::restore::restore(restore, task, &|id| files.vma_file(id), &shared, &conduit, &mut lazy)?;
         }
     }
+    lazy.start(restore.target)?;
     phases.end("memory");
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {

@@ -132,6 +132,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
         no_sync: args.no_sync,
         parent_path: args.parent_path.clone(),
+        lazy: false,
     };
     checkpoint::make_dirs(&options)?;
     let report = match args.pre_dump {

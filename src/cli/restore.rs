@@ -59,6 +59,9 @@ pub struct Args {
     auto_dedup: bool,
     /// Fill the memory while the container already runs
     #[arg(long)]
+    lazy: bool,
+    /// The same, as runc calls it
+    #[arg(long)]
     lazy_pages: bool,
     /// LSM profile for the processes, as TYPE:NAME
     #[arg(long, value_name = "TYPE:NAME")]
@@ -77,7 +80,6 @@ pub struct Args {
 pub fn run(context: &Context, args: Args) -> Result<u8> {
     let id = one_id("restore", &args.args)?;
     for (given, flag) in [
-        (args.lazy_pages, "--lazy-pages"),
         (args.auto_dedup, "--auto-dedup"),
         (args.lsm_profile.is_some(), "--lsm-profile"),
         (args.lsm_mount_context.is_some(), "--lsm-mount-context"),
@@ -99,6 +101,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
         no_sync: false,
         parent_path: None,
+        lazy: args.lazy || args.lazy_pages,
     };
     let flags = new::Flags {
         bundle: args.bundle,

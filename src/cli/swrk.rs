@@ -93,7 +93,7 @@ fn answer(kind: i32) -> Answer {
     match kind {
         VERSION => answer.version = Some(FORMAT),
         // Memory is not tracked between dumps yet.
-        FEATURE_CHECK => answer.features = Some(Features { memory_tracking: Some(false) }),
+        FEATURE_CHECK => answer.features = Some(Features { memory_tracking: Some(true) }),
         _ => {
             answer.success = false;
             answer.why = Some("Stasis checkpoints as a runtime, not as a CRIU service".into());

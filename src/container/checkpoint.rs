@@ -17,6 +17,7 @@ use super::create::{Created, Request, create, write_pid_file};
 use super::{Container, Error, Result, Status, Store, start};
 use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::recovery;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
@@ -63,6 +64,7 @@ impl Container {
     }
 
     fn can_be_dumped(&self) -> Result<()> {
+        lazy::wait(self.dir.path())?;
         match self.status()? {
             Status::Running | Status::Paused => Ok(()),
             Status::Created => {
@@ -138,6 +140,7 @@ fn fill(
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let container = &created.container;
     let target = Target {
+        state_dir: Some(container.dir.path().to_owned()),
         id: container.state.id.clone(),
         init: created.init.pid,
         init_pidfd: created.init.pidfd.try_clone().context(|| "dup")?,

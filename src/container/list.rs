@@ -7,6 +7,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Container, Result, Status, Store};
+use crate::checkpoint::memory::lazy::status::Status as Fill;
+
+/// Under this name the annotations say how far memory has been filled after `restore --lazy`, or why that has failed.
+const FILL: &str = "org.stasis.fill";
 
 /// One container, as runc prints it.
 #[derive(Debug, Serialize)]
@@ -41,6 +45,10 @@ pub fn state(store: &Store, id: &str) -> Result<Summary> {
 fn summary(container: &Container) -> Result<Summary> {
     let status = container.status()?;
     let state = &container.state;
+    let mut annotations = state.annotations();
+    if let Some(fill) = Fill::read(container.dir.path()) {
+        annotations.insert(FILL.to_owned(), fill.describe());
+    }
     Ok(Summary {
         version: state.config.version.clone(),
         id: state.id.clone(),
@@ -49,7 +57,7 @@ fn summary(container: &Container) -> Result<Summary> {
         bundle: state.bundle().to_owned(),
         rootfs: state.config.rootfs.clone(),
         created: state.created.clone(),
-        annotations: state.annotations(),
+        annotations,
         owner: String::new(),
     })
 }

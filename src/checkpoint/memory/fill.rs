@@ -11,6 +11,7 @@
 //! Neither way asks for PROT_WRITE. UFFDIO_COPY puts whole pages in place without a fault, a zeroing or a lock on the
 //! address space for each, and is several times faster.
 
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -20,8 +21,9 @@ use nix::errno::Errno;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Memory};
-use crate::checkpoint::memory::pagemap::Pages;
-use crate::checkpoint::memory::pages::PAGE;
+use crate::checkpoint::memory::lazy::Lazy;
+use crate::checkpoint::memory::pagemap::{Pages, Run};
+use crate::checkpoint::memory::pages::{PAGE, Pagemap};
 use crate::checkpoint::memory::vmas;
 use crate::sys::userfaultfd;
 
@@ -32,6 +34,8 @@ enum Way {
     Copy,
     /// By `/proc/PID/mem`.
     Write,
+    /// By UFFDIO_COPY, when the program already runs.
+    Later,
     /// Nowhere: the kernel's own vdso is there already.
     Skip,
 }
@@ -41,11 +45,17 @@ enum Way {
 pub struct Goals(Vec<(Range<u64>, Way)>);
 
 impl Goals {
-    /// From the mappings of an image, which are in order.
-    pub fn new(entries: &[VmaEntry]) -> Self {
+    /// From the mappings of an image, which are in order. `lazy`: what can be filled later is.
+    pub fn new(entries: &[VmaEntry], lazy: bool) -> Self {
         let goal = |entry: &VmaEntry| {
+            // A child's memory would be filled with what it is not to inherit.
+            let wiped = entry.madv.unwrap_or(0) & 1 << libc::MADV_WIPEONFORK != 0;
             let way = if entry.status & status::VDSO != 0 {
                 Way::Skip
+            } else if lazy && vmas::may_be_lazy(entry) && !wiped {
+                Way::Later
+            } else if lazy {
+                Way::Write
             } else if entry.status & status::ANON_PRIVATE != 0 {
                 Way::Copy
             } else {
@@ -87,6 +97,20 @@ impl Goals {
     fn copied(&self) -> impl Iterator<Item = &Range<u64>> {
         self.0.iter().filter(|(_, way)| *way == Way::Copy).map(|(range, _)| range)
     }
+
+    /// The parts of the images that are filled in one of these ways.
+    fn parts(&self, pages: &Pages, ways: &[Way]) -> Vec<Run> {
+        let mut parts = Vec::new();
+        for run in &pages.runs {
+            for (range, way) in self.cut(&run.range).unwrap_or_default() {
+                if ways.contains(&way) {
+                    let offset = run.offset + (range.start - run.range.start);
+                    parts.push(Run { range, file: run.file, offset });
+                }
+            }
+        }
+        parts
+    }
 }
 
 /// Fills a stopped task. `uffd` is a userfaultfd of its address space, if it could make one.
@@ -111,7 +135,7 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
                 let (bytes, others) = rest.split_at(len);
                 rest = others;
                 match (way, &registered) {
-                    (Way::Skip, _) => {}
+                    (Way::Skip | Way::Later, _) => {}
                     (Way::Copy, Some(registered)) => registered.copy(&memory, part.start, bytes)?,
                     _ => memory.write(part.start, bytes)?,
                 }
@@ -120,6 +144,69 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
         })?;
     }
     Ok(())
+}
+
+/// Fills what has to be there before the program runs; the rest is left to `lazy`. The task is stopped.
+pub fn fill_later(pid: i32, uffd: OwnedFd, pages: Pages, goals: &Goals, lazy: &mut Lazy) -> Result<()> {
+    goals.check(&pages)?;
+    let later = goals.parts(&pages, &[Way::Later]);
+    let now = Pages { runs: goals.parts(&pages, &[Way::Copy, Way::Write]), files: pages.files };
+    fill(pid, None, &now, goals)?;
+    let mut map = Pagemap::open(pid)?;
+    let memory = Memory::open(pid, copy::Sharing::Own)?;
+    let mut left = Vec::with_capacity(later.len());
+    let mut later = later.into_iter().peekable();
+    for (goal, _) in goals.0.iter().filter(|(_, way)| *way == Way::Later) {
+        if later.peek().is_none_or(|run| run.range.start >= goal.end) {
+            continue;
+        }
+        let len = goal.end - goal.start;
+        userfaultfd::register_missing(uffd.as_fd(), goal.start, len)
+            .during("cannot prepare to fill the memory", || {
+                format!("ioctl(uffd, UFFDIO_REGISTER, {{{:#x}, {len}}})", goal.start)
+            })?;
+        let there = map.present(goal.clone())?;
+        while let Some(run) = later.next_if(|run| run.range.start < goal.end) {
+            // Somebody may have looked at /proc/PID/cmdline before: what is there already is written over now.
+            for (part, is_there) in divide(&run, &there) {
+                if is_there {
+                    write_now(&memory, &part, &now.files)?;
+                } else {
+                    left.push(part);
+                }
+            }
+        }
+    }
+    lazy.add(uffd, left.into_iter(), now.files);
+    Ok(())
+}
+
+/// Cuts a run into what lies within `ranges`, which are in order, and what does not.
+fn divide(run: &Run, ranges: &[Range<u64>]) -> Vec<(Run, bool)> {
+    let mut parts = Vec::new();
+    let mut at = run.range.start;
+    let mut push = |range: Range<u64>, within: bool| {
+        if range.start < range.end {
+            let offset = run.offset + (range.start - run.range.start);
+            parts.push((Run { range, file: run.file, offset }, within));
+        }
+    };
+    for range in ranges.iter().filter(|r| r.start < run.range.end && run.range.start < r.end) {
+        let (start, end) = (range.start.max(at), range.end.min(run.range.end));
+        push(at..start, false);
+        push(start..end, true);
+        at = end;
+    }
+    push(at..run.range.end, false);
+    parts
+}
+
+fn write_now(memory: &Memory, run: &Run, files: &[File]) -> Result<()> {
+    let file = files.get(run.file).ok_or_else(|| Error::new("the pages are nowhere"))?;
+    let mut bytes = vec![0; usize::try_from(run.range.end - run.range.start).unwrap_or(0)];
+    file.read_exact_at(&mut bytes, run.offset)
+        .during("cannot read the pages", || format!("pread(pages, {}, {})", bytes.len(), run.offset))?;
+    memory.write(run.range.start, &bytes)
 }
 
 /// A userfaultfd with ranges registered, which are released when this is dropped.
@@ -185,7 +272,6 @@ mod tests {
     use std::num::NonZeroUsize;
 
     use super::*;
-    use crate::checkpoint::memory::pagemap::Run;
     use crate::sys::memory::Anonymous;
 
     fn entry(start: u64, end: u64, status: u32) -> VmaEntry {
@@ -194,12 +280,15 @@ mod tests {
 
     #[test]
     fn ranges_are_cut_at_mappings() {
-        let goals = Goals::new(&[
-            entry(0x1000, 0x3000, status::ANON_PRIVATE),
-            entry(0x3000, 0x5000, status::FILE_PRIVATE),
-            entry(0x5000, 0x6000, status::FILE_SHARED),
-            entry(0x8000, 0x9000, status::ANON_PRIVATE | status::VDSO),
-        ]);
+        let goals = Goals::new(
+            &[
+                entry(0x1000, 0x3000, status::ANON_PRIVATE),
+                entry(0x3000, 0x5000, status::FILE_PRIVATE),
+                entry(0x5000, 0x6000, status::FILE_SHARED),
+                entry(0x8000, 0x9000, status::ANON_PRIVATE | status::VDSO),
+            ],
+            false,
+        );
         let cut = |range| goals.cut(&range);
         assert_eq!(
             cut(0x2000..0x4000),
@@ -226,12 +315,12 @@ mod tests {
             ],
             files: vec![file],
         };
-        let goals = Goals::new(&[entry(base, base + (8 << 12), status::ANON_PRIVATE)]);
+        let goals = Goals::new(&[entry(base, base + (8 << 12), status::ANON_PRIVATE)], false);
         fill(std::process::id().cast_signed(), None, &pages, &goals).unwrap();
         let first: Vec<u8> = memory.as_slice().chunks(4096).map(|page| page[0]).collect();
         assert_eq!(first, [9, 0, 1, 2, 0, 0, 3, 0]);
 
-        let outside = Goals::new(&[entry(base, base + (3 << 12), status::ANON_PRIVATE)]);
+        let outside = Goals::new(&[entry(base, base + (3 << 12), status::ANON_PRIVATE)], false);
         let error = fill(std::process::id().cast_signed(), None, &pages, &outside).unwrap_err().to_string();
         assert!(error.contains("outside"), "{error}");
     }
@@ -244,7 +333,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[[1; 4096], [2; 4096], [3; 4096], [4; 4096]].concat(), 0).unwrap();
         let run = Run { range: base..base + (4 << 12), file: 0, offset: 0 };
-        let goals = Goals::new(&[entry(base, base + (4 << 12), status::ANON_PRIVATE)]);
+        let goals = Goals::new(&[entry(base, base + (4 << 12), status::ANON_PRIVATE)], false);
         let uffd = userfaultfd::open(libc::O_CLOEXEC | userfaultfd::UFFD_USER_MODE_ONLY).unwrap();
         let pid = std::process::id().cast_signed();
         fill(pid, Some(&uffd), &Pages { runs: vec![run], files: vec![file] }, &goals).unwrap();

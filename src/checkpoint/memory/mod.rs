@@ -29,12 +29,14 @@
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
 //! | `fill`    | filling its memory                                                |
+//! | `lazy`    | filling it while the program already runs                         |
 
 pub mod capture;
 pub mod copy;
 pub mod dump;
 pub mod fill;
 pub mod layout;
+pub mod lazy;
 pub mod lock;
 pub mod maps;
 pub mod mm;

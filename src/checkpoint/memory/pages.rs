@@ -121,6 +121,21 @@ impl Pagemap {
         Ok(found)
     }
 
+    /// The pages within `within` that are there, whatever is in them.
+    pub fn present(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
+        const THERE: Query = Query {
+            inverted: 0,
+            all: 0,
+            any: scan::PAGE_IS_PRESENT | scan::PAGE_IS_SWAPPED,
+            report: 0,
+            flags: 0,
+        };
+        let mut found = Vec::new();
+        let matches = |entry: u64| (entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0).then_some(0);
+        self.find(within, THERE, matches, &mut |range, _| push(&mut found, range))?;
+        Ok(found)
+    }
+
     /// The pages within `within` that `MADV_GUARD_INSTALL` made inaccessible.
     pub fn guards(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
         let mut found = Vec::new();

@@ -20,6 +20,7 @@ use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
 use crate::checkpoint::memory::fill::{self, Goals};
+use crate::checkpoint::memory::lazy::{self, Lazy};
 use crate::checkpoint::memory::lock::{self, OnFault};
 use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
@@ -51,9 +52,10 @@ pub fn restore<'a>(
     files: OpenFile<'a>,
     shared: &'a Shared,
     conduit: &Conduit,
+    lazy: &mut Lazy,
 ) -> Result<()> {
     let vpid = task.vpid;
-    replace(restore, task, files, shared, conduit).map_err(|e| e.pid(vpid))
+    replace(restore, task, files, shared, conduit, lazy).map_err(|e| e.pid(vpid))
 }
 
 fn replace<'a>(
@@ -62,6 +64,7 @@ fn replace<'a>(
     files: OpenFile<'a>,
     shared: &'a Shared,
     conduit: &Conduit,
+    lazy: &mut Lazy,
 ) -> Result<()> {
     let vpid = task.vpid.cast_unsigned();
     let mm = restore.model.mm.get(&vpid);
@@ -72,7 +75,12 @@ fn replace<'a>(
     Vdso::own()?.check(&plan, vdso_code(&plan, &pages)?.as_deref())?;
     clear(task, start..end)?;
     let uffd = map(task, mm, &plan, files, shared, conduit)?;
-    fill::fill(task.pid, uffd.as_ref(), &pages, &Goals::new(&mm.vmas))?;
+    let later = if restore.options.lazy { lazy::userfaultfd(task, conduit)? } else { None };
+    let goals = Goals::new(&mm.vmas, later.is_some());
+    match later {
+        Some(later) => fill::fill_later(task.pid, later, pages, &goals, lazy)?,
+        None => fill::fill(task.pid, uffd.as_ref(), &pages, &goals)?,
+    }
     drop(uffd);
     finish(&mut task.injection, mm, &plan, &lock::of(restore.model, vpid)?)
 }

@@ -140,6 +140,7 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
     let mut task =
         NewTask { pid: program.pid(), vpid: 1, pidfd: pidfd::open(program.pid(), 0).unwrap(), injection };
     let target = Target {
+        state_dir: None,
         id: "test".into(),
         init: program.pid(),
         init_pidfd: pidfd::open(program.pid(), 0).unwrap(),
@@ -154,7 +155,7 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
     let shared = shmem::Shared::open(&saved.model, images)?;
     let files = paths.open();
     let open = |id: u32| files.get(&id).map(File::as_fd).ok_or_else(|| Error::new("no such file"));
-    restore::restore(&context, &mut task, &open, &shared, &conduit)?;
+    restore::restore(&context, &mut task, &open, &shared, &conduit, &mut lazy::Lazy::default())?;
     conduit.close(&mut task.injection)?;
     task.injection.leave(&saved.last)?.detach()?;
     drop(thread);
