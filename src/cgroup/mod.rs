@@ -6,7 +6,8 @@
 //!        ├─── devices     who may open what: devices.allow, or eBPF
 //!        ├─── freezer     pause and resume
 //!        ├─── pids        who is in it; kill; remove
-//!        └─── stats       `events --stats`
+//!        ├─── stats       `events --stats`
+//!        └─── oom         `events`
 //! ```
 //!
 //! cgroups-rs finds and describes the mounted trees. Writing limits is done here: clients rely on runc's order of
@@ -17,6 +18,7 @@ mod engine;
 mod file;
 mod freezer;
 pub mod hierarchy;
+pub mod oom;
 mod pids;
 pub mod stats;
 mod v1;
@@ -252,6 +254,11 @@ impl Cgroup {
     /// Removes the directories, and those the container made inside. What is gone already is no error.
     pub fn delete(&self) -> Result<()> {
         pids::delete(self)
+    }
+
+    /// Tells when there is not enough memory; nothing without a memory controller.
+    pub fn watch_oom(&self) -> Result<Option<oom::Watch>> {
+        oom::Watch::open(self)
     }
 
     /// What has been used so far.

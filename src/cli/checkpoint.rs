@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{Context, absolute, one_id};
+use super::{Context, absolute, log, one_id, say};
 use crate::checkpoint::context::Options;
 use crate::container::{Error, Result, checkpoint};
 
@@ -116,6 +116,14 @@ pub fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
     }
 }
 
+/// Prints what a checkpoint or restore has to say.
+pub fn tell<T: std::fmt::Display>(done: &checkpoint::Outcome<T>) {
+    done.warnings.iter().for_each(|text| log::warn(text));
+    if done.print {
+        say(&done.report);
+    }
+}
+
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("checkpoint", &args.args)?;
     args.refuse()?;
@@ -135,12 +143,10 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         lazy: false,
     };
     checkpoint::make_dirs(&options)?;
-    let report = match args.pre_dump {
-        true => checkpoint::pre_dump(&context.store, id, &options)?,
-        false => checkpoint::checkpoint(&context.store, id, &options, args.precopy.unwrap_or(0))?,
+    let done = match args.pre_dump {
+        true => checkpoint::pre_dump(&context.store, id, options)?,
+        false => checkpoint::checkpoint(&context.store, id, options, args.precopy.unwrap_or(0))?,
     };
-    if args.print_stats {
-        print!("{report}");
-    }
+    tell(&done);
     Ok(0)
 }

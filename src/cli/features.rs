@@ -14,6 +14,6 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<u8> {
     check_args("features", &args.args, Count::Exactly(0))?;
     let text = serde_json::to_string_pretty(&features::document()).map_err(|e| Error::new(e.to_string()))?;
-    println!("{text}");
+    super::say(format_args!("{text}\n"));
     Ok(0)
 }

@@ -1,6 +1,6 @@
 //! `list`.
 
-use super::{Context, Count, check_args};
+use super::{Context, Count, check_args, log, say};
 use crate::container::list::{Summary, list};
 use crate::container::{Error, Result};
 use crate::sys::Context as _;
@@ -26,18 +26,21 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         listed => listed.context(|| format!("open {}", context.store.root().display()))?,
     };
     for failure in failed {
-        eprintln!("{failure}");
+        log::warn(&failure.to_string());
     }
     if args.quiet {
-        found.iter().for_each(|c| println!("{}", c.id));
+        found.iter().all(|c| say(format_args!("{}\n", c.id)));
         return Ok(0);
     }
     match args.format.as_str() {
-        "table" => print!("{}", table(&found)),
-        "json" if found.is_empty() => println!("null"),
-        "json" => println!("{}", serde_json::to_string(&found).map_err(|e| Error::new(e.to_string()))?),
+        "table" => say(table(&found)),
+        "json" if found.is_empty() => say("null\n"),
+        "json" => {
+            let text = serde_json::to_string(&found).map_err(|e| Error::new(e.to_string()))?;
+            say(format_args!("{text}\n"))
+        }
         _ => return Err(Error::new("invalid format option")),
-    }
+    };
     Ok(0)
 }
 

@@ -45,7 +45,7 @@ pub fn init(path: Option<&Path>, format: &str, debug: bool) -> Result<(), Error>
 pub fn error(text: &str, cause: Option<&checkpoint::Error>) {
     write("error", text, cause);
     if LOGGER.get().is_some_and(|l| l.file.is_some()) {
-        eprintln!("{text}");
+        super::complain(format_args!("{text}\n"));
     }
 }
 
@@ -72,7 +72,7 @@ fn write(level: &str, text: &str, cause: Option<&checkpoint::Error>) {
         // One write, so that commands that share a log do not mix their lines. A full disk must not hide the
         // failure itself, which is printed as well.
         Some(mut file) => drop(file.write_all(line.as_bytes())),
-        None => eprint!("{line}"),
+        None => super::complain(line),
     }
 }
 

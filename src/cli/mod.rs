@@ -123,7 +123,7 @@ pub fn main() -> ExitCode {
     let args = match flags::normalise(&args, &command, STOPS) {
         Ok(args) => args,
         Err(text) => {
-            eprintln!("Incorrect Usage: {text}\n");
+            complain(format_args!("Incorrect Usage: {text}\n\n"));
             log::error(&text, None);
             return ExitCode::FAILURE;
         }
@@ -139,7 +139,7 @@ pub fn main() -> ExitCode {
         }
     };
     if cli.global.version {
-        print!("{}", version());
+        say(version());
         return ExitCode::SUCCESS;
     }
     match dispatch(cli) {
@@ -271,7 +271,7 @@ fn check_args(name: &str, args: &[String], count: Count) -> Result<()> {
     if !wrong {
         return Ok(());
     }
-    println!("Incorrect Usage.\n");
+    say("Incorrect Usage.\n\n");
     let mut command = Cli::command();
     if let Some(command) = command.find_subcommand_mut(name) {
         // A closed pipe is no reason to say more.
@@ -279,6 +279,20 @@ fn check_args(name: &str, args: &[String], count: Count) -> Result<()> {
     }
     let program = std::env::args().next().unwrap_or_else(|| "stasis".to_owned());
     Err(Error::new(format!("{program}: {name:?} requires {words} argument(s)")))
+}
+
+/// Prints, and says whether somebody still reads. A closed pipe is no failure of a command.
+fn say(text: impl std::fmt::Display) -> bool {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    write!(out, "{text}").and_then(|()| out.flush()).is_ok()
+}
+
+/// The same on standard error.
+fn complain(text: impl std::fmt::Display) {
+    use std::io::Write;
+    // There is no place left to tell.
+    let _ = write!(std::io::stderr().lock(), "{text}");
 }
 
 /// The one container id that most subcommands take.

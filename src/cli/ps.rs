@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use super::{Context, Count, check_args};
+use super::{Context, Count, check_args, say};
 use crate::container::{Container, Error, Result};
 use crate::sys::Context as _;
 
@@ -24,7 +24,8 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     match args.format.as_str() {
         "table" => {}
         "json" => {
-            println!("{}", serde_json::to_string(&pids).map_err(|e| Error::new(e.to_string()))?);
+            let text = serde_json::to_string(&pids).map_err(|e| Error::new(e.to_string()))?;
+            say(format_args!("{text}\n"));
             return Ok(0);
         }
         _ => return Err(Error::new("invalid format option")),
@@ -40,7 +41,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         let complaint = String::from_utf8_lossy(&output.stderr);
         return Err(Error::new(format!("{}: {text}{complaint}", output.status)));
     }
-    print!("{}", filter(&text, &pids)?);
+    say(filter(&text, &pids)?);
     Ok(0)
 }
 

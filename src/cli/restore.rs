@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::checkpoint::{cgroups_mode, empty_network};
+use super::checkpoint::{cgroups_mode, empty_network, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::foreground::Signals;
@@ -118,10 +118,8 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         new::become_subreaper();
     }
     let pid_file = prepared.pid_file.as_deref();
-    let (created, report) = checkpoint::restore(&context.store, prepared.request, &options, pid_file)?;
-    if args.print_stats {
-        print!("{report}");
-    }
+    let (created, done) = checkpoint::restore(&context.store, prepared.request, options, pid_file)?;
+    tell(&done);
     let Some(signals) = signals else { return Ok(0) };
     new::stay_and_delete(created, prepared.ours, &signals, false)
 }

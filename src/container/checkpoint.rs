@@ -5,6 +5,7 @@
 //!   restore:     bundle ──> create, up to an empty shell ──> Target ──> engine ──> state.json, pid file ──> running
 //! ```
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -14,42 +15,64 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
 use super::create::{Created, Request, create, write_pid_file};
-use super::{Container, Error, Result, Status, Store, start};
+use super::{Container, Error, Result, Status, Store, criu_config, start};
 use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
-use crate::checkpoint::recovery;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, precopy, predump, restore as engine};
+use crate::checkpoint::{dump, precopy, predump, recovery, restore as engine};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
+/// What a checkpoint or restore has to say besides its report.
+#[derive(Debug)]
+pub struct Outcome<T> {
+    /// What was done, and how long it took.
+    pub report: T,
+    /// Whether it is to be printed.
+    pub print: bool,
+    /// What went otherwise than asked, and did no harm.
+    pub warnings: Vec<String>,
+}
+
 /// `checkpoint`: dumps a container into images, after up to so many rounds of pre-copy. It is gone afterwards, unless it
 /// was to be left running.
-pub fn checkpoint(store: &Store, id: &str, options: &Options, rounds: u32) -> Result<DumpReport> {
+pub fn checkpoint(store: &Store, id: &str, mut options: Options, rounds: u32) -> Result<Outcome<DumpReport>> {
     let (container, _lock) = Container::load_locked(store, id)?;
     container.can_be_dumped()?;
+    let mut warnings = configured(&container.state.annotations(), &mut options)?;
     let source = container.source()?;
     let mut cgroup = container.cgroup();
     let report = match rounds {
-        0 => dump::dump(options, &source, &mut cgroup)?,
-        rounds => precopy::dump(options, &source, &mut cgroup, rounds)?,
+        0 => dump::dump(&options, &source, &mut cgroup)?,
+        rounds => precopy::dump(&options, &source, &mut cgroup, rounds)?,
     };
     if !options.leave_running {
-        container.destroy()?;
+        // The checkpoint is good even so.
+        warnings.extend(container.destroy().err().map(|e| e.to_string()));
     }
-    Ok(report)
+    Ok(Outcome { report, print: options.print_stats, warnings })
 }
 
 /// `checkpoint --pre-dump`: saves the memory of a container that goes on.
-pub fn pre_dump(store: &Store, id: &str, options: &Options) -> Result<DumpReport> {
+pub fn pre_dump(store: &Store, id: &str, mut options: Options) -> Result<Outcome<DumpReport>> {
     let (container, _lock) = Container::load_locked(store, id)?;
     container.can_be_dumped()?;
+    let warnings = configured(&container.state.annotations(), &mut options)?;
     let source = container.source()?;
-    let (report, tracking) = predump::pre_dump(options, &source, &mut container.cgroup(), None)?;
+    let (report, tracking) = predump::pre_dump(&options, &source, &mut container.cgroup(), None)?;
     tracking.keep(container.dir.path(), source.init)?;
-    Ok(report)
+    Ok(Outcome { report, print: options.print_stats, warnings })
+}
+
+/// Takes in CRIU's configuration file for this container.
+fn configured(annotations: &BTreeMap<String, String>, options: &mut Options) -> Result<Vec<String>> {
+    let ignored = criu_config::apply(annotations, options)?;
+    Ok(ignored
+        .iter()
+        .map(|name| format!("the option {name} of CRIU's configuration file is ignored"))
+        .collect())
 }
 
 impl Container {
@@ -67,11 +90,9 @@ impl Container {
         lazy::wait(self.dir.path())?;
         match self.status()? {
             Status::Running | Status::Paused => Ok(()),
-            Status::Created => {
-                Err(Error::new("cannot checkpoint a container whose program has not been started")
-                    .context("cannot checkpoint container"))
+            status @ (Status::Created | Status::Stopped) => {
+                Err(Error::new(format!("Container cannot be checkpointed in {} state", status.as_str())))
             }
-            Status::Stopped => Err(Error::NotRunning),
         }
     }
 
@@ -92,8 +113,8 @@ impl Container {
 }
 
 /// The bind mounts of config.json: destination and source.
-fn binds(spec: &Spec, bundle: &Path) -> Result<std::collections::BTreeMap<PathBuf, PathBuf>> {
-    let mut found = std::collections::BTreeMap::new();
+fn binds(spec: &Spec, bundle: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
+    let mut found = BTreeMap::new();
     for mount in spec.mounts().iter().flatten() {
         if Mount::parse(mount, bundle)?.is_bind() {
             if let Some(source) = mount.source() {
@@ -108,17 +129,19 @@ fn binds(spec: &Spec, bundle: &Path) -> Result<std::collections::BTreeMap<PathBu
 pub fn restore(
     store: &Store,
     request: Request,
-    options: &Options,
+    mut options: Options,
     pid_file: Option<&Path>,
-) -> Result<(Created, RestoreReport)> {
+) -> Result<(Created, Outcome<RestoreReport>)> {
+    let annotations = request.bundle.spec.annotations().clone().unwrap_or_default();
+    let warnings = configured(&annotations.into_iter().collect(), &mut options)?;
     // The images are read before anything is made.
     let images = ImageDir::open(&options.image_path)?;
     let model = Model::read(&images)?;
     model.validate()?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     let mut created = create(store, request)?;
-    match fill(&mut created, options, &model, &images, stdio, pid_file) {
-        Ok(report) => Ok((created, report)),
+    match fill(&mut created, &options, &model, &images, stdio, pid_file) {
+        Ok(report) => Ok((created, Outcome { report, print: options.print_stats, warnings })),
         Err(e) => {
             created.init.kill();
             // The first failure is the one to tell.

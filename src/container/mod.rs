@@ -13,7 +13,9 @@
 pub mod checkpoint;
 pub mod clock;
 pub mod create;
+mod criu_config;
 pub mod error;
+pub mod events;
 pub mod exec;
 pub mod foreground;
 pub mod hooks;

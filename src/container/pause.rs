@@ -7,8 +7,7 @@ pub fn pause(store: &Store, id: &str) -> Result<()> {
     let (container, _lock) = Container::load_locked(store, id)?;
     match container.status()? {
         Status::Running | Status::Created => Ok(container.cgroup().freeze()?),
-        Status::Paused => Ok(()),
-        Status::Stopped => Err(Error::NotRunning),
+        Status::Paused | Status::Stopped => Err(Error::NotRunning),
     }
 }
 
