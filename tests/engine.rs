@@ -215,6 +215,9 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
         }
         Mode::Plain => c.check(),
         Mode::Stop => {
+            if let (false, said) = c.look()? {
+                return Err(format!("check says that it cannot be checkpointed: {said}"));
+            }
             c.checkpoint("image", &[])?;
             c.assert_gone()?;
             decode(&c.dir("image"))?;
@@ -240,6 +243,12 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             c.check()
         }
         Mode::Refused => {
+            let (possible, said) = c.look()?;
+            let silent = possible && !fixture.late;
+            let lacks = |t: &&String| !possible && !said.contains(t.as_str());
+            if let Some(missing) = fixture.refused.iter().find(|t| silent || lacks(t)) {
+                return Err(format!("check does not say \"{missing}\": {said}"));
+            }
             match c.checkpoint("image", &[]) {
                 Ok(()) => return Err("the checkpoint wasn't refused".to_owned()),
                 Err(e) => {

@@ -6,6 +6,29 @@ use super::{Context, absolute, log, one_id, say};
 use crate::checkpoint::context::Options;
 use crate::container::{Error, Result, checkpoint};
 
+/// What of a container is to be saved, and how much of it may be lost.
+#[derive(Debug, clap::Args)]
+pub struct What {
+    /// Keep established TCP connections
+    #[arg(long)]
+    tcp_established: bool,
+    /// Allow unix sockets with a peer outside
+    #[arg(long)]
+    ext_unix_sk: bool,
+    /// Allow a terminal from outside
+    #[arg(long)]
+    shell_job: bool,
+    /// Keep file locks
+    #[arg(long)]
+    file_locks: bool,
+    /// What to do with control groups: soft, full, strict or ignore
+    #[arg(long, value_name = "MODE")]
+    manage_cgroups_mode: Option<String>,
+    /// Leave out what is in a namespace: network
+    #[arg(long, value_name = "NAMESPACE")]
+    empty_ns: Vec<String>,
+}
+
 /// Checkpoint a running container
 ///
 /// Its whole state goes into a directory of images, from which `restore` brings it back.
@@ -14,6 +37,8 @@ pub struct Args {
     /// Directory for the images [default: ./checkpoint]
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
+    #[command(flatten)]
+    what: What,
     /// Directory for the log and statistics
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
@@ -23,21 +48,12 @@ pub struct Args {
     /// Leave the container running
     #[arg(long)]
     leave_running: bool,
-    /// Keep established TCP connections
-    #[arg(long)]
-    tcp_established: bool,
     /// Leave out TCP connections that are being established
     #[arg(long)]
     tcp_skip_in_flight: bool,
     /// Link unlinked files back where possible
     #[arg(long)]
     link_remap: bool,
-    /// Allow unix sockets with a peer outside
-    #[arg(long)]
-    ext_unix_sk: bool,
-    /// Allow a terminal from outside
-    #[arg(long)]
-    shell_job: bool,
     /// Leave the memory here, to be fetched by a lazy restore
     #[arg(long)]
     lazy_pages: bool,
@@ -47,9 +63,6 @@ pub struct Args {
     /// Send the memory to a page server
     #[arg(long, value_name = "ADDRESS:PORT")]
     page_server: Option<String>,
-    /// Keep file locks
-    #[arg(long)]
-    file_locks: bool,
     /// Only save the memory, and leave the container running
     #[arg(long)]
     pre_dump: bool,
@@ -59,12 +72,6 @@ pub struct Args {
     /// Do not wait until the images are on the disk
     #[arg(long)]
     no_sync: bool,
-    /// What to do with control groups: soft, full, strict or ignore
-    #[arg(long, value_name = "MODE")]
-    manage_cgroups_mode: Option<String>,
-    /// Leave out what is in a namespace: network
-    #[arg(long, value_name = "NAMESPACE")]
-    empty_ns: Vec<String>,
     /// Remove from earlier images what a later one replaces
     #[arg(long)]
     auto_dedup: bool,
@@ -124,6 +131,19 @@ pub fn tell<T: std::fmt::Display>(done: &checkpoint::Outcome<T>) {
     }
 }
 
+/// What of a container is to be saved.
+pub fn options(what: &What) -> Result<Options> {
+    Ok(Options {
+        tcp_established: what.tcp_established,
+        ext_unix_sk: what.ext_unix_sk,
+        shell_job: what.shell_job,
+        file_locks: what.file_locks,
+        empty_network: empty_network(&what.empty_ns)?,
+        manage_cgroups: cgroups_mode(what.manage_cgroups_mode.as_ref())?,
+        ..Options::default()
+    })
+}
+
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("checkpoint", &args.args)?;
     args.refuse()?;
@@ -131,16 +151,10 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         leave_running: args.leave_running,
-        tcp_established: args.tcp_established,
-        ext_unix_sk: args.ext_unix_sk,
-        shell_job: args.shell_job,
-        file_locks: args.file_locks,
-        empty_network: empty_network(&args.empty_ns)?,
         print_stats: args.print_stats,
-        manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
         no_sync: args.no_sync,
         parent_path: args.parent_path.clone(),
-        lazy: false,
+        ..options(&args.what)?
     };
     checkpoint::make_dirs(&options)?;
     let done = match args.pre_dump {

@@ -4,6 +4,7 @@
 //!   argv ── flags (Go's way into ours) ── clap ── log ── one subcommand ── message and exit code
 //! ```
 
+mod check;
 mod checkpoint;
 mod create;
 mod delete;
@@ -81,6 +82,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Subcommands {
+    Check(check::Args),
     Checkpoint(checkpoint::Args),
     Create(create::Args),
     Delete(delete::Args),
@@ -183,6 +185,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     };
     let prefixed = |prefix, code| move |error: Error| Failure { prefix, error, code };
     match command {
+        Subcommands::Check(args) => Ok(check::run(&context, &args)?),
         Subcommands::Checkpoint(args) => Ok(checkpoint::run(&context, &args)?),
         Subcommands::Create(args) => {
             create::run(&context, args).map_err(prefixed("stasis create failed: ", 1))

@@ -21,7 +21,7 @@ use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, precopy, predump, recovery, restore as engine};
+use crate::checkpoint::{dump, outlook, precopy, predump, recovery, restore as engine};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
@@ -73,6 +73,14 @@ fn configured(annotations: &BTreeMap<String, String>, options: &mut Options) -> 
         .iter()
         .map(|name| format!("the option {name} of CRIU's configuration file is ignored"))
         .collect())
+}
+
+/// `check`: what a checkpoint would meet. Waits for nobody, and stops nothing.
+pub fn look(store: &Store, id: &str, mut options: Options) -> Result<outlook::Outlook> {
+    let container = Container::load(store, id)?;
+    container.can_be_dumped()?;
+    configured(&container.state.annotations(), &mut options)?;
+    Ok(outlook::look(&options, &container.source()?, &container.cgroup()))
 }
 
 impl Container {

@@ -23,6 +23,7 @@ pub mod network;
 pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod resolve;

@@ -157,6 +157,18 @@ impl<'a> Container<'a> {
         Err(format!("checkpoint failed: {}\n{}", output.1, tail(&work.join("dump.log"))))
     }
 
+    /// `check ID`: whether it says that a checkpoint is possible, and what it prints.
+    pub fn look(&mut self) -> Result<(bool, String), String> {
+        let mut command = self.command(&["check"]);
+        let known = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
+        command.args(self.fixture.checkpoint.iter().filter(|flag| known.contains(&flag.as_str())));
+        command.arg(&self.id);
+        self.log += &format!("$ {command:?}\n");
+        let output = bounded(command, Duration::from_secs(self.fixture.timeout))?;
+        self.log += &output.1;
+        Ok(output)
+    }
+
     /// `restore --detach` from `images`.
     pub fn restore(&mut self, images: &str) -> Result<(), String> {
         let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));

@@ -64,6 +64,8 @@ pub struct Fixture {
     pub checkpoint: Vec<String>,
     pub restore: Vec<String>,
     pub tty: bool,
+    /// What is refused shows only when the container stands still.
+    pub late: bool,
     /// Paths on the host without which the fixture is skipped.
     pub needs: Vec<String>,
     /// Why the fixture can't pass yet: it's skipped, aloud.
@@ -100,6 +102,7 @@ impl Fixture {
                 "checkpoint" => f.checkpoint.extend(words()),
                 "restore" => f.restore.extend(words()),
                 "tty" => f.tty = true,
+                "late" => f.late = true,
                 "needs" => f.needs.extend(words()),
                 "skip" => f.skip = Some(value.to_owned()),
                 "timeout" => f.timeout = value.parse().map_err(|_| bad("not a number of seconds"))?,
