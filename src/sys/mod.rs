@@ -18,6 +18,7 @@ pub mod kcmp;
 pub mod keyring;
 pub mod memory;
 pub mod mount;
+pub mod mqueue;
 pub mod namespace;
 pub mod network;
 pub mod pagemap;

@@ -8,12 +8,9 @@ use nix::fcntl::OFlag;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::{KINDS, Surroundings, external, inotify, locks, pipe, tty, unix};
+use crate::checkpoint::files::{KINDS, Surroundings, external, inotify, locks, mqueue, pipe, tty, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
-
-/// What f_type is in mqueue file systems.
-const MQUEUE_MAGIC: i64 = 0x1980_0202;
 
 /// Everything about the descriptors of these processes (pid on this host, pid inside) that can't be checkpointed.
 /// A process or descriptor that vanishes meanwhile is no finding.
@@ -68,12 +65,9 @@ fn refuse(source: &Source, around: &Surroundings<'_>, mounts: &BTreeSet<i32>, li
 /// Is it one of the descriptors given at create, on no mount of the container? Others that lead out are refused.
 /// Pipes are recorded as pipes, and told by their names.
 pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result<bool> {
-    if live.fs == MQUEUE_MAGIC && live.format() == libc::S_IFREG {
-        return Err(unsupported(live));
-    }
     let inside = mounts.contains(&live.info.mnt_id);
     let given = external::stdio_index(&source.stdio, live, inside).is_some();
-    if pipe::is(live) {
+    if pipe::is(live) || mqueue::is(live) {
         return Ok(false);
     }
     if given {
@@ -103,7 +97,6 @@ pub fn unsupported(live: &Live) -> Error {
         l if l.starts_with("mnt:[") || l.contains(":[40") && !l.starts_with("socket:") => {
             format!("a namespace descriptor ({link})")
         }
-        l if live.fs == MQUEUE_MAGIC => format!("a POSIX message queue ({l})"),
         l if l.starts_with("socket:") => format!("a socket of an unsupported family ({link})"),
         _ => format!("an open file of an unsupported kind ({link})"),
     };

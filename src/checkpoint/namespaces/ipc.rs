@@ -10,6 +10,7 @@
 //! container could do again (operations to undo at its exit, a wish to be notified) cannot be seen from outside, or
 //! not made: such processes are refused.
 
+mod mq;
 mod msg;
 mod sem;
 mod shm;
@@ -19,7 +20,7 @@ pub use shm::finish;
 
 use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::IpcDescEntry;
+use crate::checkpoint::image::{Extension, IpcDescEntry};
 use crate::checkpoint::model::IpcNamespace;
 use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
@@ -28,7 +29,11 @@ use crate::sys::sysv::Perm;
 /// What of the namespace cannot be saved, looked at while the container runs.
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     match Kind::Ipc.owned(source.init, &source.spec) {
-        Ok(true) => sem::check(source.init, pids),
+        Ok(true) => {
+            let mut found = sem::check(source.init, pids);
+            found.extend(within(source.init, &[Kind::Ipc], mq::check).err());
+            found
+        }
         Ok(false) => shm::check_joined(pids),
         Err(e) => vec![e],
     }
@@ -44,10 +49,17 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if let Some(e) = sem::check(init, &pids).into_iter().next() {
         return Err(e);
     }
-    let (namespace, segments) = within(init, &[Kind::Ipc], || {
+    let (namespace, segments, queues) = within(init, &[Kind::Ipc], || {
         let (shm, files) = shm::dump()?;
-        Ok((IpcNamespace { var: Some(var::dump()?), shm, sem: sem::dump()?, msg: msg::dump()? }, files))
+        let (var, sem, msg) = (Some(var::dump()?), sem::dump()?, msg::dump()?);
+        Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?))
     })?;
+    if !queues.is_empty() {
+        let data = serde_json::to_vec(&queues)
+            .map_err(|e| Error::new(format!("cannot write extension {}: {e}", mq::EXTENSION)))?;
+        let extension = Extension { name: mq::EXTENSION.to_owned(), critical: false, data };
+        dump.model.extension.get_or_insert_default().extensions.push(extension);
+    }
     shm::write(dump, segments)?;
     dump.model.ipcns.insert(Kind::Ipc.id(true), namespace);
     Ok(())
@@ -57,8 +69,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let (init, spec) = (restore.target.init, &restore.target.spec);
     let Some(namespace) = restore.model.ipcns.values().next() else { return Ok(()) };
+    let queues = mq::read(restore.model)?;
     if !Kind::Ipc.owned(init, spec)? {
-        let empty = namespace.shm.is_empty() && namespace.sem.is_empty() && namespace.msg.is_empty();
+        let system_v = namespace.shm.is_empty() && namespace.sem.is_empty() && namespace.msg.is_empty();
+        let empty = system_v && queues.is_empty();
         return match empty {
             true => Ok(()),
             false => Err(Error::new(
@@ -73,6 +87,7 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
         }
         sem::restore(&namespace.sem)?;
         msg::restore(&namespace.msg)?;
+        mq::restore(&queues)?;
         shm::restore(&namespace.shm)
     })?;
     shm::fill(restore, segments)
