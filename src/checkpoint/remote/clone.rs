@@ -123,6 +123,7 @@ impl Injection {
             queued: if is_thread { Rc::clone(&self.queued) } else { Rc::new(Cell::new(0)) },
             births: Vec::new(),
             patience: self.patience,
+            processor: self.processor,
         };
         Ok((thread, child))
     }

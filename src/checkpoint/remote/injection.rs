@@ -50,6 +50,8 @@ pub struct Injection {
     /// Children and threads born in the last run.
     pub(super) births: Vec<i32>,
     pub(super) patience: Duration,
+    /// Where the thread ran last.
+    pub(super) processor: i32,
 }
 
 /// A live thread's own state.
@@ -120,7 +122,7 @@ impl Injection {
     pub fn run(&mut self, batch: &Batch) -> Result<Results> {
         self.births.clear();
         self.avoid_signals(batch)?;
-        let _beside = pin::beside(self.thread.tid());
+        let _beside = pin::beside(self.processor);
         let fixed = batch.data_len() + batch.out_len();
         let room = batch.entries_len().clamp(ENTRY, WINDOW);
         let total = room + fixed;
@@ -184,6 +186,7 @@ impl Injection {
                 Ok(Stop::Signal(signal)) if signal == self.signal => {
                     let regs = self.thread.regs()?;
                     if regs.rip == stopped_at {
+                        self.processor = stub::processor(&regs);
                         return Ok(regs);
                     }
                     // Somebody else's, and without effect.

@@ -91,6 +91,7 @@ pub(super) struct Status {
     pub(super) pending: u64,
     pub(super) blocked: u64,
     pub(super) caught: u64,
+    pub(super) ignored: u64,
 }
 
 impl Status {
@@ -114,6 +115,7 @@ impl Status {
                 "NSpid" => status.tid = last()?,
                 "SigPnd" | "ShdPnd" => status.pending |= mask()?,
                 "SigBlk" => status.blocked = mask()?,
+                "SigIgn" => status.ignored = mask()?,
                 "SigCgt" => status.caught = mask()?,
                 _ => {}
             }

@@ -20,7 +20,7 @@ use super::memory::{Memory, Status};
 use super::stub::{self, Place};
 use super::thread::Thread;
 use super::wait::Stop;
-use super::{ptrace, regs, signals, vdso};
+use super::{pin, ptrace, regs, signals, vdso};
 use crate::checkpoint::error::{Error, Result};
 
 /// How long a batch may take before it is given up.
@@ -47,7 +47,8 @@ impl Injection {
         let mask = thread.sigmask()?;
         let status = Status::read(tid)?;
         let stopped = status_is_stopped(thread);
-        let signal = signals::harmless(status.blocked | mask, status.caught, status.pending, stopped)
+        let blocked = status.blocked | mask;
+        let signal = signals::harmless(blocked, status.caught, status.ignored, status.pending, stopped)
             .ok_or_else(|| Error::new("the thread leaves no signal free that could stop it after a batch"))?;
         let memory = Memory::new(tid);
         let mut home_regs = raw;
@@ -76,7 +77,9 @@ impl Injection {
             queued: Rc::new(Cell::new(0)),
             births: Vec::new(),
             patience: PATIENCE,
+            processor: pin::last_processor(tid),
         };
+        let _beside = pin::beside(injection.processor);
         injection.grow(FIRST_SCRATCH)?;
         Ok(injection)
     }

@@ -6,7 +6,8 @@
 //!
 //!   boot ──► syscall (mmap or mremap of the scratch; the driver has set its registers) ──► stop
 //!   run ──► entry: copy or syscall ──► judge the result ──► next entry; at the end or at a bad result: stop
-//!   stop ──► tgkill(self, X). Traced: the driver has the word. Not traced: X does nothing, and we fall into heal
+//!   stop ──► r8 = the processor we are on (as getcpu of the vdso finds it: the limit of segment 0x7b)
+//!        ──► tgkill(self, X). Traced: the driver has the word. Not traced: X does nothing, and we fall into heal
 //!   heal ──► block all signals, unmap the scratch, flags, mask, registers, back into the program
 //! ```
 //!
@@ -24,6 +25,11 @@ use libc::user_regs_struct;
 pub(super) const MAGIC: u64 = 0x0153_4953_4154_53c7;
 /// Upper bits of `r12` while a thread is inside a stub; the low byte is the signal X.
 pub(super) const MARKER: u64 = 0x5354_4153_4953_0100;
+/// The number of the processor in `r8` at the stop.
+pub(super) fn processor(regs: &user_regs_struct) -> i32 {
+    (regs.r8 & 0xfff) as i32
+}
+
 /// Words of the record.
 const RECORD_WORDS: usize = 22;
 
@@ -82,6 +88,9 @@ stasis_stub_run:
     syscall
 
 stasis_stub_stop:
+    xor     r8d, r8d
+    mov     eax, 0x7b
+    lsl     r8d, eax
     mov     rdi, r13
     shr     rdi, 32
     mov     esi, r13d

@@ -10,6 +10,8 @@
 //!                                  all zero, or a stub that a thread is in, or one that was left behind
 //! ```
 
+use std::time::{Duration, Instant};
+
 use nix::errno::Errno;
 
 use super::memory::{self, Memory};
@@ -17,6 +19,8 @@ use super::{ptrace, stub, thread::Thread};
 use crate::checkpoint::error::{Error, Result};
 
 const PAGE: u64 = 4096;
+/// How long another thread may take to leave a stub whose driver is dead.
+const HEALING: Duration = Duration::from_secs(5);
 
 /// The free bytes behind the vdso's image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,22 +68,26 @@ pub(super) fn free_slot(tail: Tail, thread: &Thread, memory: &Memory, rip: u64) 
     let len = stub::slot_len();
     let mut bytes = vec![0u8; usize::try_from(tail.end - tail.start).unwrap_or(0)];
     memory.read(tail.start, &mut bytes)?;
-    let mut at = tail.start;
-    while at + len <= tail.end {
-        let from = usize::try_from(at - tail.start).unwrap_or(0);
-        let slot = &bytes[from..from + usize::try_from(len).unwrap_or(0)];
-        if slot.iter().all(|&b| b == 0) || is_abandoned(slot, at, thread.tid(), rip) {
-            return Ok(at);
+    // Slots whose threads run are looked at when there is no other: those threads have to be stopped for it.
+    for stopping in [false, true] {
+        let mut at = tail.start;
+        while at + len <= tail.end {
+            let from = usize::try_from(at - tail.start).unwrap_or(0);
+            let slot = &bytes[from..from + usize::try_from(len).unwrap_or(0)];
+            if slot.iter().all(|&b| b == 0) || is_abandoned(slot, at, thread.tid(), rip, stopping) {
+                return Ok(at);
+            }
+            at += len;
         }
-        at += len;
     }
     Err(Error::new("no room is left in the task's vdso for another stub")
         .remedy("a driver was killed several times in this task; it makes room when its threads have run on"))
 }
 
-/// A slot that was left behind, and that no thread can be inside: its thread is gone, or is elsewhere (this one, or
-/// another that we have stopped), or belongs to another process, of which this is a forked copy.
-fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64) -> bool {
+/// A slot that was left behind, and that no thread can be inside: its thread is gone, or is elsewhere (this one,
+/// another that we have stopped, or one that is stopped for the question), or belongs to another process, of which
+/// this is a forked copy.
+fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64, stopping: bool) -> bool {
     let word = |offset: u64| {
         let from = usize::try_from(offset).unwrap_or(0);
         slot.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
@@ -93,10 +101,20 @@ fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64) -> bool {
         return is_elsewhere(rip);
     }
     match memory::shares_memory(owner, tid) {
-        Ok(true) => ptrace::regs(owner).is_ok_and(|regs| is_elsewhere(regs.rip)),
+        Ok(true) => match ptrace::regs(owner) {
+            Ok(regs) => is_elsewhere(regs.rip),
+            Err(_) => stopping && has_healed(owner).unwrap_or(false),
+        },
         Ok(false) | Err(Errno::ESRCH) => true,
         Err(_) => false,
     }
+}
+
+/// Waits until a running thread, whose driver is dead, has left the stub. It goes on running.
+fn has_healed(owner: i32) -> Result<bool> {
+    let thread = Thread::seize(owner)?;
+    // Stopping lets it out of the stub, if it is inside.
+    thread.stop(Instant::now() + HEALING).map(|_stopped_or_gone| true)
 }
 
 #[cfg(test)]
@@ -130,10 +148,10 @@ mod tests {
         // SAFETY: a plain structure of integers, for which zero is a value.
         let regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         let slot = stub::slot(me, 0, &regs);
-        assert!(!is_abandoned(&slot, 0x1000, me, 0x1010), "this thread is in it");
-        assert!(is_abandoned(&slot, 0x1000, me, 0x9000), "this thread is elsewhere");
+        assert!(!is_abandoned(&slot, 0x1000, me, 0x1010, false), "this thread is in it");
+        assert!(is_abandoned(&slot, 0x1000, me, 0x9000, false), "this thread is elsewhere");
         let dead = stub::slot(i32::MAX - 1, 0, &regs);
-        assert!(is_abandoned(&dead, 0x1000, me, 0x9000), "its owner is gone");
-        assert!(!is_abandoned(&vec![1; slot.len()], 0x1000, me, 0x9000), "not ours");
+        assert!(is_abandoned(&dead, 0x1000, me, 0x9000, false), "its owner is gone");
+        assert!(!is_abandoned(&vec![1; slot.len()], 0x1000, me, 0x9000, false), "not ours");
     }
 }

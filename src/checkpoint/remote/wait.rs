@@ -3,7 +3,7 @@
 //! waitpid(2) knows no timeout. A timer whose signal goes to the waiting thread alone interrupts it; the timer
 //! repeats, so a tick that comes before waitpid(2) sleeps is followed by one that comes after.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::mem::zeroed;
 use std::ptr::null_mut;
 use std::sync::Once;
@@ -51,15 +51,8 @@ pub(super) fn decode(tid: i32, status: i32) -> Stop {
 
 /// Waits for the next stop of `tid`; ETIMEDOUT at the deadline.
 pub(super) fn wait(tid: i32, deadline: Instant) -> nix::Result<Stop> {
-    ALARM.with(|cell| {
-        let alarm = match cell.get() {
-            Some(alarm) => alarm,
-            None => {
-                let alarm = Alarm::new()?;
-                cell.get_or_init(|| alarm)
-            }
-        };
-        alarm.arm(deadline.saturating_duration_since(Instant::now()))?;
+    ALARM.with_borrow_mut(|alarm| {
+        let alarm = armed(alarm, deadline.saturating_duration_since(Instant::now()))?;
         let result = loop {
             let mut status = 0;
             // SAFETY: status is a live int.
@@ -76,7 +69,20 @@ pub(super) fn wait(tid: i32, deadline: Instant) -> nix::Result<Stop> {
 }
 
 thread_local! {
-    static ALARM: OnceCell<Alarm> = const { OnceCell::new() };
+    static ALARM: RefCell<Option<Alarm>> = const { RefCell::new(None) };
+}
+
+/// The thread's timer, running.
+fn armed(alarm: &mut Option<Alarm>, after: Duration) -> nix::Result<&Alarm> {
+    // A forked child has inherited the number of a timer that it does not have.
+    let usable = alarm.as_ref().is_some_and(|alarm| alarm.arm(after).is_ok());
+    if !usable {
+        std::mem::forget(alarm.take());
+        let new = Alarm::new()?;
+        new.arm(after)?;
+        *alarm = Some(new);
+    }
+    alarm.as_ref().ok_or(Errno::EINVAL)
 }
 
 /// A timer whose signal, delivered to this thread, does nothing but interrupt its system call.
