@@ -110,10 +110,10 @@ fn fine(_: &Live, _: &Surroundings<'_>) -> Result<()> {
 const KINDS: &[Kind] = &[
     Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: |l, _| pipe::check(l), dump: pipe::dump, open: pipe::open },
     Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
-    Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: |l, a| regular::check(l, a.root), dump: fifo::dump, open: fifo::open },
+    Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
     Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: |l, a| tty::later(l, a.root), dump: tty::dump, open: tty::open },
     Kind { name: "message queue", r#type: FdTypes::Reg, is: mqueue::is, check: mqueue::check, dump: mqueue::dump, open: |_| Ok(()) },
-    Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: |l, a| regular::check(l, a.root), dump: regular::dump, open: opener::open_regular },
+    Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: regular::check, dump: regular::dump, open: opener::open_regular },
     Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },

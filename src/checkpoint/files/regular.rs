@@ -2,14 +2,15 @@
 //!
 //! ```text
 //!   live:  /var/log/x, flags, offset ──> RegFileEntry, and where the path no longer leads there:
+//!            another link    -> its name
 //!            unlinked        -> RemapFilePathEntry ──> ghost (`ghost.rs`)
-//!            name reused, or another mount on top -> refused
+//!            another mount on top -> refused
 //! ```
 //!
 //! At restore the path is resolved inside the new root and never outside; size and kind must be what they were.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -18,7 +19,7 @@ use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::registry::PathKey;
-use crate::checkpoint::files::{device, ghost, memfd};
+use crate::checkpoint::files::{Surroundings, device, ghost, memfd, watched};
 use crate::checkpoint::image::{FdTypes, FileEntry, RegFileEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::resolve;
@@ -34,11 +35,11 @@ pub fn is(live: &Live) -> bool {
 }
 
 /// Refuses what could not be opened again.
-pub fn check(live: &Live, root: &OwnedFd) -> Result<()> {
+pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
     if live.format() == libc::S_IFCHR && live.info.flags & libc::O_PATH as u32 == 0 {
         device::check(live)?;
     }
-    place(live, root).map(drop)
+    place(live, around).map(drop)
 }
 
 /// Where a file is found again.
@@ -46,12 +47,15 @@ pub fn check(live: &Live, root: &OwnedFd) -> Result<()> {
 pub enum Place {
     /// Under its name.
     Name,
+    /// Under this one, for it has lost the name that it was opened by.
+    Other(PathBuf),
     /// Nowhere: it has no name any more.
     Unlinked,
 }
 
 /// Looks where the name of a file leads to now.
-fn place(live: &Live, root: &OwnedFd) -> Result<Place> {
+fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
+    let root = around.root;
     let (name, deleted) = live.undeleted();
     if live.fs == PROC_SUPER_MAGIC {
         // An entry of a dead process has the mark itself, or lies below one that has.
@@ -74,9 +78,14 @@ fn place(live: &Live, root: &OwnedFd) -> Result<Place> {
             "another file, or a mount, took the place of the one that is open; let the program reopen it",
         )),
         Err(Errno::ENOENT | Errno::ENOTDIR) if deleted && counts_wrong(live) => Ok(Place::Unlinked),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => Err(live
-            .name(Error::new("an open file was removed under this name but has others"))
-            .remedy("a copy would no longer be the same file as its other names; let the program reopen it")),
+        Err(Errno::ENOENT | Errno::ENOTDIR) => {
+            let other = watched::other_name(around, &live.file).map_err(|e| live.name(e))?;
+            other.map(Place::Other).ok_or_else(|| {
+                live.name(Error::new("an open file was removed under this name, and has others outside")).remedy(
+                    "a copy would no longer be the same file as its other names; let the program reopen it",
+                )
+            })
+        }
         Err(errno) => Err(live.name(
             Error::new("cannot find an open file by its name")
                 .call(format!("openat2(root, {:?}, O_PATH, RESOLVE_IN_ROOT)", live.link), errno),
@@ -99,12 +108,17 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
 /// The record of a file, its ghost recorded too where it has no name.
 pub fn entry(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<FileEntry> {
     let (name, deleted) = live.undeleted();
-    let unlinked = place(live, dump.files.root()?)? == Place::Unlinked;
-    if unlinked {
+    let place = place(live, &Surroundings::of(dump)?)?;
+    if place == Place::Unlinked {
         ghost::dump(dump, live, id)?;
     }
+    let name = match &place {
+        Place::Other(other) => other,
+        Place::Unlinked if deleted => &name,
+        Place::Unlinked | Place::Name => &live.link,
+    };
     let reg = RegFileEntry {
-        name: text(if unlinked && deleted { &name } else { &live.link }).map_err(|e| live.name(e))?,
+        name: text(name).map_err(|e| live.name(e))?,
         mnt_id: Some(live.info.mnt_id),
         ..bare(dump, live, id)?
     };
@@ -249,6 +263,7 @@ fn verify(reg: &RegFileEntry, mode: u32, size: i64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::files::live::Pids;
 
     fn live(file: std::fs::File) -> Live {
         Live::own(file.into(), 3).unwrap()
@@ -261,23 +276,27 @@ mod tests {
     #[test]
     fn a_file_is_placed_by_what_its_name_leads_to() {
         let root = root_of(Path::new("/"));
-        let dir = tempfile::tempdir().unwrap();
+        let around = Surroundings { root: &root, init: std::process::id().cast_signed(), pids: &Pids::new() };
+        // A small file system: all of it is looked at.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("a");
         std::fs::write(&path, "x").unwrap();
         let a = std::fs::File::open(&path).unwrap();
-        assert_eq!(place(&live(a.try_clone().unwrap()), &root).unwrap(), Place::Name);
+        assert_eq!(place(&live(a.try_clone().unwrap()), &around).unwrap(), Place::Name);
         std::fs::hard_link(&path, dir.path().join("b")).unwrap();
         std::fs::remove_file(&path).unwrap();
-        let e = place(&live(a.try_clone().unwrap()), &root).unwrap_err();
-        assert!(e.to_string().contains("has others"), "{e}");
+        if nix::unistd::geteuid().is_root() {
+            let other = place(&live(a.try_clone().unwrap()), &around).unwrap();
+            assert_eq!(other, Place::Other(dir.path().join("b")));
+        }
         std::fs::remove_file(dir.path().join("b")).unwrap();
-        assert_eq!(place(&live(a.try_clone().unwrap()), &root).unwrap(), Place::Unlinked);
+        assert_eq!(place(&live(a.try_clone().unwrap()), &around).unwrap(), Place::Unlinked);
         std::fs::write(dir.path().join("c"), "").unwrap();
         let c = std::fs::File::open(dir.path().join("c")).unwrap();
         std::fs::write(dir.path().join("d"), "").unwrap();
         let mut c = live(c);
         c.link = dir.path().join("d");
-        assert!(place(&c, &root).unwrap_err().to_string().contains("another file"));
+        assert!(place(&c, &around).unwrap_err().to_string().contains("another file"));
     }
 
     #[test]

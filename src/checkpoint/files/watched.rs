@@ -1,4 +1,4 @@
-//! Where a watched file is: from what the kernel tells of a watch to a path.
+//! Where a file is whose name is not known: from what the kernel tells of a watch to a path.
 //!
 //! ```text
 //!   sdev, ino, handle ──open_by_handle_at──> a file with a name          ext4, xfs, btrfs, tmpfs
@@ -75,7 +75,7 @@ impl Wanted {
 pub fn find(around: &Surroundings<'_>, pid: i32, wanted: &[Wanted]) -> Result<Vec<Option<PathBuf>>> {
     let mut mounts = mountinfo::of(&around.init.to_string())?;
     mounts.retain(|m| wanted.iter().any(|w| w.dev == m.dev));
-    let probe = sys::inotify::init().during(WHAT, || "inotify_init1(IN_CLOEXEC)".into())?;
+    let probe = new_probe()?;
     let mut search = Search { root: around.root, wanted, found: vec![None; wanted.len()], probe };
     let found = std::thread::scope(|scope| {
         let by_handle = || by_handles(around.root, &mounts, wanted);
@@ -92,6 +92,29 @@ pub fn find(around: &Surroundings<'_>, pid: i32, wanted: &[Wanted]) -> Result<Ve
         }
     }
     Ok(search.found)
+}
+
+/// Another name of an open file, which has lost the one that it was opened by.
+pub fn other_name(around: &Surroundings<'_>, file: &OwnedFd) -> Result<Option<PathBuf>> {
+    let inotify = new_probe()?;
+    let Some(wanted) = probe(&inotify, file)? else { return Ok(None) };
+    Ok(find(around, around.init, &[wanted])?.pop().flatten())
+}
+
+fn new_probe() -> Result<OwnedFd> {
+    sys::inotify::init().during(WHAT, || "inotify_init1(IN_CLOEXEC)".into())
+}
+
+/// What the kernel tells of a watch on this file.
+fn probe(inotify: &OwnedFd, file: &OwnedFd) -> Result<Option<Wanted>> {
+    let Ok(watch) = sys::inotify::add_watch(inotify, file, libc::IN_DELETE_SELF) else {
+        return Ok(None);
+    };
+    let path = format!("/proc/self/fdinfo/{}", inotify.as_raw_fd());
+    let text = std::fs::read_to_string(&path).during(WHAT, || format!("open({path:?}, O_RDONLY)"))?;
+    let seen = Fdinfo::parse(&text)?.field("inotify").map(Wanted::parse).transpose();
+    sys::inotify::remove_watch(inotify, watch).during(WHAT, || format!("inotify_rm_watch(_, {watch})"))?;
+    seen
 }
 
 /// Opens handles, on a thread that walks from mount to mount: its working directory is where they are looked up.
@@ -148,7 +171,7 @@ impl Search<'_> {
         if fstat(&file).is_ok_and(|s| s.st_nlink == 0) {
             return Ok(false);
         }
-        let Some(seen) = self.probe(&file)? else { return Ok(false) };
+        let Some(seen) = probe(&self.probe, &file)? else { return Ok(false) };
         let mut is = false;
         for (wanted, found) in self.wanted.iter().zip(&mut self.found) {
             if found.is_none() && wanted.is(&seen) {
@@ -157,19 +180,6 @@ impl Search<'_> {
             }
         }
         Ok(is)
-    }
-
-    /// What the kernel tells of a watch on this file.
-    fn probe(&self, file: &OwnedFd) -> Result<Option<Wanted>> {
-        let Ok(watch) = sys::inotify::add_watch(&self.probe, file, libc::IN_DELETE_SELF) else {
-            return Ok(None);
-        };
-        let path = format!("/proc/self/fdinfo/{}", self.probe.as_raw_fd());
-        let text = std::fs::read_to_string(&path).during(WHAT, || format!("open({path:?}, O_RDONLY)"))?;
-        let seen = Fdinfo::parse(&text)?.field("inotify").map(Wanted::parse).transpose();
-        sys::inotify::remove_watch(&self.probe, watch)
-            .during(WHAT, || format!("inotify_rm_watch(_, {watch})"))?;
-        seen
     }
 
     /// Tries the mounts, what the process has open, where it is, and the directories above.
