@@ -7,8 +7,9 @@
 //!       after some passes in vain: freeze, seize, thaw
 //! ```
 //!
-//! A thread in the middle of fork(2) stops only when the child is there, so a pass that follows the stops sees it. The
-//! freezer is for those that fork faster than they are found, and for containers that arrive paused: v1 gives no ptrace
+//! A thread in the middle of fork(2) stops only when the child is there, so a pass that follows the stops sees it. One
+//! that ends between being listed and being seized may have left a child that the list did not have yet: it counts as
+//! new, too. The freezer is for those that fork faster than they are found, and for containers that arrive paused: v1 gives no ptrace
 //! stop to a frozen thread, v2 runs no batch in one, so it is thawed when all have been interrupted. In v1 even SEIZE
 //! hangs on a frozen thread that a signal had stopped: that one runs nothing after the thaw, and is seized then.
 //!
@@ -70,6 +71,8 @@ struct Found {
     processes: BTreeSet<i32>,
     /// Threads that stand still.
     stopped: BTreeSet<i32>,
+    /// Threads that had ended when their turn came, and wait to be reaped.
+    ended: BTreeSet<i32>,
 }
 
 impl Found {
@@ -110,7 +113,7 @@ impl Found {
         seized
     }
 
-    /// Seizes all threads that are new, and counts them.
+    /// Seizes all threads that are new, and counts them and those that have just ended.
     fn pass(&mut self, freezer: &dyn Freezer, frozen: bool) -> Result<usize> {
         let mut new = 0;
         for pid in freezer.pids()? {
@@ -125,9 +128,10 @@ impl Found {
         Ok(new)
     }
 
-    /// Seizes the threads of `pid` that are new, and counts them. A process that has ended in the meantime has none.
+    /// Seizes the threads of `pid` that are new. What counts is every thread that may have made others since the list
+    /// was read: those that are new, and those that are gone, once each.
     fn process(&mut self, pid: i32, frozen: bool) -> Result<usize> {
-        let Ok(tids) = status::threads(pid) else { return Ok(0) };
+        let Ok(tids) = status::threads(pid) else { return Ok(1) };
         let mut new = 0;
         for tid in tids {
             if self.threads.contains_key(&tid) || frozen && is_stopped(tid) {
@@ -140,13 +144,14 @@ impl Found {
                     self.processes.insert(pid);
                     new += 1;
                 }
-                Err(error) if error.errno() == Some(Errno::ESRCH) => {}
+                Err(error) if error.errno() == Some(Errno::ESRCH) => new += 1,
                 // A zombie cannot be seized; nor can what a debugger holds.
                 Err(error) => match Status::of_thread(pid, tid) {
                     Ok(status) if !matches!(status.state, 'Z' | 'X') => {
                         return Err(explain(error, pid, &status));
                     }
-                    _ => {}
+                    Ok(_) => new += usize::from(self.ended.insert(tid)),
+                    Err(_) => new += 1,
                 },
             }
         }
