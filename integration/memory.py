@@ -2,8 +2,9 @@
 import json
 import os
 import signal
+import subprocess
 
-from harness import TOP, Container, Failed, check, config, equal, image_size, need, real_checkpoints, sh, until
+from harness import RUNTIME, TOP, Container, Failed, check, config, equal, image_size, need, real_checkpoints, sh, until
 
 MIB = 1 << 20
 
@@ -213,3 +214,100 @@ def test_a_container_can_end_while_its_memory_is_filled(host):
     c.delete()
     for pid in guard, filler:
         until(lambda: not os.path.exists(f"/proc/{pid}") or ") Z" in open(f"/proc/{pid}/stat").read(), "the filler's end")
+
+
+class Moving(Churn):
+    """A program on a host of its own: root directory, root file system, and a directory that both hosts see."""
+
+    def __init__(self, host, label, *args):
+        self.shared = host.dir / "shared"
+        self.shared.mkdir(exist_ok=True)
+        super().__init__(host, label, *args)
+        self.spec["mounts"].append({"destination": "/shared", "type": "bind", "source": str(self.shared),
+                                    "options": ["rbind", "rw"]})
+        self.spec["process"]["env"].append("STATUS=/shared/status")
+        (self.bundle / "config.json").write_text(json.dumps(self.spec))
+        self.command = lambda *words: [RUNTIME, "--root", str(host.dir / f"{label}.root"), *map(str, words)]
+        host.undo.append(self.delete)
+
+    def status(self):
+        link = self.root / "status"
+        if not link.is_symlink():
+            link.symlink_to(self.shared / "status")
+        return super().status()
+
+    def receive(self, *more):
+        """The other side, listening; its address."""
+        out = open(self.host.dir / f"{self.id}.receive", "w+")
+        process = subprocess.Popen(self.command("receive", "--listen", "127.0.0.1:0", "--bundle", self.bundle, *more, self.id),
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        self.host.undo.append(lambda: process.poll() is None and process.kill())
+
+        def address():
+            text = (self.host.dir / f"{self.id}.receive").read_text()
+            check(process.poll() is None, f"receive has ended: {text}")
+            return text.split()[2] if text.endswith("\n") else ""
+
+        return process, until(address, "the other side listens")
+
+
+def moved(c, d, process, address, *more):
+    done = c.call("migrate", "--to", address, *more, c.id)
+    equal(process.wait(60), 0, "the other side's status")
+    check("has moved: stood still for" in done.stdout, done.stdout)
+    equal(c.state(), "", "the source is gone")
+    d.right()
+
+
+def test_migrate(host):
+    c, d = Moving(host, "c", 64, 8, 20000), Moving(host, "d", 64, 8, 20000)
+    c.start()
+    moved(c, d, *d.receive())
+    moved(d, c, *c.receive("--eager"), "--rounds", 1)
+    moved(c, d, *d.receive(), "--rounds", 0)
+    equal([p for p in os.listdir("/var/tmp") if p.startswith("stasis-") and host.id in p], [], "what is left behind")
+
+
+def test_migrate_over_a_command(host):
+    c, d = Moving(host, "c", 64, 16, 0, "mix"), Moving(host, "d", 64, 16, 0, "mix")
+    c.start()
+    done = c.call("migrate", "--via", " ".join(map(str, d.command("receive", "--bundle", d.bundle, d.id))), c.id)
+    check("has moved" in done.stdout, done.stdout)
+    equal(c.state(), "", "the source is gone")
+    d.right()
+
+
+def test_a_migration_that_fails_leaves_the_source_running(host):
+    c, d = Moving(host, "c", 64, 8, 20000), Moving(host, "d", 64, 8, 20000)
+    c.start()
+
+    def fails(words, via, timeout=60):
+        done = c.call("migrate", "--via", via, "--timeout", timeout, c.id, ok=None)
+        check(done.returncode != 0 and any(w in done.stderr for w in words.split("|")), f"{words}: {done.stdout}{done.stderr}")
+        c.right()
+        equal(d.state(), "", "nothing is left there")
+
+    fails("closed|lost", via="true")
+    fails("as stasis does", via="yes")
+    fails("nothing for 1 s", via="sleep 3", timeout=1)
+    receive = " ".join(map(str, d.command("receive", "--bundle", d.bundle, d.id)))
+    fails("closed|lost|nothing", via=f"{receive} | dd bs=1 count=5 status=none")  # it hears the greeting only
+    # Not to be restored there: it has a limit that the program is above.
+    d.spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "hard": 2, "soft": 2}]
+    (d.bundle / "config.json").write_text(json.dumps(d.spec))
+    fails("the other side", via=receive)
+
+
+def test_a_container_never_runs_twice(host):
+    """The answer to the last word does not come: the source stays paused, and can be resumed."""
+    c, d = Moving(host, "c", 64, 8, 20000), Moving(host, "d", 64, 8, 20000)
+    c.start()
+    receive = " ".join(map(str, d.command("receive", "--bundle", d.bundle, d.id)))
+    # Greeting and `ready` are five bytes each.
+    done = c.call("migrate", "--via", f"{receive} | dd bs=1 count=10 status=none", c.id, ok=None)
+    check(done.returncode != 0 and "paused" in done.stderr, f"it says so: {done.stdout}{done.stderr}")
+    equal(c.state(), "paused", "the source")
+    d.right()
+    d.delete()
+    c.call("resume", c.id)
+    c.right()

@@ -20,4 +20,5 @@ pub mod checkpoint;
 pub mod cli;
 pub mod container;
 pub mod init;
+pub mod migrate;
 pub mod sys;

@@ -2,7 +2,7 @@
  *
  * Page n of the arena holds mix(n, version[n]) in three places, or zeros for version 0. Pages are written at random within
  * the hot part; with `mix`, chunks are also unmapped, moved, given back and inherited by children. Any page that does not
- * hold what the table of versions says ends the program: /status says BAD, else how far it has come. SIGUSR1: check all.
+ * hold what the table of versions says ends the program: /status (or STATUS) says BAD, else how far it has come. SIGUSR1: check all.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -137,7 +137,8 @@ int main(int argc, char **argv)
     hot = strtoul(argv[2], NULL, 10) * 256;
     long rate = strtol(argv[3], NULL, 10);
     int moves = argc > 4;
-    status = open("/status", O_RDWR | O_CREAT | O_TRUNC, 0644);
+    const char *where = getenv("STATUS");
+    status = open(where ? where : "/status", O_RDWR | O_CREAT | O_TRUNC, 0644);
     version = calloc(pages, sizeof *version);
     chunk = calloc(pages / CHUNK, sizeof *chunk);
     char *arena = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -39,6 +39,18 @@ pub struct Before<'a> {
     pub tracking: Option<Tracking>,
     /// What has to be done before this set may be called complete.
     pub complete: Option<&'a mut dyn FnMut() -> Result<()>>,
+    /// Who takes the container over, when it does not go on here.
+    pub heir: Option<&'a mut dyn Heir>,
+}
+
+/// Another host, on which the container is to go on.
+pub trait Heir {
+    /// The set is complete and everything stands still. When this returns the other side has restored it, and waits for
+    /// the last word; an error leaves the container running here.
+    fn offer(&mut self) -> Result<()>;
+    /// The last word: from here on the container may run there. An error means that nobody knows whether it does: it is
+    /// left here, paused.
+    fn commit(&mut self) -> Result<()>;
 }
 
 /// As [`dump`], after pre-dumps of this command.
@@ -73,7 +85,7 @@ fn run(
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
     let paused = freezer.is_frozen()?;
-    let record = Record::write(source.state_dir.as_deref(), paused)?;
+    let mut record = Record::write(source.state_dir.as_deref(), paused)?;
     phases.end("check");
 
     let started = Instant::now();
@@ -91,7 +103,7 @@ fn run(
 
     let mut dump = Dump::new(options, source, &images, tasks);
     dump.parent = parent;
-    let mut frozen = None;
+    let (mut frozen, mut held) = (None, false);
     let result = save(&mut dump, &mut phases).and_then(|mut capture| {
         let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
             release(std::mem::take(&mut dump.tasks), freezer, paused).map(|()| Some(started.elapsed()))
@@ -124,6 +136,16 @@ fn run(
         }
         images.publish(!options.no_sync)?;
         phases.end("publish");
+        if let Some(heir) = &mut before.heir {
+            heir.offer()?;
+            // If this command dies now, or nobody answers, it must not go on here.
+            freezer.freeze()?;
+            record.hold()?;
+            held = true;
+            heir.commit()?;
+            freezer.thaw()?;
+            phases.end("handover");
+        }
         Ok(())
     });
     let frozen = frozen.unwrap_or_else(|| started.elapsed());
@@ -133,7 +155,7 @@ fn run(
         Ok(()) if !options.leave_running => freeze::kill(tasks)?,
         Ok(()) => {}
         // What failed first is what matters.
-        Err(_) => _ = release(tasks, freezer, paused),
+        Err(_) => _ = release(tasks, freezer, paused || held),
     }
     record.remove();
     result?;

@@ -53,6 +53,15 @@ impl Record {
         Ok(Self { path: Some(path), paused })
     }
 
+    /// From now on the container is to be found frozen, whatever becomes of this dump.
+    pub fn hold(&mut self) -> Result<()> {
+        if let Some(dir) = self.path.as_deref().and_then(Path::parent) {
+            *self = Self::write(Some(dir), true)?;
+        }
+        self.paused = true;
+        Ok(())
+    }
+
     /// The dump has ended, and left nothing.
     pub fn remove(self) {
         if let Some(path) = self.path {
@@ -160,6 +169,15 @@ mod tests {
         record.remove();
         assert_eq!(freezer.used, 0);
         assert!(!dir.path().join(NAME).exists());
+    }
+
+    #[test]
+    fn what_is_held_stays_frozen() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut record = Record::write(Some(dir.path()), false).unwrap();
+        record.hold().unwrap();
+        let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
+        assert!(serde_json::from_str::<Contents>(&text).unwrap().paused);
     }
 
     #[test]

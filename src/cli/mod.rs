@@ -15,9 +15,11 @@ mod flags;
 mod kill;
 mod list;
 pub mod log;
+mod migrate;
 mod new;
 mod pause;
 mod ps;
+mod receive;
 mod restore;
 mod run;
 mod spec;
@@ -91,8 +93,10 @@ enum Subcommands {
     Features(features::Args),
     Kill(kill::Args),
     List(list::Args),
+    Migrate(migrate::Args),
     Pause(pause::PauseArgs),
     Ps(ps::Args),
+    Receive(receive::Args),
     Restore(restore::Args),
     Resume(pause::ResumeArgs),
     Run(run::Args),
@@ -196,8 +200,10 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Subcommands::Features(args) => Ok(features::run(&args)?),
         Subcommands::Kill(args) => Ok(kill::run(&context, &args)?),
         Subcommands::List(args) => Ok(list::run(&context, &args)?),
+        Subcommands::Migrate(args) => Ok(migrate::run(&context, &args)?),
         Subcommands::Pause(args) => Ok(pause::pause(&context, &args)?),
         Subcommands::Ps(args) => Ok(ps::run(&context, &args)?),
+        Subcommands::Receive(args) => Ok(receive::run(&context, args)?),
         Subcommands::Restore(args) => Ok(restore::run(&context, args)?),
         Subcommands::Resume(args) => Ok(pause::resume(&context, &args)?),
         Subcommands::Run(args) => run::run(&context, args).map_err(prefixed("stasis run failed: ", 1)),
@@ -350,6 +356,8 @@ mod tests {
             "--systemd-cgroup --rootless=true --criu /usr/sbin/criu state ID",
             "events --stats ID",
             "features",
+            "migrate --to H:1 --rounds 3 ID",
+            "receive --listen A:1 --bundle B ID",
             "list --format json",
             "run --no-pivot --no-new-keyring --pidfd-socket S --keep -d -b B ID",
             "checkpoint --ext-unix-sk --shell-job --empty-ns network --manage-cgroups-mode soft --status-fd 3 \

@@ -94,7 +94,7 @@ impl Container {
         Ok(())
     }
 
-    fn can_be_dumped(&self) -> Result<()> {
+    pub(crate) fn can_be_dumped(&self) -> Result<()> {
         lazy::wait(self.dir.path())?;
         match self.status()? {
             Status::Running | Status::Paused => Ok(()),
@@ -104,7 +104,7 @@ impl Container {
         }
     }
 
-    fn source(&self) -> Result<Source> {
+    pub(crate) fn source(&self) -> Result<Source> {
         let spec = self.spec()?;
         let bundle = self.state.bundle().to_owned();
         Ok(Source {
@@ -137,8 +137,19 @@ fn binds(spec: &Spec, bundle: &Path) -> Result<BTreeMap<PathBuf, PathBuf>> {
 pub fn restore(
     store: &Store,
     request: Request,
+    options: Options,
+    pid_file: Option<&Path>,
+) -> Result<(Created, Outcome<RestoreReport>)> {
+    restore_when(store, request, options, pid_file, &mut || Ok(()))
+}
+
+/// As [`restore`]; when all is in place, and before any restored instruction runs, `agreed` has the last word.
+pub fn restore_when(
+    store: &Store,
+    request: Request,
     mut options: Options,
     pid_file: Option<&Path>,
+    agreed: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Created, Outcome<RestoreReport>)> {
     let annotations = request.bundle.spec.annotations().clone().unwrap_or_default();
     let warnings = configured(&annotations.into_iter().collect(), &mut options)?;
@@ -148,7 +159,7 @@ pub fn restore(
     model.validate()?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     let mut created = create(store, request)?;
-    match fill(&mut created, &options, &model, &images, stdio, pid_file) {
+    match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {
         Ok(report) => Ok((created, Outcome { report, print: options.print_stats, warnings })),
         Err(e) => {
             created.init.kill();
@@ -166,6 +177,7 @@ fn fill(
     images: &ImageDir,
     stdio: [Option<OwnedFd>; 3],
     pid_file: Option<&Path>,
+    agreed: &mut dyn FnMut() -> Result<()>,
 ) -> Result<RestoreReport> {
     let root = format!("/proc/{}/root", created.init.pid);
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -183,7 +195,7 @@ fn fill(
     };
     let mut failed = None;
     let mut ready = || {
-        let done = publish(container, &created.spec, created.init.pid, pid_file);
+        let done = publish(container, &created.spec, created.init.pid, pid_file).and_then(|()| agreed());
         done.map_err(|e| {
             let words = crate::checkpoint::Error::new(e.to_string());
             failed = Some(e);
