@@ -77,14 +77,18 @@ fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
         Ok(_) => Err(live.name(Error::new("an open file's name now leads to another file")).remedy(
             "another file, or a mount, took the place of the one that is open; let the program reopen it",
         )),
-        Err(Errno::ENOENT | Errno::ENOTDIR) if deleted && counts_wrong(live) => Ok(Place::Unlinked),
         Err(Errno::ENOENT | Errno::ENOTDIR) => {
-            let other = watched::other_name(around, &live.file).map_err(|e| live.name(e))?;
-            other.map(Place::Other).ok_or_else(|| {
-                live.name(Error::new("an open file was removed under this name, and has others outside")).remedy(
+            let is_dir = live.format() == libc::S_IFDIR;
+            let other = if is_dir { None } else { watched::other_name(around, &live.file)? };
+            match other {
+                Some(other) => Ok(Place::Other(other)),
+                None if deleted && counts_wrong(live) => Ok(Place::Unlinked),
+                None => Err(live
+                    .name(Error::new("an open file was removed under this name, and has others outside"))
+                    .remedy(
                     "a copy would no longer be the same file as its other names; let the program reopen it",
-                )
-            })
+                )),
+            }
         }
         Err(errno) => Err(live.name(
             Error::new("cannot find an open file by its name")

@@ -13,10 +13,11 @@
 //! A path counts only when a watch of our own, set on it, looks the same: the kernel's inode number of an overlay's
 //! file need not be the one that stat(2) gives.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag};
@@ -71,6 +72,9 @@ impl Wanted {
     }
 }
 
+/// Where files were found before: what the check has found after a long search is tried first when all are frozen.
+static FOUND: Mutex<BTreeMap<(u32, u64), PathBuf>> = Mutex::new(BTreeMap::new());
+
 /// The paths, from the container's root, of files that process `pid` watches; None for one that has none.
 pub fn find(around: &Surroundings<'_>, pid: i32, wanted: &[Wanted]) -> Result<Vec<Option<PathBuf>>> {
     let mut mounts = mountinfo::of(&around.init.to_string())?;
@@ -85,12 +89,14 @@ pub fn find(around: &Surroundings<'_>, pid: i32, wanted: &[Wanted]) -> Result<Ve
     if !search.is_done() {
         search.try_known(pid, &mounts)?;
     }
+    search.try_found_before()?;
     for mount in &mounts {
         let missing = search.missing().any(|w| w.dev == mount.dev);
         if missing && mount.fstype != "proc" {
             search.walk(mount)?;
         }
     }
+    search.remember();
     Ok(search.found)
 }
 
@@ -180,6 +186,22 @@ impl Search<'_> {
             }
         }
         Ok(is)
+    }
+
+    fn try_found_before(&mut self) -> Result<()> {
+        let paths: Vec<PathBuf> = match FOUND.lock() {
+            Ok(known) => self.missing().filter_map(|w| known.get(&(w.dev, w.ino)).cloned()).collect(),
+            Err(_) => Vec::new(),
+        };
+        paths.iter().try_for_each(|path| self.try_path(path).map(drop))
+    }
+
+    fn remember(&self) {
+        if let Ok(mut known) = FOUND.lock() {
+            for (wanted, found) in self.wanted.iter().zip(&self.found) {
+                known.extend(found.iter().map(|path| ((wanted.dev, wanted.ino), path.clone())));
+            }
+        }
     }
 
     /// Tries the mounts, what the process has open, where it is, and the directories above.
