@@ -221,6 +221,7 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             c.checkpoint("image", &[])?;
             c.assert_gone()?;
             decode(&c.dir("image"))?;
+            c.verify("image")?;
             c.restore("image")?;
             c.check()
         }

@@ -17,6 +17,7 @@ pub mod recovery;
 pub mod remote;
 pub mod report;
 pub mod restore;
+pub mod show;
 pub mod task;
 
 pub use error::{Error, Result};

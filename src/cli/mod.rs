@@ -12,6 +12,7 @@ mod events;
 mod exec;
 mod features;
 mod flags;
+mod image;
 mod kill;
 mod list;
 pub mod log;
@@ -91,6 +92,7 @@ enum Subcommands {
     Events(events::Args),
     Exec(exec::Args),
     Features(features::Args),
+    Image(image::Args),
     Kill(kill::Args),
     List(list::Args),
     Migrate(migrate::Args),
@@ -198,6 +200,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         Subcommands::Events(args) => Ok(events::run(&context, &args)?),
         Subcommands::Exec(args) => exec::run(&context, args).map_err(prefixed("exec failed: ", 255)),
         Subcommands::Features(args) => Ok(features::run(&args)?),
+        Subcommands::Image(args) => Ok(image::run(&args)?),
         Subcommands::Kill(args) => Ok(kill::run(&context, &args)?),
         Subcommands::List(args) => Ok(list::run(&context, &args)?),
         Subcommands::Migrate(args) => Ok(migrate::run(&context, &args)?),

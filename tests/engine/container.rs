@@ -5,6 +5,7 @@ use std::io::{PipeReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -169,6 +170,19 @@ impl<'a> Container<'a> {
         Ok(output)
     }
 
+    /// `image verify`, and every other view of `images`, must have nothing to complain of.
+    pub fn verify(&mut self, images: &str) -> Result<(), String> {
+        let images = self.dir(images).to_string_lossy().into_owned();
+        for view in ["verify", "show", "tree", "mem", "files"] {
+            let command = self.command(&["image", view, "--format", "json", &images]);
+            let (good, said) = bounded(command, Duration::from_secs(self.fixture.timeout))?;
+            if !good || serde_json::from_str::<Value>(&said).is_err() {
+                return Err(format!("image {view}: {said}"));
+            }
+        }
+        Ok(())
+    }
+
     /// `restore --detach` from `images`.
     pub fn restore(&mut self, images: &str) -> Result<(), String> {
         let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));
@@ -311,7 +325,7 @@ fn merge(into: &mut Value, patch: &Value) {
 }
 
 /// Collects what comes out of a pipe until its last writer is gone.
-fn drain(mut reader: PipeReader, into: Arc<Mutex<Vec<u8>>>) {
+fn drain(mut reader: PipeReader, into: Arc<Mutex<Vec<u8>>>) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(n @ 1..) = reader.read(&mut buffer) {
@@ -319,7 +333,7 @@ fn drain(mut reader: PipeReader, into: Arc<Mutex<Vec<u8>>>) {
                 all.extend_from_slice(&buffer[..n]);
             }
         }
-    });
+    })
 }
 
 /// Runs a command that must end in time; whether it succeeded, and what it printed.
@@ -330,7 +344,7 @@ fn bounded(mut command: Command, limit: Duration) -> Result<(bool, String), Stri
     let mut child = command.stdout(writer).stderr(copy).spawn().map_err(|e| format!("{text}: {e}"))?;
     drop(command);
     let printed = Arc::new(Mutex::new(Vec::new()));
-    drain(reader, Arc::clone(&printed));
+    let drained = drain(reader, Arc::clone(&printed));
     let end = Instant::now() + limit;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
@@ -343,8 +357,11 @@ fn bounded(mut command: Command, limit: Duration) -> Result<(bool, String), Stri
         }
         std::thread::sleep(Duration::from_millis(2));
     };
-    // The drain may be a moment behind the exit.
-    std::thread::sleep(Duration::from_millis(5));
+    // What the command has left behind may hold its output open.
+    let end = Instant::now() + Duration::from_secs(5);
+    while !drained.is_finished() && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let printed = printed.lock().map(|p| String::from_utf8_lossy(&p).into_owned()).unwrap_or_default();
     Ok((status.success(), printed))
 }

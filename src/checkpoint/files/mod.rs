@@ -15,7 +15,7 @@
 //! refuses, how it is made again, and its tests. Two descriptors with one open file description get one entry, in one
 //! process or in several.
 
-mod address;
+pub mod address;
 mod check;
 mod device;
 mod diag;
@@ -50,7 +50,7 @@ mod signalfd;
 mod sockopts;
 mod timerfd;
 mod tty;
-mod unix;
+pub mod unix;
 mod watched;
 
 pub use check::check;

@@ -93,6 +93,30 @@ pub fn restore(dir: &ImageDir, id: u32, target: &File) -> Result<()> {
     put(target.flush().map(|()| 0)).map(drop)
 }
 
+/// Reads all that a removed file held.
+pub fn verify(dir: &ImageDir, id: u32) -> Result<()> {
+    let mut reader = dir.reader(Kind::GhostFile, &name(id))?;
+    let path = reader.path().to_owned();
+    let short = |have, of| Error::new(format!("the image is truncated: {have} of {of} bytes")).path(&path);
+    let read = |r: std::io::Result<u64>| r.during("cannot read the image", || "read(_, _, _)".into());
+    let entry: GhostFileEntry =
+        reader.record()?.ok_or_else(|| Error::new("the image is truncated: it has no record").path(&path))?;
+    if entry.chunks != Some(true) {
+        let have = read(std::io::copy(&mut reader.into_input(), &mut std::io::sink()))?;
+        return match entry.size {
+            Some(size) if size != have => Err(short(have, size)),
+            _ => Ok(()),
+        };
+    }
+    while let Some(chunk) = reader.record::<GhostChunkEntry>()? {
+        let have = read(std::io::copy(&mut reader.input().take(chunk.len), &mut std::io::sink()))?;
+        if have != chunk.len {
+            return Err(short(have, chunk.len));
+        }
+    }
+    Ok(())
+}
+
 /// Where the file has data: offsets and lengths.
 fn runs(file: &File, size: u64) -> Result<Vec<(u64, u64)>> {
     let seek = |at: u64, whence| {

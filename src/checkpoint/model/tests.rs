@@ -71,7 +71,7 @@ fn full() -> Model {
     }
 }
 
-fn written(model: &Model) -> (tempfile::TempDir, ImageDir) {
+pub(crate) fn written(model: &Model) -> (tempfile::TempDir, ImageDir) {
     let place = tempfile::tempdir().unwrap();
     let images = ImageDir::create(place.path()).unwrap();
     for (id, entry) in &model.ghosts {
@@ -152,7 +152,7 @@ fn another_version_is_refused() {
 }
 
 /// The smallest container: one process, one descriptor, one mapping.
-fn small() -> Model {
+pub(crate) fn small() -> Model {
     let mut model = full();
     let tc = model.cores.get_mut(&1).unwrap().tc.as_mut().unwrap();
     tc.signals_s = None;

@@ -30,6 +30,7 @@ use std::sync::Arc;
 
 pub use make::open;
 pub use more::{EXTENSION, More};
+pub use place::text;
 
 use crate::checkpoint::context::{Dump, Options, Source};
 use crate::checkpoint::error::Context;
