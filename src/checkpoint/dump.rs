@@ -142,8 +142,10 @@ fn run(
             freezer.freeze()?;
             record.hold()?;
             held = true;
-            heir.commit()?;
+            let agreed = heir.commit();
+            // Every thread stands in our hands. Where nobody has agreed they are frozen again before they are let go.
             freezer.thaw()?;
+            agreed?;
             phases.end("handover");
         }
         Ok(())
