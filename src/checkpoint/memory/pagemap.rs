@@ -103,12 +103,14 @@ pub fn in_parent(range: &Range<u64>, lazy: bool) -> PagemapEntry {
 }
 
 fn entry(range: &Range<u64>, flags: u32) -> PagemapEntry {
+    let pages = (range.end - range.start) / PAGE;
     PagemapEntry {
         vaddr: range.start,
-        compat_nr_pages: 0,
+        // CRIU before 4.0 knows only this one. No run of pages that it can restore is too long for it.
+        compat_nr_pages: u32::try_from(pages).unwrap_or(0),
         in_parent: None,
         flags: Some(flags),
-        nr_pages: Some((range.end - range.start) / PAGE),
+        nr_pages: Some(pages),
     }
 }
 
