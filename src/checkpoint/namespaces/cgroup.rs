@@ -31,6 +31,9 @@ use tree::{Hierarchy, hierarchies};
 /// The set that CRIU means by "where the one who made the images is". The container's sets come after it.
 const DUMPERS: u32 = 1;
 
+/// The container's first process.
+const INIT: i32 = 1;
+
 /// Saves the groups of the container and everybody's place in them.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if ignored(dump.options.manage_cgroups.as_deref()) {
@@ -156,9 +159,11 @@ pub fn place(restore: &Restore<'_>, tree: &BTreeMap<i32, NewTask>) -> Result<()>
         }
         Ok(())
     })?;
+    let set_of = |vpid: i32| restore.model.cores.get(&vpid.cast_unsigned())?.tc.as_ref()?.cg_set;
+    let init = set_of(INIT);
     for (vpid, task) in tree {
-        let core = restore.model.cores.get(&vpid.cast_unsigned());
-        let set = core.and_then(|core| core.tc.as_ref()?.cg_set);
+        // Those that are to be zombies, and helpers, have none: with init they are in nobody's way.
+        let set = set_of(*vpid).or(init);
         for dir in set.map(|set| places.inside(set)).unwrap_or_default() {
             put(&dir, "cgroup.procs", task.pid).map_err(|e| e.pid(*vpid))?;
         }
