@@ -5,6 +5,7 @@
 #   make bench      figures, beside those of runc with CRIU where they work
 #   make programs   nginx, MariaDB, a JVM, Node.js and others, checkpointed while they work
 #   make interop    images exchanged with runc and CRIU, where they work
+#   make test-vm    pure cgroup v2, all capabilities, Debian's kernel, CRIU: chosen tests in a virtual machine
 #   make            build the release binary
 #   make install    put it in $(DESTDIR)$(PREFIX)/bin
 PREFIX ?= /usr/local
@@ -16,7 +17,7 @@ BUILD_NEEDS := gcc libc6-dev libseccomp-dev
 DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
 TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables
 
-.PHONY: all build check demo test lint unit engine interop integration programs bench install uninstall clean needs-build needs-demo needs-test
+.PHONY: all build check demo test lint unit engine interop integration programs test-vm bench install uninstall clean needs-build needs-demo needs-test
 
 all: build
 
@@ -58,6 +59,11 @@ programs: needs-test
 	tests/needs debootstrap
 	cargo build --release
 	integration/run programs/
+
+# WORDS chooses parts or tests: make test-vm WORDS="cgroup2 interop/pipes". The machine is made once, under target/vm.
+test-vm: needs-test
+	tests/needs qemu-system-x86 debootstrap e2fsprogs cpio
+	integration/vm/test $(WORDS)
 
 bench: needs-demo
 	cargo build --release

@@ -22,6 +22,8 @@ import time
 TOP = pathlib.Path(__file__).resolve().parent.parent
 TARGET = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target"))
 RUNTIME = os.environ.get("RUNTIME") or str(TARGET / "x86_64-unknown-linux-gnu/release/stasis")
+# How many times longer things may take: a machine that is emulated is slow.
+PATIENCE = int(os.environ.get("PATIENCE", "1"))
 
 
 class Skip(Exception):
@@ -60,7 +62,7 @@ def sh(*command, ok=(0,), timeout=120, stdin=None, env=None, **more):
     command = [str(c) for c in command]
     try:
         done = subprocess.run(command, input=stdin, stdin=subprocess.DEVNULL if stdin is None else None,
-                              capture_output=True, text=True, timeout=timeout, errors="replace",
+                              capture_output=True, text=True, timeout=timeout * PATIENCE, errors="replace",
                               env={**os.environ, **env} if env else None, **more)
     except subprocess.TimeoutExpired as late:
         raise Failed(f"$ {' '.join(command)}\ndid not end in {timeout} s\n{late.stdout or ''}{late.stderr or ''}") from None
@@ -71,7 +73,7 @@ def sh(*command, ok=(0,), timeout=120, stdin=None, env=None, **more):
 
 def until(condition, what, seconds=30):
     """Waits until `condition()` is true, and returns what it returned."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * PATIENCE
     while True:
         value = condition()
         if value:
@@ -222,7 +224,7 @@ class Container:
             process = subprocess.Popen(self.command(*words, self.id), stdin=subprocess.DEVNULL, stdout=out,
                                        stderr=e if self.output == "null" else out)
             try:
-                status = process.wait(120)
+                status = process.wait(120 * PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -3,6 +3,7 @@
 //! Needs root and gcc; skipped aloud without. `RUNTIME=/path` drives another runtime (one without a working
 //! checkpoint runs the `plain` mode only). `INTEROP=/path/to/runc` exchanges images with it and the criu on PATH instead:
 //! each of the two restores what the other has checkpointed. Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
+//! `--build` only builds the fixtures, for a machine without gcc; `PATIENCE=5` gives every step five times as long.
 //! `docs/testing.md` describes the protocol and the directives.
 
 // A test program has no callers to document for.
@@ -31,6 +32,12 @@ enum Outcome {
     Passed,
     Failed(String),
     Skipped(String),
+}
+
+impl From<String> for Outcome {
+    fn from(why: String) -> Self {
+        Self::Failed(why)
+    }
 }
 
 fn main() -> ExitCode {
@@ -62,6 +69,11 @@ fn main() -> ExitCode {
         })
         .collect();
 
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let programs = target.join("fixtures");
+    if std::env::args().any(|a| a == "--build") {
+        return build(&fixtures, &programs);
+    }
     if !nix::unistd::geteuid().is_root() {
         println!("{suite}: 0 passed, 0 failed, {} skipped: containers of the test need root", tests.len());
         return ExitCode::SUCCESS;
@@ -70,9 +82,7 @@ fn main() -> ExitCode {
         println!("{suite}: 0 passed, 0 failed, {} skipped: {why}", tests.len());
         return ExitCode::SUCCESS;
     }
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let dir = target.join(format!("engine-{}", std::process::id()));
-    let programs = target.join("fixtures");
     let runtime = std::env::var_os("RUNTIME")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_stasis")), PathBuf::from);
     for d in [&dir, &programs] {
@@ -124,6 +134,21 @@ fn main() -> ExitCode {
         failed.len()
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Builds all fixtures, and runs none.
+fn build(fixtures: &[Fixture], programs: &Path) -> ExitCode {
+    let all = || -> Result<(), String> {
+        std::fs::create_dir_all(programs).map_err(|e| format!("{}: {e}", programs.display()))?;
+        fixtures.iter().try_for_each(|f| f.build(programs).map(drop))
+    };
+    match all() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("{e}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Why images can't be exchanged here, if they can't.
@@ -179,7 +204,8 @@ fn run(place: &Place, fixture: &Fixture, mode: Mode, programs: &Path) -> Outcome
             let _ = std::fs::remove_dir_all(place.dir.join(&id));
             Outcome::Passed
         }
-        Err(e) => Outcome::Failed(format!("{e}\n{}", container.story())),
+        Err(Outcome::Failed(e)) => Outcome::Failed(format!("{e}\n{}", container.story())),
+        Err(other) => other,
     }
 }
 
@@ -198,7 +224,7 @@ fn judge(outcome: Outcome, known: Option<&str>) -> Outcome {
 }
 
 /// One mode, step by step.
-fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Result<(), String> {
+fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Result<(), Outcome> {
     let [first, second] = match mode {
         Mode::ToRunc => [&place.runtime, &place.rival],
         Mode::FromRunc => [&place.rival, &place.runtime],
@@ -208,22 +234,29 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
     c.start()?;
     match mode {
         Mode::ToRunc | Mode::FromRunc => {
-            c.checkpoint("image", &[])?;
+            match c.checkpoint("image", &[]) {
+                // What CRIU can't save, there is nothing to restore of.
+                Err(e) if mode == Mode::FromRunc => {
+                    let why = e.lines().find(|l| l.contains("Error (")).unwrap_or("dump.log doesn't say why");
+                    return Err(Outcome::Skipped(format!("CRIU can't checkpoint it: {}", why.trim())));
+                }
+                done => done?,
+            }
             c.use_runtime(second);
             c.restore("image")?;
-            c.check()
+            c.check()?;
         }
-        Mode::Plain => c.check(),
+        Mode::Plain => c.check()?,
         Mode::Stop => {
             if let (false, said) = c.look()? {
-                return Err(format!("check says that it cannot be checkpointed: {said}"));
+                return Err(format!("check says that it cannot be checkpointed: {said}").into());
             }
             c.checkpoint("image", &[])?;
             c.assert_gone()?;
             decode(&c.dir("image"))?;
             c.verify("image")?;
             c.restore("image")?;
-            c.check()
+            c.check()?;
         }
         Mode::Leave => {
             c.checkpoint("image", &["--leave-running"])?;
@@ -233,7 +266,7 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             c.delete();
             c.swap(elsewhere);
             c.restore("image")?;
-            c.check().map_err(|e| format!("the restored one: {e}"))
+            c.check().map_err(|e| format!("the restored one: {e}"))?;
         }
         Mode::Twice => {
             for images in ["image", "again"] {
@@ -241,29 +274,30 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
                 c.assert_gone()?;
                 c.restore(images).map_err(|e| format!("{images}: {e}"))?;
             }
-            c.check()
+            c.check()?;
         }
         Mode::Refused => {
             let (possible, said) = c.look()?;
             let silent = possible && !fixture.late;
             let lacks = |t: &&String| !possible && !said.contains(t.as_str());
             if let Some(missing) = fixture.refused.iter().find(|t| silent || lacks(t)) {
-                return Err(format!("check does not say \"{missing}\": {said}"));
+                return Err(format!("check does not say \"{missing}\": {said}").into());
             }
             match c.checkpoint("image", &[]) {
-                Ok(()) => return Err("the checkpoint wasn't refused".to_owned()),
+                Ok(()) => return Err("the checkpoint wasn't refused".to_owned().into()),
                 Err(e) => {
                     if let Some(missing) = fixture.refused.iter().find(|t| !e.contains(t.as_str())) {
-                        return Err(format!("refused, but without \"{missing}\": {e}"));
+                        return Err(format!("refused, but without \"{missing}\": {e}").into());
                     }
                 }
             }
             if c.status() != "running" {
-                return Err(format!("after the refusal the container is {}", c.status()));
+                return Err(format!("after the refusal the container is {}", c.status()).into());
             }
-            c.check()
+            c.check()?;
         }
     }
+    Ok(())
 }
 
 /// CRIU's own tool must be able to read every image. Nothing to check where it's not installed.

@@ -7,7 +7,7 @@ archive=$(mktemp) log=$(mktemp)
 trap 'rm -f "$archive" "$log"' EXIT
 tar -C "$payload" -cf "$archive" .
 truncate -s %512 "$archive"
-timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m 3072 -smp 2 -nographic -no-reboot \
+timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m 3072 -smp "${VM_CPUS:-2}" -nographic -no-reboot \
   -snapshot -kernel "$dir/vmlinuz" -initrd "$dir/initrd.gz" \
   -drive "file=$dir/root.img,if=virtio,format=raw,cache=unsafe" -drive "file=$archive,if=virtio,format=raw" \
   -append "console=ttyS0 quiet panic=-1" </dev/null | tee "$log"

@@ -366,9 +366,12 @@ fn bounded(mut command: Command, limit: Duration) -> Result<(bool, String), Stri
     Ok((status.success(), printed))
 }
 
-/// The last lines of a log, for a failure's report.
+/// The errors and the last lines of a log, for a failure's report.
 fn tail(path: &Path) -> String {
     let Ok(text) = fs::read_to_string(path) else { return String::new() };
     let lines: Vec<&str> = text.lines().collect();
-    format!("{}:\n{}", path.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+    let (before, last) = lines.split_at(lines.len().saturating_sub(30));
+    let errors = before.iter().filter(|line| line.contains("Error")).copied();
+    let shown: Vec<&str> = errors.chain(last.iter().copied()).collect();
+    format!("{}:\n{}", path.display(), shown.join("\n"))
 }

@@ -109,6 +109,8 @@ impl Fixture {
                 _ => return Err(bad("no such directive")),
             }
         }
+        let patience = std::env::var("PATIENCE").ok().and_then(|p| p.parse().ok());
+        f.timeout *= patience.unwrap_or(1);
         if f.modes.is_empty() {
             f.modes = if f.refused.is_empty() {
                 vec![Mode::Plain, Mode::Stop, Mode::Leave, Mode::Twice]
