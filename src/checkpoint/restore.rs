@@ -72,7 +72,7 @@ fn run(
     let mut stub = seize(restore)?;
     namespaces::restore(restore)?;
     phases.end("namespaces");
-    let mut files = Files::open(restore)?;
+    let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
     phases.end("files");
 
     let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);

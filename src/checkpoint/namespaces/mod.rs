@@ -18,6 +18,7 @@ pub mod net;
 pub mod pid;
 pub mod time;
 pub mod tmpfs;
+pub mod user;
 pub mod uts;
 
 use std::collections::BTreeMap;
@@ -40,14 +41,6 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
                 found.push(e.pid(vpid(*pid)));
             }
         }
-    }
-    match Kind::User.private(source.init) {
-        Ok(false) => {}
-        Ok(true) => found.push(
-            Error::new("the container has a user namespace, which cannot be checkpointed yet")
-                .remedy("run it without id mappings"),
-        ),
-        Err(e) => found.push(e),
     }
     match mount::check(source) {
         Ok(mounts) => found.extend(mounts),
@@ -106,6 +99,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     dump.model.inventory.root_ids = Some(own);
     dump.model.inventory.ns_per_id = Some(true);
     cgroup::dump(dump)?;
+    user::dump(dump)?;
     mount::dump(dump)?;
     uts::dump(dump)?;
     ipc::dump(dump)?;
@@ -116,9 +110,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// Fills the namespaces of a container that has been built and runs nothing yet.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
+    user::restore(restore)?;
     uts::restore(restore)?;
     ipc::restore(restore)?;
-    mount::restore(restore)
+    user::as_root_of(restore.target, || mount::restore(restore))
 }
 
 /// Puts the processes, by their pids inside, where they were among the container's control groups.

@@ -31,7 +31,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::mountinfo::Mount;
-use crate::checkpoint::namespaces::tmpfs;
+use crate::checkpoint::namespaces::{tmpfs, user};
 use crate::sys::mount::clone_tree;
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
@@ -42,9 +42,10 @@ const RENEWABLE: [&str; 4] = ["tmpfs", "proc", "sysfs", "mqueue"];
 /// Every mount that cannot be saved.
 pub fn check(source: &Source) -> Result<Vec<Error>> {
     let mounts = classify(source)?;
+    let mapped = user::private(source)?;
     let mut found = Vec::new();
     for (mount, class) in &mounts {
-        if let Err(e) = check_one(mount, class, &mounts) {
+        if let Err(e) = check_one(mount, class, &mounts).and_then(|()| owned(class, mapped)) {
             found.push(e.path(&mount.point));
         }
     }
@@ -52,6 +53,15 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
         found.extend(places(source.init, &mounts).err());
     }
     Ok(found)
+}
+
+/// What a container with id mappings mounts belongs to its root, who cannot be asked to mount it again.
+fn owned(class: &Class, mapped: bool) -> Result<()> {
+    match mapped && *class == Class::Later {
+        true => Err(Error::new("the container has id mappings and has mounted this itself")
+            .remedy("unmount it, or mount it through config.json")),
+        false => Ok(()),
+    }
 }
 
 fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()> {

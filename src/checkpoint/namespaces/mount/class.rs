@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::{inner, root_of};
 use crate::checkpoint::context::Source;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
+use crate::init::devices::DEFAULT;
 use crate::sys::resolve::open_in_root;
 
 /// Where a mount comes from.
@@ -86,6 +87,14 @@ pub(super) fn planned(spec: &Spec, resolve: &dyn Fn(&Path) -> PathBuf) -> Vec<Pl
         all.push(Planned { host, groups, ..Planned::at(path, resolve(path)) });
     }
     if let Some(linux) = spec.linux() {
+        // Where devices cannot be made, the host's are mounted.
+        let user = |n: &LinuxNamespace| n.typ() == LinuxNamespaceType::User;
+        if linux.namespaces().iter().flatten().any(user) {
+            let own = linux.devices().iter().flatten().map(|d| d.path().as_path());
+            let paths: BTreeSet<&Path> =
+                DEFAULT.iter().map(|(path, ..)| Path::new(path)).chain(own).collect();
+            all.extend(paths.iter().map(|path| Planned { host: true, ..Planned::at(path, resolve(path)) }));
+        }
         let masked = linux.masked_paths().iter().flatten();
         let paths = masked.chain(linux.readonly_paths().iter().flatten());
         all.extend(paths.map(Path::new).map(|path| Planned::at(path, resolve(path))));
