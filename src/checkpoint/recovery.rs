@@ -1,6 +1,7 @@
 //! The recovery record: what an interrupted dump leaves behind, and how the next command undoes it.
 //!
 //! Threads heal by themselves when their tracer dies (see `remote/`), and the next dump clears a staging directory.
+//! Copies of processes (see `memory/snapshot`) die with the dump, but wait to be waited for.
 //! What does neither is written down before it is done:
 //!
 //! ```text
@@ -8,7 +9,7 @@
 //!     written  before the freezer is touched
 //!     removed  when the dump has ended, in whatever way
 //!     found    by the next command on this container, with the dumper dead:
-//!              freeze or thaw to what it was, remove the record
+//!              freeze or thaw to what it was, bury the copies, remove the record
 //! ```
 
 use std::fs;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::error::Context;
+use crate::checkpoint::memory::snapshot;
 use crate::checkpoint::task::status::Stat;
 use crate::checkpoint::{Error, Freezer, Result};
 
@@ -71,13 +73,13 @@ impl Record {
 
     /// The dump ends before anything was stopped for good: the freezer goes back to what it was.
     pub fn undo(self, freezer: &mut dyn Freezer) -> Result<()> {
-        if self.paused {
-            freezer.freeze()?
-        } else {
-            freezer.thaw()?
-        }
+        self.reset(freezer)?;
         self.remove();
         Ok(())
+    }
+
+    fn reset(&self, freezer: &mut dyn Freezer) -> Result<()> {
+        if self.paused { freezer.freeze() } else { freezer.thaw() }
     }
 }
 
@@ -108,7 +110,13 @@ pub fn heal(state_dir: &Path, freezer: &mut dyn Freezer) -> Result<bool> {
     if start_time(contents.pid).is_ok_and(|start| start == contents.start) {
         return Ok(false);
     }
-    Record { path: Some(path), paused: contents.paused }.undo(freezer)?;
+    let record = Record { path: Some(path), paused: contents.paused };
+    record.reset(freezer)?;
+    // Nobody makes copies in a container that is paused. What cannot be waited for now is in nobody's way.
+    if !contents.paused {
+        let _ = snapshot::bury(&freezer.pids()?, contents.start);
+    }
+    record.remove();
     Ok(true)
 }
 

@@ -10,23 +10,38 @@
 //! The kernel copies page tables, not pages, so the process stands still for a fraction of the time that copying its
 //! memory takes. The copy holds no descriptor: the ends of pipes and locks of files go when the program lets them go.
 //! It counts against the limits of processes and memory; where there is no room for it there is no snapshot.
+//!
+//! A copy dies with the command that made it, but nobody waits for it then: the next command does, see [`bury`].
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Injection, Thread};
+use crate::checkpoint::task::freeze;
+use crate::checkpoint::task::status::Stat;
+use crate::sys;
 
 /// Below this size copying the memory takes less time than what surrounds a snapshot.
 const WORTH: u64 = 4 << 20;
 const CLOSE_RANGE_UNSHARE: u32 = 2;
 /// How long the parent of a copy may take to stop, to wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a killed copy may take to end, in milliseconds.
+const DYING: u16 = 1000;
+/// Fields of `/proc/PID/stat`.
+const START_TIME: usize = 22;
+const EXIT_SIGNAL: usize = 38;
+const EXIT_CODE: usize = 52;
+const KILLED: i64 = libc::SIGKILL as i64;
 
 /// A copy of a process.
 #[derive(Debug)]
@@ -81,15 +96,7 @@ impl Capture {
 
     /// Ends the copies, and has the running tasks, stopped for a moment, wait for them.
     pub fn end(&mut self) -> Result<()> {
-        self.end_with(|place| {
-            let thread = Thread::seize(place.parent)?;
-            thread.stop(Instant::now() + PATIENCE)?;
-            let mut injection = Injection::start(&thread)?;
-            let reaped = reap(&mut injection, place.pid);
-            injection.finish()?;
-            thread.detach()?;
-            reaped
-        })
+        self.end_with(reap_in_passing)
     }
 
     /// As [`Self::end`], while the tasks are stopped and driven.
@@ -123,6 +130,48 @@ impl Copy {
         batch.call(libc::SYS_close_range, &[0.into(), u32::MAX.into(), CLOSE_RANGE_UNSHARE.into()]);
         self.injection.run(&batch).map(drop)
     }
+}
+
+/// Waits for the copies that a command has left which was killed. It had started at `since`; `pids` are the processes of
+/// the container.
+pub fn bury(pids: &[i32], since: i64) -> Result<()> {
+    let mut result = Ok(());
+    for pid in pids {
+        for child in freeze::children(*pid) {
+            if was_copy(child, since) {
+                result = result.and(place(child).and_then(reap_in_passing));
+            }
+        }
+    }
+    result
+}
+
+/// Whether a dead process was a copy: a child whose end tells its parent nothing, that was killed, or left by the stub.
+/// One that is dying is waited for.
+fn was_copy(pid: i32, since: i64) -> bool {
+    let is_copy = || {
+        let stat = Stat::of(pid).ok()?;
+        let silent = stat.field(EXIT_SIGNAL) == 0 && stat.field(START_TIME) >= since;
+        silent.then(|| matches!(stat.field(EXIT_CODE), 0 | KILLED))
+    };
+    if is_copy().is_none() {
+        return false;
+    }
+    let Ok(pidfd) = sys::pidfd::open(pid, 0) else { return false };
+    let mut polled = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let ended = poll(&mut polled, DYING).is_ok_and(|n| n == 1);
+    ended && is_copy() == Some(true)
+}
+
+/// Has a running task, stopped for a moment, wait for a copy.
+fn reap_in_passing(place: Place) -> Result<()> {
+    let thread = Thread::seize(place.parent)?;
+    thread.stop(Instant::now() + PATIENCE)?;
+    let mut injection = Injection::start(&thread)?;
+    let reaped = reap(&mut injection, place.pid);
+    injection.finish()?;
+    thread.detach()?;
+    reaped
 }
 
 /// Waits for a copy in its parent. The parent may have waited for it by itself, in a strange way.

@@ -270,6 +270,33 @@ fn a_conduit_passes_descriptors() {
     assert!(!std::path::Path::new(&format!("/proc/{}/fd/1000", child.0)).exists());
 }
 
+#[test]
+fn a_copy_that_was_left_behind_is_buried() {
+    use crate::checkpoint::memory::snapshot::bury;
+    use crate::checkpoint::task::freeze::children;
+    let child = Child::fork(|| {
+        // SAFETY: as fork(2), but that the child's end is not announced.
+        unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+        loop {
+            pause();
+        }
+    });
+    let end = soon();
+    let copy = loop {
+        if let Some(copy) = children(child.0).first() {
+            break *copy;
+        }
+        assert!(Instant::now() < end, "the child has no copy");
+        std::thread::yield_now();
+    };
+    // SAFETY: a descendant of ours.
+    unsafe { libc::kill(copy, libc::SIGKILL) };
+    bury(&[child.0], i64::MAX).unwrap();
+    assert_eq!(children(child.0), [copy], "it is older than who is said to have left it");
+    bury(&[child.0], 0).unwrap();
+    assert_eq!(children(child.0), [0; 0]);
+}
+
 /// Not a test: prints what things cost. `cargo test --release -- --ignored --nocapture costs`
 #[test]
 #[ignore = "prints measurements"]
