@@ -18,6 +18,12 @@ pub struct Options {
     pub leave_running: bool,
     /// Established TCP connections are kept.
     pub tcp_established: bool,
+    /// TCP connections come back closed.
+    pub tcp_close: bool,
+    /// TCP connections that were not accepted are left out.
+    pub tcp_skip_in_flight: bool,
+    /// How the packets of kept connections are held up meanwhile.
+    pub network_lock: NetworkLock,
     /// Unix sockets connected to a peer outside the container are allowed.
     pub ext_unix_sk: bool,
     /// A terminal that belongs to a session outside the container is allowed.
@@ -36,6 +42,16 @@ pub struct Options {
     pub parent_path: Option<PathBuf>,
     /// The memory of a restored container is filled while it already runs.
     pub lazy: bool,
+}
+
+/// How the network is kept from answering for a connection that nobody has at the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NetworkLock {
+    /// By rules of nftables on exactly these connections.
+    #[default]
+    Nftables,
+    /// Not at all: the caller has done it.
+    Skip,
 }
 
 /// The container a dump reads: facts that the caller takes from its state and config.json.

@@ -104,8 +104,10 @@ fn run(
     let mut dump = Dump::new(options, source, &images, tasks);
     dump.parent = parent;
     let (mut frozen, mut held) = (None, false);
-    let result = save(&mut dump, &mut phases).and_then(|mut capture| {
+    let saved = files::lock_network(&mut dump, &mut record).and_then(|()| save(&mut dump, &mut phases));
+    let result = saved.and_then(|mut capture| {
         let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
+            files::unlock_network(dump)?;
             release(std::mem::take(&mut dump.tasks), freezer, paused).map(|()| Some(started.elapsed()))
         };
         // Frozen again at once, a container that was paused could not be asked to wait for its copies.
@@ -154,10 +156,18 @@ fn run(
     let tasks = std::mem::take(&mut dump.tasks);
     let (counted, pages_scanned) = (dump.model.pstree.len(), report::mapped(&dump.model));
     match &result {
-        Ok(()) if !options.leave_running => freeze::kill(tasks)?,
+        Ok(()) if !options.leave_running => {
+            // Its connections end without a word; the lock stays, as far as there is somebody to answer for it.
+            let connections = files::abandon_connections(&mut dump);
+            freeze::kill(tasks)?;
+            drop(connections);
+        }
         Ok(()) => {}
         // What failed first is what matters.
-        Err(_) => _ = release(tasks, freezer, paused || held),
+        Err(_) => {
+            let _ = files::unlock_network(&mut dump);
+            let _ = release(tasks, freezer, paused || held);
+        }
     }
     record.remove();
     result?;

@@ -5,11 +5,11 @@
 //! What does neither is written down before it is done:
 //!
 //! ```text
-//!  recovery.json   { dumper: pid and start time, paused: was the container frozen before }
-//!     written  before the freezer is touched
+//!  recovery.json   { dumper: pid and start time, paused: was the container frozen before, network: what is locked }
+//!     written  before the freezer is touched, and again before the network is locked
 //!     removed  when the dump has ended, in whatever way
 //!     found    by the next command on this container, with the dumper dead:
-//!              freeze or thaw to what it was, bury the copies, remove the record
+//!              unlock the network, freeze or thaw to what it was, bury the copies, remove the record
 //! ```
 
 use std::fs;
@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::memory::snapshot;
 use crate::checkpoint::task::status::Stat;
-use crate::checkpoint::{Error, Freezer, Result};
+use crate::checkpoint::{Error, Freezer, Result, files};
 
 const NAME: &str = "recovery.json";
 
@@ -31,6 +31,19 @@ struct Contents {
     pid: i32,
     start: i64,
     paused: bool,
+    #[serde(default)]
+    network: Option<Network>,
+}
+
+/// A network lock, and the TCP connections behind it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Network {
+    /// Name of the run.
+    pub id: String,
+    /// A process in the network namespace.
+    pub pid: i32,
+    /// SO_REUSEADDR of sockets, by inode: repair mode overrules it.
+    pub reuse: Vec<(u64, i32)>,
 }
 
 /// The record of a dump under way.
@@ -38,27 +51,40 @@ struct Contents {
 pub struct Record {
     path: Option<PathBuf>,
     paused: bool,
+    network: Option<Network>,
 }
 
 impl Record {
     /// Writes the record. Without a state directory nobody would read one.
     pub fn write(state_dir: Option<&Path>, paused: bool) -> Result<Self> {
-        let Some(dir) = state_dir else { return Ok(Self { path: None, paused }) };
+        let Some(dir) = state_dir else { return Ok(Self { path: None, paused, network: None }) };
+        Self::put(dir, paused, None)
+    }
+
+    /// Adds what is about to be done to the network.
+    pub fn network(&mut self, network: Network) -> Result<()> {
+        if let Some(dir) = self.path.as_deref().and_then(Path::parent) {
+            *self = Self::put(dir, self.paused, Some(network))?;
+        }
+        Ok(())
+    }
+
+    fn put(dir: &Path, paused: bool, network: Option<Network>) -> Result<Self> {
         let pid = std::process::id().cast_signed();
-        let contents = Contents { pid, start: start_time(pid)?, paused };
+        let contents = Contents { pid, start: start_time(pid)?, paused, network };
         let text = serde_json::to_string(&contents)
             .map_err(|e| Error::new(format!("cannot write a record: {e}")))?;
         let (path, new) = (dir.join(NAME), dir.join(".recovery.json.new"));
         fs::write(&new, text)
             .and_then(|()| fs::rename(&new, &path))
             .during("cannot write the recovery record", || format!("write({})", path.display()))?;
-        Ok(Self { path: Some(path), paused })
+        Ok(Self { path: Some(path), paused, network: contents.network })
     }
 
     /// From now on the container is to be found frozen, whatever becomes of this dump.
     pub fn hold(&mut self) -> Result<()> {
         if let Some(dir) = self.path.as_deref().and_then(Path::parent) {
-            *self = Self::write(Some(dir), true)?;
+            *self = Self::put(dir, true, self.network.take())?;
         }
         self.paused = true;
         Ok(())
@@ -110,7 +136,10 @@ pub fn heal(state_dir: &Path, freezer: &mut dyn Freezer) -> Result<bool> {
     if start_time(contents.pid).is_ok_and(|start| start == contents.start) {
         return Ok(false);
     }
-    let record = Record { path: Some(path), paused: contents.paused };
+    if let Some(network) = &contents.network {
+        files::heal_network(network, &freezer.pids()?)?;
+    }
+    let record = Record { path: Some(path), paused: contents.paused, network: None };
     record.reset(freezer)?;
     // Nobody makes copies in a container that is paused. What cannot be waited for now is in nobody's way.
     if !contents.paused {
@@ -151,7 +180,11 @@ mod tests {
     }
 
     fn leave(dir: &Path, pid: i32, start: i64, paused: bool) {
-        fs::write(dir.join(NAME), serde_json::to_string(&Contents { pid, start, paused }).unwrap()).unwrap();
+        fs::write(
+            dir.join(NAME),
+            serde_json::to_string(&Contents { pid, start, paused, network: None }).unwrap(),
+        )
+        .unwrap();
     }
 
     #[test]

@@ -120,6 +120,7 @@ fn run(
     namespaces::finish(restore, threads)?;
     phases.end("tasks");
     ready()?;
+    files.resume_connections()?;
     let count = threads.len();
     freeze::let_go(std::mem::take(threads))?;
     phases.end("resume");

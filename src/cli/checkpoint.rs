@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Context, absolute, log, one_id, say};
-use crate::checkpoint::context::Options;
+use crate::checkpoint::context::{NetworkLock, Options};
 use crate::container::{Error, Result, checkpoint};
 
 /// What of a container is to be saved, and how much of it may be lost.
@@ -12,6 +12,15 @@ pub struct What {
     /// Keep established TCP connections
     #[arg(long)]
     tcp_established: bool,
+    /// Have TCP connections come back closed
+    #[arg(long)]
+    tcp_close: bool,
+    /// Leave out TCP connections that were not accepted
+    #[arg(long)]
+    tcp_skip_in_flight: bool,
+    /// How packets of kept TCP connections are held up: nftables or skip
+    #[arg(long, value_name = "METHOD")]
+    network_lock: Option<String>,
     /// Allow unix sockets with a peer outside
     #[arg(long)]
     ext_unix_sk: bool,
@@ -48,9 +57,6 @@ pub struct Args {
     /// Leave the container running
     #[arg(long)]
     leave_running: bool,
-    /// Leave out TCP connections that are being established
-    #[arg(long)]
-    tcp_skip_in_flight: bool,
     /// Link unlinked files back where possible
     #[arg(long)]
     link_remap: bool,
@@ -91,7 +97,6 @@ impl Args {
             (self.page_server.is_some(), "--page-server"),
             (self.status_fd.is_some_and(|fd| fd >= 0), "--status-fd"),
             (self.auto_dedup, "--auto-dedup"),
-            (self.tcp_skip_in_flight, "--tcp-skip-in-flight"),
         ];
         match missing.iter().find(|(given, _)| *given) {
             Some((_, flag)) => {
@@ -123,6 +128,15 @@ pub fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
     }
 }
 
+/// `--network-lock`.
+pub fn network_lock(method: Option<&String>) -> Result<NetworkLock> {
+    match method.map(String::as_str) {
+        None | Some("" | "nftables") => Ok(NetworkLock::Nftables),
+        Some("skip") => Ok(NetworkLock::Skip),
+        Some(other) => Err(Error::new(format!("--network-lock {other}: must be nftables or skip"))),
+    }
+}
+
 /// Prints what a checkpoint or restore has to say.
 pub fn tell<T: std::fmt::Display>(done: &checkpoint::Outcome<T>) {
     done.warnings.iter().for_each(|text| log::warn(text));
@@ -135,6 +149,9 @@ pub fn tell<T: std::fmt::Display>(done: &checkpoint::Outcome<T>) {
 pub fn options(what: &What) -> Result<Options> {
     Ok(Options {
         tcp_established: what.tcp_established,
+        tcp_close: what.tcp_close,
+        tcp_skip_in_flight: what.tcp_skip_in_flight,
+        network_lock: network_lock(what.network_lock.as_ref())?,
         ext_unix_sk: what.ext_unix_sk,
         shell_job: what.shell_job,
         file_locks: what.file_locks,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::checkpoint::{cgroups_mode, empty_network, tell};
+use super::checkpoint::{cgroups_mode, empty_network, network_lock, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::foreground::Signals;
@@ -24,6 +24,12 @@ pub struct Args {
     /// Restore established TCP connections
     #[arg(long)]
     tcp_established: bool,
+    /// Have TCP connections come back closed
+    #[arg(long)]
+    tcp_close: bool,
+    /// How packets of kept TCP connections are held up: nftables or skip
+    #[arg(long, value_name = "METHOD")]
+    network_lock: Option<String>,
     /// Allow unix sockets with a peer outside
     #[arg(long)]
     ext_unix_sk: bool,
@@ -93,6 +99,9 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         leave_running: false,
         tcp_established: args.tcp_established,
+        tcp_close: args.tcp_close,
+        tcp_skip_in_flight: false,
+        network_lock: network_lock(args.network_lock.as_ref())?,
         ext_unix_sk: args.ext_unix_sk,
         shell_job: args.shell_job,
         file_locks: args.file_locks,

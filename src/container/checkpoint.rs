@@ -5,6 +5,7 @@
 //!   restore:     bundle ──> create, up to an empty shell ──> Target ──> engine ──> state.json, pid file ──> running
 //! ```
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,14 +15,14 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
-use super::create::{Created, Request, create, write_pid_file};
+use super::create::{Created, Request, create_with, write_pid_file};
 use super::{Container, Error, Result, Status, Store, criu_config, start};
 use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, outlook, precopy, predump, recovery, restore as engine};
+use crate::checkpoint::{dump, files, outlook, precopy, predump, recovery, restore as engine};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
@@ -157,11 +158,22 @@ pub fn restore_when(
     let images = ImageDir::open(&options.image_path)?;
     let model = Model::read(&images)?;
     model.validate()?;
+    files::accept(&model, &options)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
-    let mut created = create(store, request)?;
+    // Packets of connections that have no socket yet would be answered, as soon as a hook has attached the network.
+    let locked = Cell::new(false);
+    let early = |pid: i32| {
+        locked.set(files::lock_restored(&model, &options, pid)?);
+        Ok(())
+    };
+    let mut created = create_with(store, request, &early)?;
     match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {
         Ok(report) => Ok((created, Outcome { report, print: options.print_stats, warnings })),
         Err(e) => {
+            // A lock that was there before stays: the images can be tried again.
+            if locked.get() {
+                let _ = files::unlock_restored(&model, created.init.pid);
+            }
             created.init.kill();
             // The first failure is the one to tell.
             let _ = created.container.destroy();

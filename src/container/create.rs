@@ -86,6 +86,11 @@ pub struct Created {
 
 /// Creates a container. On failure nothing of it is left.
 pub fn create(store: &Store, request: Request) -> Result<Created> {
+    create_with(store, request, &|_| Ok(()))
+}
+
+/// As [`create`]; `early` gets the pid of the new process, which is in its namespaces, before any hook is run.
+pub fn create_with(store: &Store, request: Request, early: Early<'_>) -> Result<Created> {
     if !geteuid().is_root()
         && request.bundle.spec.process().as_ref().is_some_and(|p| p.user().additional_gids().is_some())
     {
@@ -93,7 +98,7 @@ pub fn create(store: &Store, request: Request) -> Result<Created> {
     }
     let (dir, lock) = store.create(&request.id)?;
     let mut undo = Undo { dir: &dir, cgroup: None, init: None };
-    let made = make(&dir, &request, &mut undo);
+    let made = make(&dir, &request, &mut undo, early);
     match made {
         Ok((container, init, console)) => {
             Ok(Created { container, spec: request.bundle.spec, lock, init, console })
@@ -107,6 +112,9 @@ pub fn create(store: &Store, request: Request) -> Result<Created> {
 
 /// Before what failed about the control groups.
 const NO_CGROUP: &str = "unable to start container process: unable to apply cgroup configuration";
+
+/// What comes before anything is attached to the new process.
+pub type Early<'a> = &'a dyn Fn(i32) -> Result<()>;
 
 /// What has to be undone when a creation fails.
 struct Undo<'a> {
@@ -132,7 +140,12 @@ impl Undo<'_> {
     }
 }
 
-fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container, Newborn, Option<OwnedFd>)> {
+fn make(
+    dir: &Dir,
+    request: &Request,
+    undo: &mut Undo<'_>,
+    early: Early<'_>,
+) -> Result<(Container, Newborn, Option<OwnedFd>)> {
     let spec = &request.bundle.spec;
     let process = spec.process().as_ref().ok_or_else(|| Error::new("process property must not be empty"))?;
     check(spec)?;
@@ -179,6 +192,7 @@ fn make(dir: &Dir, request: &Request, undo: &mut Undo<'_>) -> Result<(Container,
     if let Some(score) = process.oom_score_adj() {
         oom_score(init.pid, score)?;
     }
+    early(init.pid)?;
     init.channel.go()?;
     match serve(dir, request, process, cgroup, &init)
         .map_err(|e| e.context("unable to start container process: error during container init"))?

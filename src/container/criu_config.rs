@@ -16,7 +16,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
-use crate::checkpoint::context::Options;
+use crate::checkpoint::context::{NetworkLock, Options};
 use crate::sys::Context;
 
 /// Where it is looked for without an annotation.
@@ -41,6 +41,11 @@ pub fn apply(annotations: &BTreeMap<String, String>, options: &mut Options) -> R
         };
         match name {
             "tcp-established" => options.tcp_established = true,
+            "tcp-close" => options.tcp_close = true,
+            "skip-in-flight" => options.tcp_skip_in_flight = true,
+            "network-lock" if value == "skip" => options.network_lock = NetworkLock::Skip,
+            // Whatever the administrator thought of, the lock is by nftables.
+            "network-lock" => {}
             "ext-unix-sk" => options.ext_unix_sk = true,
             "shell-job" => options.shell_job = true,
             "file-locks" => options.file_locks = true,

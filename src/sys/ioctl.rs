@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400;
+const SIOCOUTQNSD: libc::c_ulong = 0x894B;
 const SIOCUNIXFILE: libc::c_ulong = 0x89E0;
 const TIOCGPKT: libc::c_ulong = 0x8004_5438;
 const TIOCGPTLCK: libc::c_ulong = 0x8004_5439;
@@ -75,6 +76,16 @@ pub fn set_inotify_next_wd(fd: impl AsFd, wd: i32) -> nix::Result<()> {
 /// Bytes that can be read: FIONREAD.
 pub fn readable(fd: impl AsFd) -> nix::Result<i32> {
     get(fd, libc::FIONREAD, 0)
+}
+
+/// Bytes that a TCP socket has sent and not been acknowledged, or has not sent yet: SIOCOUTQ.
+pub fn unacknowledged(fd: impl AsFd) -> nix::Result<i32> {
+    get(fd, libc::TIOCOUTQ, 0)
+}
+
+/// Bytes that a TCP socket has not sent yet: SIOCOUTQNSD.
+pub fn unsent(fd: impl AsFd) -> nix::Result<i32> {
+    get(fd, SIOCOUTQNSD, 0)
 }
 
 /// Terminal settings.

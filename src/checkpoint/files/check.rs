@@ -8,7 +8,9 @@ use nix::fcntl::OFlag;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
-use crate::checkpoint::files::{KINDS, Surroundings, external, inotify, locks, mqueue, pipe, tty, unix};
+use crate::checkpoint::files::{
+    KINDS, Surroundings, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
+};
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
@@ -20,8 +22,9 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
     let pids = tasks.iter().copied().collect();
-    let around = Surroundings { root: &root, init: source.init, pids: &pids };
+    let around = Surroundings { options, root: &root, init: source.init, pids: &pids };
     let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
+    let mut connected = false;
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
@@ -30,6 +33,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
                 Ok(Some(live)) => {
                     let outcome =
                         locks::check(options, &live).and_then(|()| refuse(source, &around, &mounts, &live));
+                    connected |= inet::is_connection(&live);
                     match outcome {
                         Ok(true) if tty::is(&live) => terminals.push(live),
                         Ok(true) => sockets.push(live),
@@ -42,6 +46,9 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
                 Err(e) => found.push(e),
             }
         }
+    }
+    if connected && options.tcp_established && !options.tcp_close {
+        found.extend(tcp::lock::check(options, source.init).err());
     }
     found.extend(unix::check(options, source, &root, &sockets, tasks));
     let console = source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);

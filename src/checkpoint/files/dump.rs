@@ -9,7 +9,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
-    KINDS, Surroundings, check, epoll, external, inotify, locks, options, register_path, unix,
+    KINDS, Surroundings, check, epoll, external, inotify, locks, options, register_path, tcp, unix,
 };
 use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -44,6 +44,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if !options.is_empty() {
         extend(dump, options::EXTENSION, &options)?;
     }
+    tcp::describe(dump);
     let more = unix::resolve(dump)?;
     if !more.is_empty() {
         extend(dump, unix::EXTENSION, &more)?;

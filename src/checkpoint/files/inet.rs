@@ -3,7 +3,7 @@
 //! ```text
 //!   TCP  listening               bound again, with its backlog
 //!        closed, maybe bound     made, bound
-//!        any other state         refused: a connection
+//!        any other state         a connection: files/tcp
 //!   UDP  unconnected, connected  bound, connected; what waits in its queue is lost, as it may be on the wire
 //! ```
 //!
@@ -13,27 +13,28 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
-use crate::checkpoint::context::Dump;
+mod make;
+
+pub use make::open;
+
+use crate::checkpoint::context::{Dump, Options};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::Live;
-use crate::checkpoint::files::opener::Opener;
-use crate::checkpoint::files::{address, external, inside, options, sockopts};
+use crate::checkpoint::files::tcp::state;
+use crate::checkpoint::files::{address, inside, options, sockopts, tcp};
 use crate::checkpoint::image::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
 use crate::checkpoint::{Error, Result};
-use crate::sys::sockopt::{self, get_bytes, get_int, set_int};
+use crate::sys::sockopt::{self, get_bytes, get_int};
 
-/// States, as the kernel and the images number them.
-const ESTABLISHED: u32 = 1;
-const CLOSE: u32 = 7;
-/// Waiting for connections.
-pub const LISTEN: u32 = 10;
+use crate::checkpoint::files::tcp::state::{CLOSE, ESTABLISHED, LISTEN};
 
 const TCP: i32 = libc::IPPROTO_TCP;
 const UDP: i32 = libc::IPPROTO_UDP;
 const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 const IPV6_FREEBIND: i32 = 78;
+/// The peer's address, of a socket that is not connected yet too.
+const SO_PEERNAME: i32 = 28;
 
 /// SO_DOMAIN, where it is a socket.
 pub fn family(live: &Live) -> Option<i32> {
@@ -48,8 +49,13 @@ pub fn is(live: &Live) -> bool {
     matches!(family(live), Some(libc::AF_INET | libc::AF_INET6))
 }
 
+/// A TCP connection.
+pub fn is_connection(live: &Live) -> bool {
+    is(live) && see(&live.file).is_ok_and(|seen| seen.connection().is_some())
+}
+
 /// What has to be known of a socket before anything else.
-struct Seen {
+pub struct Seen {
     family: i32,
     kind: i32,
     protocol: i32,
@@ -61,7 +67,16 @@ struct Seen {
     remote: Option<SocketAddr>,
 }
 
-fn see(fd: &OwnedFd) -> Result<Seen> {
+impl Seen {
+    /// The two ends of a TCP connection.
+    pub fn connection(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let is = self.kind == libc::SOCK_STREAM && self.protocol == TCP && state::is_connection(self.state);
+        self.local.zip(self.remote).filter(|_| is)
+    }
+}
+
+/// Looks at an IP socket.
+pub fn see(fd: &OwnedFd) -> Result<Seen> {
     let what = "cannot look at a socket";
     let option = |name| {
         get_int(fd, libc::SOL_SOCKET, name)
@@ -85,33 +100,60 @@ fn see(fd: &OwnedFd) -> Result<Seen> {
         if seen.state == LISTEN {
             (seen.waiting, seen.backlog) = (word(24), word(28));
         }
+        if seen.state == state::SYN_SENT {
+            // The kernel wants room for exactly this family's address.
+            let call = || "getsockopt(_, SOL_SOCKET, SO_PEERNAME, _, _)".to_owned();
+            let peer = match family {
+                libc::AF_INET6 => get_bytes::<28>(fd, libc::SOL_SOCKET, SO_PEERNAME).map(|p| p.0.to_vec()),
+                _ => get_bytes::<16>(fd, libc::SOL_SOCKET, SO_PEERNAME).map(|p| p.0.to_vec()),
+            };
+            let peer = peer.during(what, call)?;
+            seen.remote = address::parse(&peer);
+        }
     } else if seen.remote.is_some() {
         seen.state = ESTABLISHED;
     }
     Ok(seen)
 }
 
-/// Refuses connections, and sockets that are neither TCP nor UDP.
-pub fn check(live: &Live) -> Result<()> {
-    supported(&see(&live.file)?).map_err(|e| live.name(e))
+/// Refuses connections that are not to be kept, and sockets that are neither TCP nor UDP.
+pub fn check(live: &Live, options: &Options) -> Result<()> {
+    let seen = see(&live.file)?;
+    let fine = supported(&seen, options);
+    let keep = options.tcp_established && !options.tcp_close && seen.connection().is_some();
+    fine.and_then(|()| if keep { tcp::check(&live.file) } else { Ok(()) }).map_err(|e| live.name(e))
 }
 
-fn supported(seen: &Seen) -> Result<()> {
+fn supported(seen: &Seen, options: &Options) -> Result<()> {
     let end = |a: &Option<SocketAddr>| a.map_or_else(|| "?".into(), |a| a.to_string());
     match (seen.kind, seen.protocol, seen.state) {
-        (libc::SOCK_STREAM, TCP, LISTEN) if seen.waiting > 0 => Err(Error::new(format!(
-            "{} TCP connections to {} have not been accepted",
-            seen.waiting,
-            end(&seen.local)
-        ))
-        .remedy("TCP connections cannot be checkpointed yet; try again when they are accepted and closed")),
+        (libc::SOCK_STREAM, TCP, LISTEN) if seen.waiting > 0 && !options.tcp_skip_in_flight => {
+            let what = match seen.waiting {
+                1 => "a TCP connection to {} has not been accepted".to_owned(),
+                n => format!("{n} TCP connections to {{}} have not been accepted"),
+            };
+            Err(Error::new(what.replace("{}", &end(&seen.local))).remedy(
+                "such connections cannot be kept: try again when they are accepted, or drop them with --tcp-skip-in-flight",
+            ))
+        }
         (libc::SOCK_STREAM, TCP, CLOSE | LISTEN) | (libc::SOCK_DGRAM, UDP | UDPLITE, _) => Ok(()),
-        (libc::SOCK_STREAM, TCP, _) => Err(Error::new(format!(
-            "a TCP connection from {} to {} cannot be checkpointed yet",
+        (libc::SOCK_STREAM, TCP, state)
+            if state::is_connection(state) && (options.tcp_established || options.tcp_close) =>
+        {
+            Ok(())
+        }
+        (libc::SOCK_STREAM, TCP, state) if state::is_connection(state) => Err(Error::new(format!(
+            "there is a TCP connection from {} to {}",
             end(&seen.local),
             end(&seen.remote)
         ))
-        .remedy("close it first")),
+        .remedy("keep it with --tcp-established, or have it closed with --tcp-close")),
+        (libc::SOCK_STREAM, TCP, state) => Err(Error::new(format!(
+            "a TCP connection from {} to {} is in state {state}, in which it cannot be checkpointed",
+            end(&seen.local),
+            end(&seen.remote)
+        ))
+        .remedy("try again")),
         (libc::SOCK_RAW, ..) => Err(Error::new("a raw IP socket cannot be checkpointed")
             .remedy("let the program close it, or stop it")),
         (kind, protocol, _) => Err(Error::new(format!(
@@ -124,7 +166,7 @@ fn supported(seen: &Seen) -> Result<()> {
 /// Records a socket.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let seen = see(&live.file)?;
-    supported(&seen)?;
+    supported(&seen, dump.options)?;
     let mut entry = entry(&live.file, &seen)?;
     entry.id = id;
     entry.ino = live.stat.st_ino as u32;
@@ -142,10 +184,16 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         entry.ifname =
             Some(name.into_string().map_err(|_| Error::new("a network device's name is not valid UTF-8"))?);
     }
-    if seen.kind == libc::SOCK_DGRAM && options::is_shut(&live.file) {
+    // A stream that the peer has ended reads as shut, too.
+    let ends = seen.kind == libc::SOCK_DGRAM || !state::has_received_fin(seen.state);
+    if ends && seen.state != LISTEN && options::is_shut(&live.file) {
         entry.shutdown = Some(SkShutdown::Read as i32);
     }
-    options::dump(dump, [seen.family, seen.kind, seen.protocol], live, id)?;
+    if let Some(ends) = seen.connection() {
+        entry.state = tcp::dump(dump, live, ends)?.unwrap_or(entry.state);
+    }
+    let key = [seen.family, seen.kind, seen.protocol];
+    options::dump(dump, key, seen.connection().is_some(), live, id)?;
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Inetsk as i32,
         id,
@@ -203,218 +251,5 @@ fn entry(fd: &OwnedFd, seen: &Seen) -> Result<InetSkEntry> {
     })
 }
 
-/// Makes all sockets in the container's network namespace.
-pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
-    let entries: Vec<&InetSkEntry> = opener.of(FdTypes::Inetsk).filter_map(|e| e.isk.as_ref()).collect();
-    if entries.is_empty() {
-        return Ok(());
-    }
-    let more = options::read(opener.restore.model)?;
-    let made = inside::inside(opener.restore.target, || {
-        entries
-            .iter()
-            .map(|e| make(e, more.get(&e.id)).map_err(|err| named(err, e)))
-            .collect::<Result<Vec<OwnedFd>>>()
-    })?;
-    for (entry, file) in entries.iter().zip(made) {
-        opener.put_owned(entry.id, file, &entry.fown, entry.flags);
-    }
-    Ok(())
-}
-
-/// The address goes where a file's path would.
-fn named(e: Error, entry: &InetSkEntry) -> Error {
-    match address::from_words(&entry.src_addr, entry.src_port, 0) {
-        Some(a) => e.path(a.to_string()),
-        None => e,
-    }
-}
-
-fn make(e: &InetSkEntry, more: Option<&options::More>) -> Result<OwnedFd> {
-    let (family, kind, protocol) = (e.family.cast_signed(), e.r#type.cast_signed(), e.proto.cast_signed());
-    let v6 = match family {
-        libc::AF_INET => false,
-        libc::AF_INET6 => true,
-        other => return Err(Error::new(format!("the images hold an IP socket of family {other}"))),
-    };
-    supported(&Seen {
-        family,
-        kind,
-        protocol,
-        state: e.state,
-        backlog: 0,
-        waiting: 0,
-        local: None,
-        remote: None,
-    })
-    .map_err(|e| e.remedy("take the checkpoint without connections"))?;
-    let what = "cannot make a socket";
-    let fd = crate::sys::socket::socket(family, kind, protocol)
-        .during(what, || format!("socket({family}, {kind}, {protocol})"))?;
-    sockopts::restore_early(&fd, &e.opts)?;
-    let set = |level, name, value: i32| {
-        set_int(&fd, level, name, value).during(what, || format!("setsockopt(_, {level}, {name}, {value})"))
-    };
-    if let (true, Some(only)) = (v6, e.v6only) {
-        set(libc::SOL_IPV6, libc::IPV6_V6ONLY, i32::from(only))?;
-    }
-    let ip = e.ip_opts.clone().unwrap_or_default();
-    if ip.freebind == Some(true) {
-        if v6 { set(libc::SOL_IPV6, IPV6_FREEBIND, 1)? } else { set(libc::SOL_IP, libc::IP_FREEBIND, 1)? }
-    }
-    if ip.pktinfo == Some(true) {
-        if v6 {
-            set(libc::SOL_IPV6, libc::IPV6_RECVPKTINFO, 1)?
-        } else {
-            set(libc::SOL_IP, libc::IP_PKTINFO, 1)?
-        }
-    }
-    for (name, value) in [(libc::IP_TOS, ip.tos), (libc::IP_TTL, ip.ttl)] {
-        if let (false, Some(value)) = (v6, value) {
-            set(libc::SOL_IP, name, value.cast_signed())?;
-        }
-    }
-    let tcp = e.tcp_opts.clone().unwrap_or_default();
-    let flag = |v: Option<bool>| v.filter(|v| *v).map(|_| 1);
-    let number = |v: Option<u32>| v.map(u32::cast_signed);
-    let tcp = [
-        (libc::TCP_CORK, flag(tcp.cork)),
-        (libc::TCP_NODELAY, flag(tcp.nodelay)),
-        (libc::TCP_KEEPCNT, number(tcp.keepcnt)),
-        (libc::TCP_KEEPIDLE, number(tcp.keepidle)),
-        (libc::TCP_KEEPINTVL, number(tcp.keepintvl)),
-    ];
-    for (name, value) in tcp {
-        if let (TCP, Some(value)) = (protocol, value) {
-            set(libc::SOL_TCP, name, value)?;
-        }
-    }
-    if let Some(more) = more {
-        options::restore(&fd, more)?;
-    }
-    place(&fd, e)?;
-    sockopts::restore(&fd, &e.opts, family)?;
-    external::set_flags(&fd, e.flags)?;
-    Ok(fd)
-}
-
-/// Binds, connects, listens.
-fn place(fd: &OwnedFd, e: &InetSkEntry) -> Result<()> {
-    let what = "cannot put a socket in its place";
-    let scope = match &e.ifname {
-        Some(name) => nix::net::if_::if_nametoindex(name.as_str())
-            .during(what, || format!("if_nametoindex({name:?})"))
-            .map_err(|e| e.remedy("the network namespace lacks a device that the socket is bound to"))?,
-        None => 0,
-    };
-    if let Some(local) = address::from_words(&e.src_addr, e.src_port, scope) {
-        if e.src_port != 0 || !local.ip().is_unspecified() {
-            sockopt::bind(fd, &address::bytes(&local)).during(what, || format!("bind(_, {local})")).map_err(
-                |e| match e.errno() {
-                    Some(Errno::EADDRNOTAVAIL) => {
-                        e.remedy("the network namespace needs this address, as it had at the checkpoint")
-                    }
-                    Some(Errno::EADDRINUSE) => {
-                        e.remedy("another program uses this address and port; stop it first")
-                    }
-                    _ => e,
-                },
-            )?;
-        }
-    }
-    if e.state == LISTEN {
-        let backlog =
-            Backlog::new(e.backlog.min(i32::MAX.cast_unsigned()).cast_signed()).unwrap_or(Backlog::MAXCONN);
-        listen(fd, backlog).during(what, || format!("listen(_, {})", e.backlog))?;
-    }
-    if e.proto.cast_signed() != TCP && e.dst_port != 0 {
-        if let Some(remote) = address::from_words(&e.dst_addr, e.dst_port, scope) {
-            sockopt::connect(fd, &address::bytes(&remote))
-                .during(what, || format!("connect(_, {remote})"))?;
-        }
-        let how = match e.shutdown.and_then(|s| SkShutdown::try_from(s).ok()) {
-            Some(SkShutdown::Read) => Some(Shutdown::Read),
-            Some(SkShutdown::Write) => Some(Shutdown::Write),
-            Some(SkShutdown::Both) => Some(Shutdown::Both),
-            _ => None,
-        };
-        if let Some(how) = how {
-            use std::os::fd::AsRawFd;
-            shutdown(fd.as_raw_fd(), how).during(what, || format!("shutdown(_, {how:?})"))?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::net::{TcpListener, TcpStream, UdpSocket};
-
-    fn again(fd: &OwnedFd) -> (InetSkEntry, InetSkEntry) {
-        let seen = see(fd).unwrap();
-        supported(&seen).unwrap();
-        let was = entry(fd, &seen).unwrap();
-        // The address is still taken by the first one.
-        let free = InetSkEntry { src_port: 0, ..was.clone() };
-        let made = make(&free, None).unwrap();
-        let is = entry(&made, &see(&made).unwrap()).unwrap();
-        (was, is)
-    }
-
-    #[test]
-    fn a_listener_comes_back() {
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = TcpListener::bind(address) else { continue };
-            let fd = OwnedFd::from(listener);
-            listen(&fd, Backlog::new(77).unwrap()).unwrap();
-            set_int(&fd, libc::SOL_TCP, libc::TCP_NODELAY, 1).unwrap();
-            let (was, mut is) = again(&fd);
-            assert_eq!((was.state, was.backlog), (LISTEN, 77));
-            assert_ne!(is.src_port, 0);
-            is.src_port = was.src_port;
-            assert_eq!(was, is);
-        }
-    }
-
-    #[test]
-    fn a_port_is_bound_again_when_it_is_free() {
-        let fd = OwnedFd::from(TcpListener::bind("127.0.0.1:0").unwrap());
-        let was = entry(&fd, &see(&fd).unwrap()).unwrap();
-        let e = make(&was, None).unwrap_err();
-        assert!(e.to_string().contains("another program uses"), "{e}");
-        drop(fd);
-        let made = make(&was, None).unwrap();
-        assert_eq!(entry(&made, &see(&made).unwrap()).unwrap(), was);
-    }
-
-    #[test]
-    fn connected_datagrams() {
-        let to = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let from = UdpSocket::bind("127.0.0.1:0").unwrap();
-        from.connect(to.local_addr().unwrap()).unwrap();
-        let (was, is) = again(&from.into());
-        assert_eq!((was.state, is.dst_port), (ESTABLISHED, was.dst_port));
-        let (was, _) = again(&to.into());
-        assert_eq!((was.state, was.dst_port), (CLOSE, 0));
-    }
-
-    #[test]
-    fn connections_are_refused_by_address() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let live = Live::own(OwnedFd::from(stream), 4).unwrap();
-        let e = check(&live).unwrap_err().to_string();
-        assert!(e.contains("TCP connection from 127.0.0.1:") && e.contains("process 4"), "{e}");
-        let e = check(&Live::own(listener.into(), 4).unwrap()).unwrap_err().to_string();
-        assert!(e.contains("have not been accepted"), "{e}");
-    }
-
-    #[test]
-    fn a_socket_that_was_never_bound() {
-        let fd = crate::sys::socket::socket(libc::AF_INET, libc::SOCK_STREAM, TCP).unwrap();
-        let (was, is) = again(&fd);
-        assert_eq!(was, is);
-        assert_eq!((was.state, was.src_port), (CLOSE, 0));
-    }
-}
+mod tests;

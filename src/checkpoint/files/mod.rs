@@ -48,6 +48,7 @@ mod regular;
 mod share;
 mod signalfd;
 mod sockopts;
+mod tcp;
 mod timerfd;
 mod tty;
 pub mod unix;
@@ -58,11 +59,14 @@ pub use dump::{before, dump};
 pub use opener::Files;
 pub use registry::Registry;
 pub use regular::register_path;
+pub use tcp::{
+    abandon_connections, accept, heal_network, lock_network, lock_restored, unlock_network, unlock_restored,
+};
 
 use std::os::fd::OwnedFd;
 
 use crate::checkpoint::Result;
-use crate::checkpoint::context::Dump;
+use crate::checkpoint::context::{Dump, Options};
 use crate::checkpoint::image::FdTypes;
 use live::{Live, Pids};
 use opener::Opener;
@@ -85,6 +89,8 @@ struct Kind {
 
 /// The container that a descriptor is looked at in.
 struct Surroundings<'a> {
+    /// What was asked of the dump.
+    options: &'a Options,
     /// Its root directory.
     root: &'a OwnedFd,
     /// Its first process, as a pid of this host.
@@ -96,7 +102,12 @@ struct Surroundings<'a> {
 impl<'a> Surroundings<'a> {
     /// Those of a dump under way.
     fn of(dump: &'a Dump<'_>) -> Result<Self> {
-        Ok(Self { root: dump.files.root()?, init: dump.source.init, pids: &dump.files.pids })
+        Ok(Self {
+            options: dump.options,
+            root: dump.files.root()?,
+            init: dump.source.init,
+            pids: &dump.files.pids,
+        })
     }
 }
 
@@ -120,7 +131,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
     Kind { name: "pidfd", r#type: FdTypes::Pidfd, is: pidfd::is, check: pidfd::check, dump: pidfd::dump, open: pidfd::open },
-    Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, _| inet::check(l), dump: inet::dump, open: inet::open },
+    Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, a| inet::check(l, a.options), dump: inet::dump, open: inet::open },
     Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
     Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: |l, a| unix::later(l, a.root), dump: unix::dump, open: unix::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },

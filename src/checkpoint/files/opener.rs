@@ -54,6 +54,8 @@ pub struct Files<'a> {
     pub(super) finished: usize,
     /// Sessions that have got their terminal.
     pub(super) sessions: BTreeSet<u32>,
+    /// TCP connections in repair mode, with SO_REUSEADDR.
+    pub(super) connections: Vec<(u32, bool)>,
     /// Terminals for sessions to take.
     pub(super) terminals: Terminals,
 }
@@ -86,6 +88,7 @@ impl<'a> Files<'a> {
             epolls: BTreeSet::new(),
             finished: 0,
             sessions: BTreeSet::new(),
+            connections: Vec::new(),
             terminals: Terminals::default(),
         };
         let stdio = external::read_names(restore.images)?;

@@ -24,14 +24,23 @@ use crate::checkpoint::{Error, Result};
 use crate::sys::socket::socket;
 use crate::sys::sockopt::{get_bytes, get_int, set_bytes, set_int};
 
+/// What a TCP connection has come to by itself, or would be made otherwise by.
+#[rustfmt::skip]
+const NOT_OF_CONNECTIONS: &[(i32, &[i32])] = &[
+    // MAXSEG, WINDOW_CLAMP, FASTOPEN, FASTOPEN_CONNECT
+    (SOL_TCP, &[2, 10, 23, 30]),
+    // MULTICAST_TTL; MULTICAST_IF, MULTICAST_HOPS
+    (SOL_IP, &[33]), (SOL_IPV6, &[17, 18]),
+];
+
 /// Name of the extension in stasis.img.
 pub const EXTENSION: &str = "inet";
 
 /// Options that are a number and can be set to what they are read as, by the kernel's names in the order of its headers.
 #[rustfmt::skip]
 const OPTIONS: &[(i32, &[i32])] = &[
-    // TIMESTAMP, TIMESTAMPNS, RXQ_OVFL, SELECT_ERR_QUEUE, BUSY_POLL, ZEROCOPY, PREFER_BUSY_POLL
-    (SOL_SOCKET, &[29, 35, 40, 45, 46, 60, 69]),
+    // TIMESTAMP, TIMESTAMPNS, RXQ_OVFL, PEEK_OFF, SELECT_ERR_QUEUE, BUSY_POLL, ZEROCOPY, PREFER_BUSY_POLL
+    (SOL_SOCKET, &[29, 35, 40, 42, 45, 46, 60, 69]),
     // MAXSEG, SYNCNT, LINGER2, DEFER_ACCEPT, WINDOW_CLAMP, THIN_LINEAR_TIMEOUTS, USER_TIMEOUT, FASTOPEN, NOTSENT_LOWAT,
     // SAVE_SYN, FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE, INQ, TX_DELAY
     (SOL_TCP, &[2, 7, 8, 9, 10, 16, 18, 23, 25, 27, 30, 34, 36, 37]),
@@ -76,7 +85,7 @@ fn congestion(fd: &OwnedFd) -> Option<String> {
 }
 
 /// Records what a new socket of the container, of this family, type and protocol, does not have set.
-pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], live: &Live, id: u32) -> Result<()> {
+pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], connected: bool, live: &Live, id: u32) -> Result<()> {
     if !dump.files.fresh.contains_key(&key) {
         let [family, kind, protocol] = key;
         let fresh = inside::in_network(dump.source.init, || {
@@ -87,7 +96,13 @@ pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], live: &Live, id: u32) -> Result<
         dump.files.fresh.insert(key, fresh);
     }
     let fresh = dump.files.fresh.get(&key);
-    dump.files.inet.extend(fresh.and_then(|fresh| different(&live.file, id, fresh)));
+    let mut more = fresh.and_then(|fresh| different(&live.file, id, fresh));
+    if let Some(more) = more.as_mut().filter(|_| connected) {
+        let not =
+            |level, name| NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name));
+        more.options.retain(|&(level, name, _)| !not(level, name));
+    }
+    dump.files.inet.extend(more.filter(|more| *more != More { id, ..More::default() }));
     Ok(())
 }
 

@@ -137,7 +137,12 @@ mod tests {
 
     fn refusal(live: &Live, pids: &Pids) -> String {
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings { root: &root, init: live.pid, pids };
+        let around = Surroundings {
+            options: &crate::checkpoint::context::Options::default(),
+            root: &root,
+            init: live.pid,
+            pids,
+        };
         check(live, &around).err().map(|e| e.to_string()).unwrap_or_default()
     }
 

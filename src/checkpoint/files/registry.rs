@@ -9,7 +9,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{options, unix};
+use crate::checkpoint::files::{options, tcp, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -39,6 +39,8 @@ pub struct Registry {
     pub(super) epolls: Vec<(usize, Holder)>,
     /// What IP sockets have beside their records.
     pub(super) inet: Vec<options::More>,
+    /// TCP connections.
+    pub(super) tcp: tcp::Held,
     /// The options of a new IP socket of some family, type and protocol.
     pub(super) fresh: BTreeMap<[i32; 3], (options::Values, Option<String>)>,
     /// Unix sockets, whose peers are looked up when every socket is known.

@@ -279,7 +279,17 @@ mod tests {
     fn look(wanted: &[Wanted]) -> Vec<Option<PathBuf>> {
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
         let me = std::process::id().cast_signed();
-        find(&Surroundings { root: &root, init: me, pids: &Pids::new() }, me, wanted).unwrap()
+        find(
+            &Surroundings {
+                options: &crate::checkpoint::context::Options::default(),
+                root: &root,
+                init: me,
+                pids: &Pids::new(),
+            },
+            me,
+            wanted,
+        )
+        .unwrap()
     }
 
     #[test]
