@@ -161,7 +161,14 @@ impl<'a> Container<'a> {
     /// `check ID`: whether it says that a checkpoint is possible, and what it prints.
     pub fn look(&mut self) -> Result<(bool, String), String> {
         let mut command = self.command(&["check"]);
-        let known = ["--tcp-established", "--ext-unix-sk", "--shell-job", "--file-locks"];
+        let known = [
+            "--tcp-established",
+            "--tcp-close",
+            "--tcp-skip-in-flight",
+            "--ext-unix-sk",
+            "--shell-job",
+            "--file-locks",
+        ];
         command.args(self.fixture.checkpoint.iter().filter(|flag| known.contains(&flag.as_str())));
         command.arg(&self.id);
         self.log += &format!("$ {command:?}\n");
