@@ -6,6 +6,7 @@
 #   make programs   nginx, MariaDB, a JVM, Node.js and others, checkpointed while they work
 #   make interop    images exchanged with runc and CRIU, where they work
 #   make test-vm    pure cgroup v2, all capabilities, Debian's kernel, CRIU: chosen tests in a virtual machine
+#   make manual     man pages and shell completions, in target/manual
 #   make            build the release binary
 #   make install    put it in $(DESTDIR)$(PREFIX)/bin
 PREFIX ?= /usr/local
@@ -17,7 +18,7 @@ BUILD_NEEDS := gcc libc6-dev libseccomp-dev
 DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
 TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables
 
-.PHONY: all build check demo test lint unit engine interop integration programs test-vm bench install uninstall clean needs-build needs-demo needs-test
+.PHONY: all build check demo test lint unit engine interop integration programs test-vm bench manual install uninstall clean needs-build needs-demo needs-test
 
 all: build
 
@@ -68,6 +69,10 @@ test-vm: needs-test
 bench: needs-demo
 	cargo build --release
 	integration/bench
+
+# Man pages, and completions for bash, zsh and fish, made of the definition that the command line is parsed with.
+manual: needs-build
+	cargo run --example manual -- $(TARGET)/manual
 
 install: build
 	install -D -m 0755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/stasis

@@ -261,3 +261,97 @@ def test_bad_images(host):
     check(tried > 20, "too few images")
     c.restore("good")
     equal(c.state(), "running", f"the good images, afterwards: {tail(host.dir / 'good.work/restore.log')}")
+
+
+def test_exec_flags(host):
+    """exec --cgroup, --cap, --user, --additional-gids, --preserve-fds; what is wrong with them is said in runc's words."""
+    c = busybox(host, "sleep", "1000")
+    c.run()
+    said = lambda *words: c.call("exec", *words, ok=[255]).stderr  # noqa: E731
+    check("bad uid: strconv.Atoi: parsing" in said("--user", "x", c.id, "true"), "a user who is no number")
+    check("bad uid" in said("--user", "4294967296", c.id, "true"), "a user who wraps round to root")
+    check("must be a positive number -3" in said("-g", "-3", c.id, "true"), "a negative group")
+    check("unknown controller nope in SubCgroupPaths" in said("--cgroup", "nope:x", c.id, "true"), "an unknown controller")
+    check("bad sub cgroup path" in said("--cgroup", "../..", c.id, "true"), "a group outside")
+    check("no such file or directory" in said("--cgroup", "missing", c.id, "true"), "a missing group")
+    groups = c.call("exec", "-g", "10", "-g", "11", c.id, "sh", "-c", "id -G").stdout
+    equal(groups.split(), ["0", "10", "11"], "additional groups")
+    status = lambda *flags: c.call("exec", *flags, c.id, "cat", "/proc/self/status").stdout  # noqa: E731
+    effective = lambda text: int(re.search(r"CapEff:\s*(\w+)", text)[1], 16)  # noqa: E731
+    cap_syslog = 1 << 34
+    check(not effective(status()) & cap_syslog, "CAP_SYSLOG without being asked for")
+    check(effective(status("--cap", "CAP_SYSLOG")) & cap_syslog, "--cap CAP_SYSLOG")
+    check("ignoring unknown" in c.call("exec", "--cap", "CAP_NOPE", c.id, "true").stderr, "an unknown capability")
+    (host.dir / "kept").write_text("kept")
+    command = c.command("exec", "--preserve-fds", "1", c.id, "sh", "-c", "cat <&3")
+    done = sh("sh", "-c", 'exec 3<"$1"; shift; exec "$@"', "sh", host.dir / "kept", *command)
+    equal(done.stdout, "kept", f"--preserve-fds: {done.stderr}")
+    equal(c.call("exec", c.id, "cat", "/proc/self/cgroup").stdout, c.call("exec", "--cgroup", "/", c.id, "cat", "/proc/self/cgroup").stdout,
+          "the container's own group")
+
+
+def test_usage(host):
+    """Command lines that make no sense: exit codes and words."""
+    c = busybox(host, "true")
+    (host.dir / "root").mkdir()
+    for words, code, text in [
+        (("create",), 1, '"create" requires exactly 1 argument(s)'),
+        (("exec",), 1, '"exec" requires a minimum of 1 argument(s)'),
+        (("nope",), 3, "No help topic for 'nope'"),
+        (("list", "--nope"), 1, "flag provided but not defined: -nope"),
+        (("create", "--bundle"), 1, "flag needs an argument: -bundle"),
+        (("create", "--preserve-fds", "x", "y"), 1, "invalid value"),
+        (("list", "--format", "nope"), 1, "invalid format option"),
+        (("update", "--cpu-period", "x", "missing"), 1, ""),
+    ]:
+        said = c.call(*words, ok=[code]).stderr.replace('\\"', '"')
+        check(text in said, f"{words}: {said}")
+        check("failed:" not in said, f"{words}: {said}")
+    features = json.loads(c.call("features").stdout)
+    check({"rro", "rbind", "rslave", "nosymfollow"} <= set(features["mountOptions"]), f"mount options: {features['mountOptions']}")
+
+
+def test_regex(host):
+    """kill --regex and delete --regex reach every container whose name matches, and no other."""
+    all = [busybox(host, "sleep", "1000", label=label) for label in ("web-1", "web-2", "db")]
+    for c in all:
+        c.run()
+    pattern = f"^{host.id}-web-[0-9]$"
+    all[0].call("kill", "--regex", pattern, "KILL")
+    until(lambda: [c.state() for c in all] == ["stopped", "stopped", "running"], "the end of two")
+    all[0].call("delete", "--regex", pattern)
+    equal([c.state() for c in all], ["", "", "running"], "after delete")
+    check("invalid regular expression" in all[0].call("kill", "--regex", "(", ok=[1]).stderr, "a bad expression")
+    all[0].call("delete", "--force", "--regex", ".")
+    equal(all[2].state(), "", "after delete --force")
+
+
+def test_unknown_capability(host):
+    """A capability that nobody knows is left out, not an error."""
+
+    def change(spec):
+        for names in spec["process"]["capabilities"].values():
+            names.append("CAP_OF_TOMORROW")
+
+    c = busybox(host, "echo", "fine", change=change)
+    equal(c.call("run", "--bundle", c.bundle, c.id, stdin="").stdout, "fine\n", "output")
+
+
+def test_exec_affinity(host):
+    """execCPUAffinity holds for exec alone; without it a process may run on every processor of the container."""
+
+    def change(spec):
+        spec["process"]["execCPUAffinity"] = {"initial": "0", "final": "0"}
+
+    allowed = ("sh", "-c", "grep Cpus_allowed_list: /proc/self/status")
+    plain, pinned = busybox(host, "sleep", "1000"), busybox(host, "sleep", "1000", label="p", change=change)
+    for c in plain, pinned:
+        subprocess.run(["taskset", "-c", "0", *c.command("run", "--detach", "--bundle", c.bundle, c.id)], check=True, timeout=60,
+                       stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    equal(pinned.exec(*allowed).stdout.split()[1], "0", "with execCPUAffinity")
+    everywhere = plain.exec(*allowed).stdout.split()[1]
+    for c in plain, pinned:
+        text = open(f"/proc/{json.loads(c.call('state', c.id).stdout)['pid']}/status").read()
+        equal(re.search(r"Cpus_allowed_list:\s*(\S+)", text)[1], everywhere, "init, which is not concerned")
+    if os.cpu_count() > 1:
+        check(everywhere != "0", "the command's own affinity was inherited")

@@ -8,7 +8,7 @@ pub fn document() -> Value {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": crate::container::OCI_VERSION,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": mount_options(),
+        "mountOptions": crate::init::mounts::known_options(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities(),
@@ -51,8 +51,4 @@ fn capabilities() -> Vec<String> {
     let mut all: Vec<String> = caps::all().iter().map(ToString::to_string).collect();
     all.sort_unstable();
     all
-}
-
-fn mount_options() -> Vec<String> {
-    vec![]
 }

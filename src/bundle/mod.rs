@@ -7,7 +7,8 @@ pub mod validate;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{Capability, Process, Spec};
+use serde_json::Value;
 
 use crate::sys::{Context, Error, Result};
 
@@ -51,13 +52,32 @@ pub fn load(path: &Path) -> Result<Spec> {
         }
         text => text.context(|| format!("open {}", path.display()))?,
     };
-    let spec: Spec = serde_json::from_slice(&text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
+    let spec: Spec = parse(&text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
     match spec.process() {
         Some(process) => validate_process(process)?,
         None => return Err(Error::new("process property must not be empty")),
     }
     crate::init::namespaces::validate(&spec)?;
     Ok(spec)
+}
+
+/// Reads a config.json or a process's settings. Capabilities that nobody has heard of are left out: clients list those
+/// of the newest kernel.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> {
+    let failure = match serde_json::from_slice(text) {
+        Ok(value) => return Ok(value),
+        Err(e) => e,
+    };
+    let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(failure) };
+    let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };
+    let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
+    let mut changed = false;
+    for set in sets.into_iter().flat_map(serde_json::Map::values_mut).filter_map(Value::as_array_mut) {
+        let before = set.len();
+        set.retain(|name| serde_json::from_value::<Capability>(name.clone()).is_ok());
+        changed |= set.len() != before;
+    }
+    if changed { serde_json::from_value(value) } else { Err(failure) }
 }
 
 /// What runc demands of a process.
@@ -92,6 +112,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(CONFIG), text).unwrap();
         Bundle::load(dir.path()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unknown_capabilities_are_left_out() {
+        let process = r#"{"user":{},"cwd":"/","args":["a"],
+            "capabilities":{"bounding":["CAP_KILL","CAP_OF_TOMORROW"],"effective":["CAP_KILL"]}}"#;
+        let alone: Process = parse(process.as_bytes()).unwrap();
+        let spec: Spec =
+            parse(format!(r#"{{"ociVersion":"1.0.2","process":{process}}}"#).as_bytes()).unwrap();
+        for process in [&alone, spec.process().as_ref().unwrap()] {
+            let sets = process.capabilities().as_ref().unwrap();
+            assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
+        }
+        assert!(parse::<Process>(br#"{"user":7}"#).is_err());
     }
 
     #[test]

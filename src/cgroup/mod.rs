@@ -130,6 +130,46 @@ impl Cgroup {
         &self.paths
     }
 
+    /// Groups inside these, by controller; `""` alone goes for all. Whether they exist is found out by entering them.
+    pub fn inside(&self, groups: &BTreeMap<String, String>) -> Result<Self> {
+        let mut paths = self.paths.clone();
+        let below = |dir: &Path, group: &str| {
+            let steps = || Path::new(group).components();
+            if steps().any(|c| c == std::path::Component::ParentDir) {
+                return Err(Error::new(format!("bad sub cgroup path: {group}")));
+            }
+            // A leading slash means the container's own group, too.
+            let steps = steps().filter(|c| matches!(c, std::path::Component::Normal(_)));
+            Ok(dir.join(steps.collect::<PathBuf>()))
+        };
+        match groups.get("") {
+            Some(group) => {
+                for dir in paths.values_mut() {
+                    *dir = below(dir, group)?;
+                }
+            }
+            None => {
+                for (controller, group) in groups {
+                    let dir = paths.get_mut(controller).ok_or_else(|| {
+                        Error::new(format!("unknown controller {controller} in SubCgroupPaths"))
+                    })?;
+                    *dir = below(dir, group)?;
+                }
+            }
+        }
+        Ok(Self { paths })
+    }
+
+    /// The v2 group that a process is in.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        let name = format!("/proc/{pid}/cgroup");
+        let text = std::fs::read_to_string(&name).context(|| format!("open {name}"))?;
+        let path = text.lines().find_map(|l| l.strip_prefix("0::/"));
+        let path = path.ok_or_else(|| Error::new(format!("{name} names no unified cgroup")))?;
+        let dir = Path::new(hierarchy::UNIFIED).join(path);
+        Ok(Self { paths: BTreeMap::from([(String::new(), dir)]) })
+    }
+
     /// True if there is one v2 directory and nothing else.
     pub fn is_unified(&self) -> bool {
         self.paths.len() == 1 && self.paths.contains_key("")

@@ -156,3 +156,22 @@ fn the_systemd_driver_is_refused_by_name() {
     let e = Cgroup::locate(None, "x", true).unwrap_err().to_string();
     assert!(e.contains("systemd"), "{e}");
 }
+
+#[test]
+fn groups_inside_stay_inside() {
+    let paths = [("cpu", "/c/x"), ("pids", "/p/x")].map(|(k, v)| (k.to_owned(), v.into()));
+    let cgroup = Cgroup::load(paths.into());
+    let inside = |list: &[(&str, &str)]| {
+        cgroup.inside(&list.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect())
+    };
+    assert_eq!(inside(&[]).unwrap(), cgroup);
+    assert_eq!(inside(&[("", "/")]).unwrap(), cgroup);
+    let all = inside(&[("", "/a/b")]).unwrap();
+    assert_eq!(all.paths()["cpu"], Path::new("/c/x/a/b"));
+    assert_eq!(all.paths()["pids"], Path::new("/p/x/a/b"));
+    let one = inside(&[("cpu", "a")]).unwrap();
+    assert_eq!((&*one.paths()["cpu"], &*one.paths()["pids"]), (Path::new("/c/x/a"), Path::new("/p/x")));
+    for bad in [[("", "../y")], [("cpu", "a/../../y")], [("nope", "a")]] {
+        assert!(inside(&bad).is_err(), "{bad:?}");
+    }
+}

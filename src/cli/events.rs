@@ -23,10 +23,17 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("events", &args.args)?;
-    let interval = duration(&args.interval)
-        .filter(|d| !d.is_zero())
-        .ok_or_else(|| Error::new("duration interval must be greater than 0"))?;
+    let bad = || Error::Usage(format!("invalid value {:?} for flag -interval: parse error", args.interval));
+    // A negative one is well written, and no good.
+    let interval = match args.interval.strip_prefix('-') {
+        Some(text) => duration(text).map(|_| Duration::ZERO),
+        None => duration(&args.interval),
+    };
+    let interval = interval.ok_or_else(bad)?;
     let container = Container::load(&context.store, id)?;
+    if interval.is_zero() {
+        return Err(Error::new("duration interval must be greater than 0"));
+    }
     let stats = container.stats()?;
     if args.stats {
         say(line(id, &Event::Stats(Box::new(stats)))?);

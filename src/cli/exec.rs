@@ -1,17 +1,19 @@
 //! `exec`.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
 use oci_spec::runtime::{Capabilities, Capability, Process};
 
-use super::{Context, Count, absolute, check_args, new};
-use crate::bundle::validate_process;
+use super::{Context, Count, absolute, check_args, flags, log, new};
+use crate::bundle::{self, validate_process};
 use crate::container::create::{host_root, write_pid_file};
 use crate::container::exec::{Request, exec, target};
 use crate::container::foreground::{Signals, stay};
 use crate::container::stdio::Stdio;
 use crate::container::{Container, Error, Result};
+use crate::init::lsm;
 use crate::sys::Context as _;
 
 /// Run a further process in a container
@@ -71,7 +73,7 @@ pub struct Args {
     #[arg(long)]
     ignore_paused: bool,
     /// Name of the container, and the command
-    #[arg(value_name = "container-id> <command")]
+    #[arg(value_name = "container-id")]
     args: Vec<String>,
 }
 
@@ -80,11 +82,6 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     new::seal(context)?;
     let pid_file = args.pid_file.as_deref().map(absolute).transpose()?;
     let container = target(&context.store, &args.args[0], args.ignore_paused)?;
-    if !args.cgroup.is_empty() {
-        return Err(Error::new(
-            "--cgroup is not supported: the process runs in the container's own control group",
-        ));
-    }
     let process = process(&args, &container)?;
     let terminal = process.terminal().unwrap_or(false);
     let owner = host_root(&container.spec()?);
@@ -98,6 +95,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         pidfd_socket: args.pidfd_socket.as_deref().map(new::dial).transpose()?,
         passed,
         ignore_paused: args.ignore_paused,
+        groups: groups(&args.cgroup)?,
     };
     let signals = if args.detach { None } else { Some(Signals::take()?) };
     let child = exec(&container, &request)?;
@@ -110,15 +108,45 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     u8::try_from(code).map_err(|_| Error::new("exit status out of range"))
 }
 
+/// The sub-groups of `--cgroup`, by controller; one without a controller is for all.
+fn groups(args: &[String]) -> Result<BTreeMap<String, String>> {
+    let mut groups = BTreeMap::new();
+    for arg in args {
+        let Some((controllers, path)) = arg.split_once(':') else {
+            if args.len() != 1 {
+                return Err(Error::new(format!(
+                    "invalid --cgroup argument: {arg} (missing <controller>: prefix)"
+                )));
+            }
+            groups.insert(String::new(), arg.clone());
+            continue;
+        };
+        for controller in controllers.split(',') {
+            if controller.is_empty() {
+                return Err(Error::new(format!(
+                    "invalid --cgroup argument: {arg} (empty <controller> prefix)"
+                )));
+            }
+            if groups.insert(controller.to_owned(), path.to_owned()).is_some() {
+                return Err(Error::new(format!(
+                    "invalid --cgroup argument(s): controller {controller} specified multiple times"
+                )));
+            }
+        }
+    }
+    Ok(groups)
+}
+
 fn process(args: &Args, container: &Container) -> Result<Process> {
     let process = match &args.process {
         Some(path) => {
             let text = std::fs::read(path).context(|| format!("open {}", path.display()))?;
-            serde_json::from_slice(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?
+            bundle::parse(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?
         }
         None => from_flags(args, container)?,
     };
     validate_process(&process)?;
+    lsm::validate(&process)?;
     Ok(process)
 }
 
@@ -146,15 +174,11 @@ fn from_flags(args: &Args, container: &Container) -> Result<Process> {
         process.set_no_new_privileges(Some(true));
     }
     if let Some(user) = &args.user {
-        let (uid, gid) = match user.split_once(':') {
-            Some((uid, gid)) => (uid, Some(gid)),
-            None => (user.as_str(), None),
-        };
+        let (uid, gid) = user_ids(user)?;
+        process.user_mut().set_uid(uid);
         if let Some(gid) = gid {
-            let gid = gid.parse().map_err(|e| Error::new(format!("bad gid: {e}")))?;
             process.user_mut().set_gid(gid);
         }
-        process.user_mut().set_uid(uid.parse().map_err(|e| Error::new(format!("bad uid: {e}")))?);
     }
     for gid in &args.additional_gids {
         let gid = u32::try_from(*gid)
@@ -164,15 +188,34 @@ fn from_flags(args: &Args, container: &Container) -> Result<Process> {
     Ok(process)
 }
 
+/// `--user`: numbers, which must not wrap round to somebody else's.
+fn user_ids(user: &str) -> Result<(u32, Option<u32>)> {
+    let id = |what: &str, text: &str| {
+        let number: i64 = flags::integer("Atoi", text).map_err(|e| Error::new(format!("bad {what}: {e}")))?;
+        u32::try_from(number)
+            .map_err(|_| Error::new(format!("bad {what}: {number} is not in range 0-4294967294")))
+    };
+    match user.split_once(':') {
+        Some((uid, gid)) => Ok((id("uid", uid)?, Some(id("gid", gid)?))),
+        None => Ok((id("uid", user)?, None)),
+    }
+}
+
 /// `--cap` widens every set but the inheritable one, and the ambient one only where there are inheritable ones.
 fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
-    let more = names
-        .iter()
-        .map(|name| name.parse().map_err(|_| Error::new(format!("unknown capability {name:?}"))))
-        .collect::<Result<Vec<Capability>>>()?;
+    let (mut more, mut unknown) = (vec![], vec![]);
+    for name in names {
+        match name.strip_prefix("CAP_").unwrap_or(name).parse::<Capability>() {
+            Ok(capability) => more.push(capability),
+            Err(_) => unknown.push(name.as_str()),
+        }
+    }
+    if !unknown.is_empty() {
+        log::warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    }
     let mut sets = process.capabilities().clone().unwrap_or_default();
     let wider = |set: &Option<Capabilities>| {
         let mut set = set.clone().unwrap_or_default();
@@ -188,4 +231,35 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     }
     process.set_capabilities(Some(sets));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_one_number_or_two() {
+        assert_eq!(user_ids("5").unwrap(), (5, None));
+        assert_eq!(user_ids("5:6").unwrap(), (5, Some(6)));
+        let bad = |text| user_ids(text).unwrap_err().to_string();
+        assert_eq!(bad("x"), r#"bad uid: strconv.Atoi: parsing "x": invalid syntax"#);
+        assert_eq!(bad("5:x"), r#"bad gid: strconv.Atoi: parsing "x": invalid syntax"#);
+        for wraps in ["-1", "4294967296", "99999999999", "5:-1"] {
+            assert!(user_ids(wraps).is_err(), "{wraps}");
+        }
+    }
+
+    #[test]
+    fn sub_groups_are_one_for_all_or_by_controller() {
+        let groups = |list: &[&str]| groups(&list.iter().map(|&s| s.to_owned()).collect::<Vec<_>>());
+        assert_eq!(groups(&["a/b"]).unwrap(), BTreeMap::from([(String::new(), "a/b".to_owned())]));
+        assert_eq!(groups(&["cpu,memory:a", "pids:b"]).unwrap().len(), 3);
+        for (bad, why) in [
+            (&["a", "b"][..], "missing <controller>: prefix"),
+            (&[":a"], "empty <controller> prefix"),
+            (&["cpu:a", "cpu:b"], "specified multiple times"),
+        ] {
+            assert!(groups(bad).unwrap_err().to_string().contains(why), "{bad:?}");
+        }
+    }
 }

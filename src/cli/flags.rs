@@ -88,6 +88,21 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
     Ok(out)
 }
 
+/// A number, or what Go's `strconv` says of a text that is none.
+pub fn integer<T: std::str::FromStr<Err = std::num::ParseIntError>>(
+    function: &str,
+    text: &str,
+) -> Result<T, String> {
+    use std::num::IntErrorKind::{NegOverflow, PosOverflow};
+    text.parse().map_err(|e: std::num::ParseIntError| {
+        let why = match e.kind() {
+            NegOverflow | PosOverflow => "value out of range",
+            _ => "invalid syntax",
+        };
+        format!("strconv.{function}: parsing {text:?}: {why}")
+    })
+}
+
 /// Whether a flag takes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Takes {

@@ -97,8 +97,12 @@ fn json_line(level: &str, text: &str, cause: Option<&checkpoint::Error>) -> Stri
     Value::Object(entry).to_string() + "\n"
 }
 
-/// Quotes as Go's %q does, as far as log readers care.
+/// Quotes as Go's %q does, as far as log readers care. One plain word goes without.
 fn quote(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._/@^+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.to_owned();
+    }
     let mut out = String::from("\"");
     for c in text.chars() {
         match c {
@@ -134,5 +138,7 @@ mod tests {
     #[test]
     fn text_entries_stay_on_one_line() {
         assert_eq!(quote("exec: \"a\"\n"), r#""exec: \"a\"\n""#);
+        assert_eq!(quote("EOF"), "EOF");
+        assert_eq!(quote(""), "\"\"");
     }
 }

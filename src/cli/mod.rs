@@ -108,6 +108,42 @@ enum Subcommands {
     Update(update::Args),
 }
 
+/// What stands after each subcommand's flags.
+const USAGE: &[(&str, &str)] = &[
+    ("check", "[<container-id>]"),
+    ("checkpoint", "<container-id>"),
+    ("create", "<container-id>"),
+    ("delete", "<container-id>"),
+    ("events", "<container-id>"),
+    ("exec", "<container-id> <command> [command options] || -p process.json <container-id>"),
+    ("features", ""),
+    ("kill", "<container-id> [signal]"),
+    ("list", ""),
+    ("pause", "<container-id>"),
+    ("ps", "<container-id> [ps options]"),
+    ("restore", "<container-id>"),
+    ("resume", "<container-id>"),
+    ("run", "<container-id>"),
+    ("spec", ""),
+    ("start", "<container-id>"),
+    ("state", "<container-id>"),
+    ("update", "<container-id>"),
+];
+
+/// The command line as a whole: what is parsed, and what help, man pages and completions are made of.
+///
+/// Positional arguments are counted by the commands themselves, in runc's words; here they are only shown.
+pub fn definition() -> clap::Command {
+    let mut command = Cli::command();
+    for (name, rest) in USAGE {
+        command = command.mut_subcommand(name, |c| {
+            let usage = format!("stasis {name} [OPTIONS] {rest}");
+            c.mut_arg("args", |a| a.hide(true)).override_usage(usage.trim_end().to_owned())
+        });
+    }
+    command
+}
+
 /// Subcommands whose arguments end in a command line of their own.
 const STOPS: &[&str] = &["exec", "kill", "ps"];
 
@@ -127,7 +163,7 @@ pub fn main() -> ExitCode {
     if Path::new(&program).file_name().is_some_and(|n| n == "criu") {
         return swrk::main(&args);
     }
-    let command = Cli::command();
+    let command = definition();
     let args = match flags::normalise(&args, &command, STOPS) {
         Ok(args) => args,
         Err(text) => {
@@ -139,12 +175,7 @@ pub fn main() -> ExitCode {
     let parsed = command.try_get_matches_from(std::iter::once("stasis".to_owned()).chain(args));
     let cli = match parsed.and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
-        Err(e) => {
-            let help = !e.use_stderr();
-            // A closed pipe is no reason to say more.
-            let _ = e.print();
-            return if help { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-        }
+        Err(e) => return misunderstood(&e),
     };
     if cli.global.version {
         say(version());
@@ -161,6 +192,31 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// Says what is wrong with a command line, in the words of Go's flags; or prints the help that was asked for.
+fn misunderstood(e: &clap::Error) -> ExitCode {
+    use clap::error::{ContextKind, ErrorKind};
+    let part = |kind| e.get(kind).map(ToString::to_string).unwrap_or_default();
+    match e.kind() {
+        ErrorKind::InvalidSubcommand => {
+            log::error(&format!("No help topic for '{}'", part(ContextKind::InvalidSubcommand)), None);
+            return ExitCode::from(3);
+        }
+        ErrorKind::ValueValidation | ErrorKind::InvalidValue => {
+            let flag = part(ContextKind::InvalidArg);
+            let flag = flag.split(' ').next().unwrap_or_default().trim_start_matches('-');
+            let value = part(ContextKind::InvalidValue);
+            let text = format!("invalid value {value:?} for flag -{flag}: parse error");
+            complain(format_args!("Incorrect Usage: {text}\n\n"));
+            log::error(&text, None);
+            return ExitCode::FAILURE;
+        }
+        _ => {}
+    }
+    // A closed pipe is no reason to say more.
+    let _ = e.print();
+    if e.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// A failed command.
@@ -181,7 +237,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
     log::init(cli.global.log.as_deref(), &cli.global.log_format, cli.global.debug)?;
     let Some(command) = cli.command else {
         // A closed pipe is no reason to say more.
-        let _ = Cli::command().print_long_help();
+        let _ = definition().print_long_help();
         return Ok(0);
     };
     let context = Context {
@@ -189,7 +245,12 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         root_given: cli.global.root.is_some(),
         systemd_cgroup: cli.global.systemd_cgroup,
     };
-    let prefixed = |prefix, code| move |error: Error| Failure { prefix, error, code };
+    let prefixed = |prefix, code| {
+        move |error: Error| match error {
+            Error::Usage(_) => Failure::from(error),
+            error => Failure { prefix, error, code },
+        }
+    };
     match command {
         Subcommands::Check(args) => Ok(check::run(&context, &args)?),
         Subcommands::Checkpoint(args) => Ok(checkpoint::run(&context, &args)?),
@@ -284,13 +345,13 @@ fn check_args(name: &str, args: &[String], count: Count) -> Result<()> {
         return Ok(());
     }
     say("Incorrect Usage.\n\n");
-    let mut command = Cli::command();
+    let mut command = definition();
     if let Some(command) = command.find_subcommand_mut(name) {
         // A closed pipe is no reason to say more.
         let _ = command.print_help();
     }
     let program = std::env::args().next().unwrap_or_else(|| "stasis".to_owned());
-    Err(Error::new(format!("{program}: {name:?} requires {words} argument(s)")))
+    Err(Error::Usage(format!("{program}: {name:?} requires {words} argument(s)")))
 }
 
 /// Prints, and says whether somebody still reads. A closed pipe is no failure of a command.
@@ -322,7 +383,16 @@ mod tests {
 
     #[test]
     fn the_definition_of_the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        definition().debug_assert();
+        let command = definition();
+        for subcommand in command.get_subcommands() {
+            let name = subcommand.get_name();
+            assert!(USAGE.iter().any(|(known, _)| *known == name), "usage of {name}");
+            assert!(subcommand.get_about().is_some(), "{name} says nothing about itself");
+            for flag in subcommand.get_arguments().filter(|a| !a.is_hide_set()) {
+                assert!(flag.get_help().is_some(), "{name} {}", flag.get_id());
+            }
+        }
     }
 
     #[test]
@@ -368,7 +438,7 @@ mod tests {
         ] {
             let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
             let args =
-                flags::normalise(&args, &Cli::command(), STOPS).unwrap_or_else(|e| panic!("{line}: {e}"));
+                flags::normalise(&args, &definition(), STOPS).unwrap_or_else(|e| panic!("{line}: {e}"));
             let parsed = Cli::try_parse_from(std::iter::once("stasis".to_owned()).chain(args));
             if let Err(e) = parsed {
                 panic!("{line}: {e}");

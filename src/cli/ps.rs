@@ -13,7 +13,7 @@ pub struct Args {
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     format: String,
     /// Name of the container, and options for ps(1)
-    #[arg(value_name = "container-id> [ps options")]
+    #[arg(value_name = "container-id")]
     args: Vec<String>,
 }
 
@@ -39,7 +39,8 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let text = String::from_utf8_lossy(&output.stdout);
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        return Err(Error::new(format!("{}: {text}{complaint}", output.status)));
+        let status = output.status.to_string().replace("exit status: ", "exit status ");
+        return Err(Error::new(format!("{status}: {text}{complaint}")));
     }
     say(filter(&text, &pids)?);
     Ok(0)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, one_id};
+use super::{Context, flags, one_id};
 use crate::container::{Error, Result, update};
 use crate::sys::Context as _;
 
@@ -76,8 +76,11 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("update", &args.args)?;
-    if args.l3_cache_schema.is_some() || args.mem_bw_schema.is_some() {
-        return Err(Error::new("Intel RDT is not supported"));
+    if args.l3_cache_schema.as_ref().is_some_and(|s| !s.is_empty()) {
+        return Err(Error::new("Intel RDT/CAT: l3 cache schema is not enabled"));
+    }
+    if args.mem_bw_schema.as_ref().is_some_and(|s| !s.is_empty()) {
+        return Err(Error::new("Intel RDT/MBA: memory bandwidth schema is not enabled"));
     }
     let resources = match args.resources.as_deref() {
         Some(path) if !path.as_os_str().is_empty() => read(path)?,
@@ -112,9 +115,14 @@ fn from_flags(args: &Args) -> Result<Value> {
         ("cpu-idle", "idle", &args.cpu_idle),
     ] {
         if let Some(text) = value.as_deref().filter(|t| !t.is_empty()) {
-            let number: i64 =
-                text.parse().map_err(|e| Error::new(format!("invalid value for {flag}: {e}")))?;
-            cpu.insert(key.to_owned(), json!(number));
+            let bad = |e| Error::new(format!("invalid value for {flag}: {e}"));
+            let number = match flag {
+                "cpu-quota" | "cpu-rt-runtime" | "cpu-idle" => {
+                    json!(flags::integer::<i64>("ParseInt", text).map_err(bad)?)
+                }
+                _ => json!(flags::integer::<u64>("ParseUint", text).map_err(bad)?),
+            };
+            cpu.insert(key.to_owned(), number);
         }
     }
     for (key, value) in [("cpus", &args.cpuset_cpus), ("mems", &args.cpuset_mems)] {

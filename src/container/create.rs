@@ -186,6 +186,7 @@ fn make(
         .map_err(|e| e.context("unable to start container process"))?;
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
     cgroup.add(init.pid).map_err(|e| e.context(NO_CGROUP))?;
+    scheduling::reset_affinity(init.pid);
     if let Some(maps) = IdMaps::of(spec) {
         maps.write(init.pid)?;
     }

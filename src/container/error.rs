@@ -22,6 +22,9 @@ pub enum Error {
     /// No id was given.
     #[error("container id cannot be empty")]
     EmptyId,
+    /// The command line is not one of ours; its help has been printed.
+    #[error("{0}")]
+    Usage(String),
     /// The container's init is gone.
     #[error("container not running")]
     NotRunning,

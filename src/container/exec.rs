@@ -1,14 +1,15 @@
 //! A further process in a container: the command's half of [`crate::init::setns`].
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::Process;
 
 use super::hooks::HookState;
 use super::launch::{Newborn, launch};
-use super::{Container, Error, Result, Status, Store};
+use super::{Cgroup, Container, Error, Result, Status, Store};
 use crate::init::channel::Message;
-use crate::init::{namespaces, rlimits, seccomp, setns};
+use crate::init::{namespaces, rlimits, scheduling, seccomp, setns};
 use crate::sys;
 
 /// What is asked of `exec`.
@@ -26,6 +27,8 @@ pub struct Request {
     pub passed: i32,
     /// Paused containers are allowed: the process starts once the container is resumed.
     pub ignore_paused: bool,
+    /// Groups inside the container's that the process is to be in, by controller; `""` is for all.
+    pub groups: BTreeMap<String, String>,
 }
 
 /// Finds the container for an `exec`, if it is in a state to take one.
@@ -71,12 +74,32 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
         passed: request.passed,
         seccomp: filter.as_ref(),
     };
+    let inside = cgroup.inside(&request.groups)?;
+    let affinity = request.process.exec_cpu_affinity().as_ref();
+    let (first, last) = match affinity {
+        Some(a) => (set(a.initial())?, set(a.cpu_affinity_final())?),
+        None => (None, None),
+    };
+    if let Some(list) = first {
+        // The process is born with it, and this command only waits from here on.
+        scheduling::set_affinity(0, list).map_err(|e| e.context("error setting initial CPU affinity"))?;
+    }
     let process = launch(0, &joined, &|channel| setns::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     let talked = (|| -> Result<()> {
-        cgroup
-            .add(process.pid)
-            .map_err(|e| e.context("unable to start container process: error adding pid to cgroups"))?;
+        enter(container, &inside, process.pid).map_err(|e| {
+            e.context(format!(
+                "unable to start container process: error adding pid {} to cgroups",
+                process.pid
+            ))
+        })?;
+        match last {
+            Some(list) => scheduling::set_affinity(process.pid, list).map_err(|e| {
+                e.context("unable to start container process: error setting final CPU affinity")
+            })?,
+            None if first.is_none() => scheduling::reset_affinity(process.pid),
+            None => {}
+        }
         process.channel.go()?;
         let mut ready = false;
         while let Some(message) = process.channel.listen()? {
@@ -109,5 +132,25 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             process.kill();
             Err(e)
         }
+    }
+}
+
+/// A list of processors that is not empty.
+fn set(list: &Option<String>) -> Result<Option<&str>> {
+    let list = list.as_deref().filter(|l| !l.is_empty());
+    if let Some(list) = list {
+        scheduling::parse_list(list, 1 << 16).map_err(|e| e.context("bad CPU affinity"))?;
+    }
+    Ok(list)
+}
+
+/// Puts the process into the groups. In v2 the container's own group takes none once there are groups inside that have
+/// controllers; then it goes where init is.
+fn enter(container: &Container, groups: &Cgroup, pid: i32) -> sys::Result<()> {
+    match groups.add(pid) {
+        Err(_) if groups.is_unified() && *groups == container.cgroup() => {
+            Cgroup::of_process(container.state.init_process_pid)?.add(pid)
+        }
+        done => done,
     }
 }

@@ -57,7 +57,8 @@ impl Stdio {
         }
         match (terminal, socket) {
             (true, Some(path)) => {
-                let socket = UnixStream::connect(path).context(|| format!("dial unix {}", path.display()))?;
+                let socket =
+                    UnixStream::connect(path).context(|| format!("dial unix {}: connect", path.display()))?;
                 Ok(Self { theirs: None, console: Some(socket.into()), ours: Ours::Nothing })
             }
             (true, None) => {

@@ -50,7 +50,7 @@ pub fn apply_apparmor(process: &Process, procfs: &Procfs) -> Result<()> {
         Err(e) if e.errno() == Some(Errno::ENOENT) => procfs.write("self/attr/exec", &value),
         other => other,
     };
-    write().context(|| "unable to apply apparmor profile: apparmor failed to apply profile")
+    write().context(|| "apparmor failed to apply profile")
 }
 
 /// The SELinux label for the next program.

@@ -131,7 +131,7 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     if plan.purpose == Purpose::Restore {
         return Err(shell(channel));
     }
-    lsm::apply_apparmor(plan.process, &procfs)?;
+    lsm::apply_apparmor(plan.process, &procfs).context(|| "unable to apply apparmor profile")?;
     privileges::before_ready(plan.process, plan.spec)?;
     channel.tell(&Message::Ready)?;
     channel.wait()?;

@@ -104,13 +104,24 @@ pub fn parse_list(list: &str, end: usize) -> Result<Vec<usize>> {
     Ok(all)
 }
 
-/// Confines this process to the processors of a list.
-pub fn set_affinity(list: &str) -> Result<()> {
+/// Confines a process (0: this one) to the processors of a list.
+pub fn set_affinity(pid: i32, list: &str) -> Result<()> {
     let mut set = CpuSet::new();
     for cpu in parse_list(list, CpuSet::count())? {
         set.set(cpu).context(|| format!("processor {cpu}"))?;
     }
-    sched_setaffinity(Pid::from_raw(0), &set).context(|| format!("error setting CPU affinity to {list}"))
+    sched_setaffinity(Pid::from_raw(pid), &set).context(|| format!("sched_setaffinity {list}"))
+}
+
+/// Lets a process run on every processor of its control group, whatever it was born with. Where that is forbidden it
+/// stays as it is.
+pub fn reset_affinity(pid: i32) {
+    let mut all = CpuSet::new();
+    for cpu in 0..CpuSet::count() {
+        // Every number below the count fits.
+        let _ = all.set(cpu);
+    }
+    let _ = sched_setaffinity(Pid::from_raw(pid), &all);
 }
 
 /// The mode number, with its flags.
@@ -172,7 +183,7 @@ mod tests {
             set_policy(&serde_json::from_str(r#"{"policy":"SCHED_BATCH","nice":5}"#).unwrap(), false)
                 .unwrap();
             set_io(&serde_json::from_str(r#"{"class":"IOPRIO_CLASS_BE","priority":6}"#).unwrap()).unwrap();
-            set_affinity("0").unwrap();
+            set_affinity(0, "0").unwrap();
             set_personality(&serde_json::from_str(r#"{"domain":"LINUX32"}"#).unwrap()).unwrap();
             let read = |file: &str| std::fs::read_to_string(format!("/proc/self/{file}")).unwrap();
             let stat = read("stat");
