@@ -66,6 +66,14 @@ pub fn set_signal(fd: impl AsFd, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETSIG, signal) }).map(drop)
 }
 
+/// Has the kernel begin to write a part of a file to the disk, without waiting for it: sync_file_range(2). Only a hint: it
+/// promises nothing about what will be on the disk.
+pub fn begin_writing(file: impl AsFd, offset: u64, len: usize) {
+    let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else { return };
+    // SAFETY: numbers only.
+    unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::memory::pages::PAGE;
+use crate::sys::fcntl::begin_writing;
 use crate::sys::memory::Anonymous;
 
 /// Bytes moved at once.
@@ -204,8 +205,12 @@ pub fn to_file(
     let memory = Memory::open(pid, sharing)?;
     each(&pieces(ranges), |piece, buffer| {
         memory.read(&piece.ranges, buffer)?;
-        file.write_all_at(buffer, piece.offset)
-            .during("cannot write the pages", || format!("pwrite(pages, {}, {})", buffer.len(), piece.offset))
+        file.write_all_at(buffer, piece.offset).during("cannot write the pages", || {
+            format!("pwrite(pages, {}, {})", buffer.len(), piece.offset)
+        })?;
+        // The disk may begin: whoever waits for it in the end waits for less.
+        begin_writing(file, piece.offset, buffer.len());
+        Ok(())
     })
 }
 
