@@ -276,6 +276,23 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             }
             c.check()?;
         }
+        Mode::Denied => {
+            c.checkpoint("image", &[])?;
+            let original = c.move_elsewhere()?;
+            let error = match c.restore("image") {
+                Ok(()) => return Err("the restore wasn't refused".to_owned().into()),
+                Err(e) => e + &c.story(),
+            };
+            if let Some(missing) = fixture.denied.iter().find(|t| !error.contains(t.as_str())) {
+                return Err(format!("refused, but without \"{missing}\": {error}").into());
+            }
+            if c.status() != "" {
+                return Err(format!("after the refusal the container is {}", c.status()).into());
+            }
+            c.swap(original);
+            c.restore("image")?;
+            c.check()?;
+        }
         Mode::Refused => {
             let (possible, said) = c.look()?;
             let silent = possible && !fixture.late;

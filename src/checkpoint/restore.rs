@@ -25,7 +25,7 @@ use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::revive::Revival;
-use crate::checkpoint::task::{freeze, limits, seccomp, status};
+use crate::checkpoint::task::{freeze, limits, policy, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
 use crate::sys;
 
@@ -43,9 +43,11 @@ pub fn restore(
 ) -> Result<RestoreReport> {
     let mut log = Log::open(options, "restore.log");
     log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
-    let restore = Restore { options, target, model, images };
     let (mut tree, mut threads) = (BTreeMap::new(), Vec::new());
-    let result = run(&restore, &mut tree, &mut threads, ready);
+    let result = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
+        let restore = Restore { options, target, model: &model, images };
+        run(&restore, &mut tree, &mut threads, ready)
+    });
     match &result {
         Ok(report) => {
             log.line(format_args!("done: {}", report.phases));
@@ -67,7 +69,7 @@ fn run(
 ) -> Result<RestoreReport> {
     let mut phases = Phases::start();
     let model = restore.model;
-    let revival = Revival::plan(restore, policy(restore.target)?)?;
+    let revival = Revival::plan(restore, filters(restore.target)?)?;
     phases.end("plan");
     let mut stub = seize(restore)?;
     namespaces::restore(restore)?;
@@ -76,9 +78,8 @@ fn run(
     phases.end("files");
 
     let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);
-    limits::make_room(&mut stub.injection, u64::from(highest) + ROOM)?;
-    let number =
-        i32::try_from(u64::from(highest) + ROOM).map_err(|_| Error::new("a descriptor is too large"))?;
+    let number = limits::make_room(&mut stub.injection, highest.into(), u64::from(highest) + ROOM)?;
+    let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
     revival.grow(stub, tree, &mut |task| files.take_terminal(task, &conduit))?;
     namespaces::place(restore, tree)?;
@@ -133,7 +134,7 @@ fn run(
 const ROOM: u64 = 300;
 
 /// The filter that config.json puts under every process.
-fn policy(target: &Target) -> Result<seccomp::Policy> {
+fn filters(target: &Target) -> Result<seccomp::Policy> {
     let Some(config) = target.spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok(Vec::new());
     };

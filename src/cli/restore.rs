@@ -75,6 +75,9 @@ pub struct Args {
     /// LSM context for the mounts
     #[arg(long, value_name = "CONTEXT")]
     lsm_mount_context: Option<String>,
+    /// What becomes of processes that are wider than config.json allows: refuse or clamp
+    #[arg(long, value_name = "POLICY", default_value = "refuse")]
+    policy: String,
     /// Print what the restore took
     #[arg(long)]
     print_stats: bool,
@@ -110,6 +113,11 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
         no_sync: false,
         parent_path: None,
+        clamp: match args.policy.as_str() {
+            "refuse" => false,
+            "clamp" => true,
+            _ => return Err(Error::new("invalid policy: refuse or clamp")),
+        },
         lazy: args.lazy || args.lazy_pages,
     };
     let flags = new::Flags {

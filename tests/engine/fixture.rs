@@ -20,6 +20,8 @@ pub enum Mode {
     Twice,
     /// The checkpoint is refused by name, and the container goes on.
     Refused,
+    /// Checkpoint; elsewhere the restore is refused by name, and leaves nothing; where it was, it succeeds; check.
+    Denied,
     /// Checkpoint, restore by runc with CRIU, check. Only with `INTEROP`.
     ToRunc,
     /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
@@ -35,13 +37,14 @@ impl Mode {
             Self::Leave => "leave",
             Self::Twice => "twice",
             Self::Refused => "refused",
+            Self::Denied => "denied",
             Self::ToRunc => "to-runc",
             Self::FromRunc => "from-runc",
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused]
+        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused, Self::Denied]
             .into_iter()
             .find(|m| m.name() == name)
     }
@@ -55,6 +58,8 @@ pub struct Fixture {
     pub modes: Vec<Mode>,
     /// Texts that the refusal must contain, every one.
     pub refused: Vec<String>,
+    /// Texts that the refusal to restore elsewhere must contain, every one.
+    pub denied: Vec<String>,
     /// JSON merge patch on the base config.json.
     pub config: Vec<Value>,
     /// JSON merge patch on config.json where mode `leave` restores.
@@ -92,6 +97,7 @@ impl Fixture {
                         f.modes.push(Mode::parse(word).ok_or_else(|| bad("no such mode"))?);
                     }
                 }
+                "denied" => f.denied.push(value.to_owned()),
                 "refused" => f.refused.push(value.to_owned()),
                 "config" => f.config.push(serde_json::from_str(value).map_err(|e| bad(&e.to_string()))?),
                 "elsewhere" => {
@@ -112,10 +118,10 @@ impl Fixture {
         let patience = std::env::var("PATIENCE").ok().and_then(|p| p.parse().ok());
         f.timeout *= patience.unwrap_or(1);
         if f.modes.is_empty() {
-            f.modes = if f.refused.is_empty() {
-                vec![Mode::Plain, Mode::Stop, Mode::Leave, Mode::Twice]
-            } else {
-                vec![Mode::Plain, Mode::Refused]
+            f.modes = match (f.refused.is_empty(), f.denied.is_empty()) {
+                (false, _) => vec![Mode::Plain, Mode::Refused],
+                (_, false) => vec![Mode::Plain, Mode::Denied],
+                _ => vec![Mode::Plain, Mode::Stop, Mode::Leave, Mode::Twice],
             };
         }
         Ok(f)

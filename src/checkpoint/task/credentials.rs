@@ -124,6 +124,26 @@ impl Policy {
         Self { capabilities: allowed, no_new_privs }
     }
 
+    /// Whether some process may have that capability.
+    pub fn grants(&self, capability: oci_spec::runtime::Capability) -> bool {
+        number(capability).is_some_and(|n| self.capabilities & (1 << n) != 0)
+    }
+
+    /// Takes away what the destination does not grant.
+    pub fn clamp(&self, creds: &mut CredsEntry) {
+        let allowed = halves(self.capabilities);
+        let sets = [
+            &mut creds.cap_inh,
+            &mut creds.cap_prm,
+            &mut creds.cap_eff,
+            &mut creds.cap_bnd,
+            &mut creds.cap_amb,
+        ];
+        for word in sets.into_iter().flat_map(|set| set.iter_mut().zip(allowed)) {
+            *word.0 &= word.1;
+        }
+    }
+
     /// Refuses credentials that are wider than the destination allows, naming both.
     pub fn check(&self, creds: &CredsEntry) -> Result<()> {
         let all = sets(creds)?;
@@ -135,8 +155,7 @@ impl Policy {
                      (image {set:#x}, config.json {:#x})",
                     names(wider),
                     self.capabilities
-                ))
-                .remedy("grant them in config.json, or dump a container that lacks them"));
+                )));
             }
         }
         Ok(())

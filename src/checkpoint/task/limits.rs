@@ -80,11 +80,20 @@ pub fn check(spec: &Spec, limits: &[RlimitEntry]) -> Result<()> {
                 limit.typ(),
                 image.max,
                 limit.hard()
-            ))
-            .remedy("raise process.rlimits of config.json"));
+            )));
         }
     }
     Ok(())
+}
+
+/// Lowers limits to those that config.json sets.
+pub fn clamp(spec: &Spec, limits: &mut [RlimitEntry]) {
+    for limit in spec.process().iter().filter_map(|p| p.rlimits().as_ref()).flatten() {
+        if let Some(image) = limits.get_mut(number(limit.typ())) {
+            image.max = image.max.min(limit.hard());
+            image.cur = image.cur.min(image.max);
+        }
+    }
 }
 
 /// Sets the limits from inside. Where the hard limit may not be raised, the soft one is set as high as it goes.
@@ -113,23 +122,40 @@ pub fn restore(injection: &mut Injection, limits: &[RlimitEntry]) -> Result<()> 
     if again.is_empty() { Ok(()) } else { injection.run(&again).map(|_| ()) }
 }
 
-/// Lets the task have descriptors up to `highest` while it is being put together; its own limit is set at the end.
-pub fn make_room(injection: &mut Injection, highest: u64) -> Result<()> {
+/// Lets the task have descriptors up to `wanted` while it is being put together; its own limit is set at the end.
+/// Where the hard limit may not be raised, up to that: the highest number is returned, which lies above `highest`.
+pub fn make_room(injection: &mut Injection, highest: u64, wanted: u64) -> Result<u64> {
     let mut batch = Batch::new();
     batch.about("cannot read the limit of open files");
     let old = batch.out(16);
     batch.call(libc::SYS_prlimit64, &[0.into(), NOFILE.into(), 0_u64.into(), old.arg()]);
     let results = injection.run(&batch)?;
     let (soft, hard) = (results.u64(old, 0), results.u64(old, 8));
-    if soft > highest {
-        return Ok(());
+    if soft > wanted {
+        return Ok(wanted);
     }
     let mut batch = Batch::new();
-    batch.about(format!("descriptor {highest} of the images is beyond the limit of open files, {hard}"));
-    let new = batch.words(&[highest + 1, hard.max(highest + 1)]);
+    let new = batch.words(&[wanted + 1, hard.max(wanted + 1)]);
+    let set = batch.call(libc::SYS_prlimit64, &[0.into(), NOFILE.into(), new, 0_u64.into()]);
+    batch.tolerate(set);
+    if injection.run(&batch)?.ret(set) >= 0 {
+        return Ok(wanted);
+    }
+    if hard <= highest + LEAST_ROOM {
+        return Err(Error::new(format!(
+            "descriptor {highest} of the images is too close to the limit of open files, {hard}, which may not be raised"
+        ))
+        .remedy("raise RLIMIT_NOFILE of config.json, or give the runtime CAP_SYS_RESOURCE"));
+    }
+    let mut batch = Batch::new();
+    batch.about("cannot raise the limit of open files");
+    let new = batch.words(&[hard, hard]);
     batch.call(libc::SYS_prlimit64, &[0.into(), NOFILE.into(), new, 0_u64.into()]);
-    injection.run(&batch).map(|_| ())
+    injection.run(&batch).map(|_| hard - 1)
 }
+
+/// Numbers above those of the images that a task needs at least while it is put together.
+const LEAST_ROOM: u64 = 20;
 
 /// Sets what is set through `/proc`; a refusal leaves what the runtime gave the container.
 pub fn restore_files(pid: i32, tc: &TaskCoreEntry) {

@@ -15,6 +15,7 @@
 pub mod credentials;
 pub mod freeze;
 pub mod limits;
+pub mod policy;
 pub mod process;
 pub mod registers;
 pub mod revive;

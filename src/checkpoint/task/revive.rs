@@ -68,14 +68,7 @@ impl<'a> Revival<'a> {
             }
             for vtid in &entry.threads {
                 let core = revival.core(*vtid)?;
-                let creds = core.thread_core.as_ref().and_then(|t| t.creds.as_ref());
-                if let Some(creds) = creds {
-                    revival.policy.check(creds).map_err(|e| e.pid(vpid(entry)))?;
-                }
                 revival.chain(core)?;
-            }
-            if let Some(rlimits) = &tc.rlimits {
-                limits::check(&restore.target.spec, &rlimits.rlimits).map_err(|e| e.pid(vpid(entry)))?;
             }
         }
         Ok(revival)
