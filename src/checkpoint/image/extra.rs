@@ -18,6 +18,7 @@ records! {
         timer_slack: optional uint64 = 4,
         io_priority: optional uint32 = 5,
         sched_flags: optional uint64 = 6,
+        features: optional uint64 = 7,
     }
 
     /// A component of the xsave area by its number in the processor's manual.

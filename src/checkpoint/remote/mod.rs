@@ -29,6 +29,7 @@
 //! | `vdso`        | the zero tail of the vdso and its slots                           |
 //! | `injection`   | running batches: live tasks, and tasks being restored             |
 //! | `clone`       | children and threads of a task being restored; zombies            |
+//! | `tiles`       | the first use of AMX in a restored thread                         |
 //! | `leave`       | the last step of a restore                                        |
 //! | `conduit`     | passing descriptors into a task                                   |
 
@@ -48,6 +49,7 @@ mod start;
 #[path = "stub_x86_64.rs"]
 mod stub;
 mod thread;
+mod tiles;
 mod vdso;
 mod wait;
 

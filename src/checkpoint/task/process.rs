@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
-use super::{freeze, limits, seccomp, sharing, signals, timers, tree};
+use super::{freeze, limits, registers, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
     CoreEntry, Extension, Machine, PstreeEntry, StasisExtension, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry,
@@ -24,6 +24,7 @@ pub const STOPPED: u32 = 3;
 /// The name of this room's extension in stasis.img.
 pub const EXTENSION: &str = "task";
 
+const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
@@ -147,6 +148,8 @@ fn alive(task: &mut LiveTask, mut captured: Vec<Captured>) -> Result<Vec<(i32, C
     asked.0.answer(&results, &mut tc);
     asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
+    let features = results.u64(asked.0.features, 0) & registers::ON_REQUEST;
+    captured[0].extra.features = (features != 0).then_some(features);
     for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {
         let mut injection = Injection::start(thread)?;
         let mut batch = Batch::new();
@@ -166,6 +169,7 @@ struct Ask {
     limits: limits::Ask,
     subreaper: Out,
     membarrier: Call,
+    features: Out,
 }
 
 impl Ask {
@@ -176,12 +180,16 @@ impl Ask {
         let membarrier =
             batch.call(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
         batch.tolerate(membarrier);
+        let features = batch.out(8);
+        let call = batch.call(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM.into(), features.arg()]);
+        batch.tolerate(call);
         Ok(Self {
             actions: signals::AskActions::new(batch),
             timers: timers::Ask::new(batch, pid, threads)?,
             limits: limits::Ask::new(batch),
             subreaper,
             membarrier,
+            features,
         })
     }
 

@@ -121,6 +121,11 @@ pub fn restore_general(entry: &UserX86RegsEntry, current: &user_regs_struct) -> 
     Ok(again(&regs, &|_, _| false).unwrap_or_else(|| cooked_for_image(&regs)))
 }
 
+/// The number of AMX's tiles among the xsave components.
+pub const TILES: u32 = 18;
+/// Components that a process may use only when it has asked for them.
+pub const ON_REQUEST: u64 = 1 << TILES;
+
 /// The kernel remembers the rest of the call.
 const ERESTART_RESTARTBLOCK: i64 = -516;
 /// `mov $NUMBER, %eax; syscall`

@@ -31,6 +31,7 @@ use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Final, Injection, Stop, 
 use crate::checkpoint::{Error, Result};
 use crate::sys;
 
+const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
 const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_DUMPABLE: u64 = 4;
 const PR_SET_NAME: u64 = 15;
@@ -199,6 +200,8 @@ impl<'a> Revival<'a> {
     ) -> Result<()> {
         let NewTask { pid, mut injection, .. } = task;
         made.push(injection.thread().clone());
+        // While there is one thread: the kernel looks at the signal stacks of all.
+        self.ask_for_features(entry, &mut injection)?;
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
             let thread = make_thread(&mut injection, *vtid)?;
@@ -248,6 +251,17 @@ impl<'a> Revival<'a> {
         }
         if tc.task_state == STOPPED {
             stop(pid, &left, tc)?;
+        }
+        Ok(())
+    }
+
+    /// Asks for the parts of the processor's state that the process had asked for.
+    fn ask_for_features(&self, entry: &PstreeEntry, injection: &mut Injection) -> Result<()> {
+        let had = self.extra(entry.pid).and_then(|extra| extra.features).unwrap_or(0);
+        if had & registers::ON_REQUEST != 0 {
+            injection
+                .syscall(libc::SYS_arch_prctl, &[ARCH_REQ_XCOMP_PERM.into(), registers::TILES.into()])
+                .map_err(|e| e.remedy("restore on a machine with AMX"))?;
         }
         Ok(())
     }
@@ -310,11 +324,14 @@ impl<'a> Revival<'a> {
     }
 
     /// Puts the thread where it was.
-    fn leave(&self, vtid: u32, injection: Injection, last: bool) -> Result<Thread> {
+    fn leave(&self, vtid: u32, mut injection: Injection, last: bool) -> Result<Thread> {
         let core = self.core(vtid)?;
         let info = core.thread_info.as_ref().ok_or_else(|| Error::new("the image has no registers"))?;
         let thread = injection.thread().clone();
         let extra = self.extra(vtid).map_or(&[][..], |e| &e.xstate);
+        if extra.iter().any(|component| component.number == registers::TILES) {
+            injection.use_tiles()?;
+        }
         thread.set_xstate(&registers::restore_extended(&info.fpregs, extra, &thread.xstate()?)?)?;
         let regs = registers::restore_general(&info.gpregs, &thread.regs()?)?;
         injection.leave(&Final { regs, sigmask: mask(core), unmap_window: last })
