@@ -149,7 +149,7 @@ fn make(
     let spec = &request.bundle.spec;
     let process = spec.process().as_ref().ok_or_else(|| Error::new("process property must not be empty"))?;
     check(spec)?;
-    let cgroup = control_groups(request)?;
+    let cgroup = control_groups(dir, request)?;
     let unified = cgroup.paths().get("").cloned();
     let cgroup = undo.cgroup.insert(cgroup);
     let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
@@ -315,7 +315,7 @@ fn check(spec: &Spec) -> Result<()> {
 }
 
 /// Makes the control groups, which must not be in use by somebody else.
-fn control_groups(request: &Request) -> Result<Cgroup> {
+fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
     let spec = &request.bundle.spec;
     let linux = spec.linux().as_ref();
     let path = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
@@ -332,6 +332,10 @@ fn control_groups(request: &Request) -> Result<Cgroup> {
     }
     let none = LinuxResources::default();
     let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
+    let text =
+        serde_json::to_vec(located.paths()).map_err(|e| Error::new(format!("encoding {MAKING}: {e}")))?;
+    let making = dir.path().join(MAKING);
+    fs::write(&making, text).context(|| format!("writing {}", making.display()))?;
     let made = Cgroup::create(resources, path, &request.id, systemd);
     Ok(made.map_err(|e| e.context(NO_CGROUP))?)
 }
@@ -417,8 +421,19 @@ fn external_descriptors(stdio: Option<&[OwnedFd; 3]>) -> Vec<String> {
     (0..3).map(|i| link(i).map_or(String::new(), |p: PathBuf| p.to_string_lossy().into_owned())).collect()
 }
 
-/// What a killed creation may have left besides its directory.
-pub(super) fn sweep(_dir: &Dir) {}
+/// The control groups of a container that is being made, for whoever finds that it was not to the end.
+const MAKING: &str = "making.json";
+
+/// Removes what a killed creation, or a killed restore, has left besides its directory.
+pub(super) fn sweep(dir: &Dir) {
+    let Ok(text) = fs::read(dir.path().join(MAKING)) else { return };
+    let Ok(paths) = serde_json::from_slice(&text) else { return };
+    let cgroup = Cgroup::load(paths);
+    // It may have been killed while it froze what it had made.
+    let _ = cgroup.thaw();
+    let _ = cgroup.kill(libc::SIGKILL);
+    let _ = cgroup.delete();
+}
 
 /// Writes a pid file such that nobody reads half a number.
 pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
