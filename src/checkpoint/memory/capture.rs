@@ -37,6 +37,8 @@ pub struct TaskPages {
     /// Whose memory has the pages: the task's, or that of a copy of it.
     pub(super) source: i32,
     entries: Vec<PagemapEntry>,
+    /// Bytes that an earlier set has.
+    kept: u64,
     /// What a copy of the process has too.
     inherited: Vec<Placed>,
     /// What only the process itself has.
@@ -63,6 +65,7 @@ impl TaskPages {
             pages_id,
             source: pid,
             entries: Vec::new(),
+            kept: 0,
             inherited: Vec::new(),
             own: Vec::new(),
             vdso: None,
@@ -83,6 +86,7 @@ impl TaskPages {
             };
             for (range, kept) in found.iter().flat_map(|saved| earlier.divide(saved)) {
                 if kept {
+                    pages.kept += range.end - range.start;
                     pages.entries.push(pagemap::in_parent(&range, lazy));
                     continue;
                 }
@@ -102,6 +106,11 @@ impl TaskPages {
     /// Bytes that a copy of the process would spare it.
     pub(super) fn inherited(&self) -> u64 {
         self.inherited.iter().map(|(range, _)| range.end - range.start).sum()
+    }
+
+    /// Bytes that it has, wherever they are saved.
+    pub(super) fn size(&self) -> u64 {
+        self.kept + self.bytes()
     }
 
     /// Writes what no copy of the process has.

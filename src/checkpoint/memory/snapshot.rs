@@ -31,6 +31,8 @@ use crate::sys;
 
 /// Below this size copying the memory takes less time than what surrounds a snapshot.
 const WORTH: u64 = 4 << 20;
+/// A snapshot costs time for all of the memory, copying only for what an earlier set lacks: it pays from this part on.
+const PART: u64 = 32;
 const CLOSE_RANGE_UNSHARE: u32 = 2;
 /// How long the parent of a copy may take to stop, to wait for it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,7 +67,9 @@ impl Capture {
     /// False: there are no copies, because the memory is small or there is no room. The pages must then be written
     /// first. Nothing may keep the tasks from running until [`Self::end`].
     pub fn snapshot(&mut self, tasks: &mut [LiveTask], images: &ImageDir) -> Result<bool> {
-        if self.tasks.iter().map(|pages| pages.inherited()).sum::<u64>() < WORTH {
+        let spared: u64 = self.tasks.iter().map(|pages| pages.inherited()).sum();
+        let size: u64 = self.tasks.iter().map(|pages| pages.size()).sum();
+        if spared < WORTH.max(size / PART) {
             return Ok(false);
         }
         let Err(error) = self.copy_all(tasks, images) else { return Ok(true) };
