@@ -240,11 +240,11 @@ def test_killed_checkpoint_unlocks(host: Host):
     until(lambda: "ready" in c.text(), "the server")
     all_streams = streams(peer)
     import subprocess
-    for n in range(12):
+    for n in range(40):
         flowing(all_streams)
         command = c.command("checkpoint", "--image-path", host.dir / f"k{n}", "--tcp-established", "--leave-running", c.id)
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(0.004 * (n + 1))
+        time.sleep(0.002 * (n + 1))
         process.kill()
         process.wait()
         c.call("state", c.id)

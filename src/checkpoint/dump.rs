@@ -104,7 +104,8 @@ fn run(
     let mut dump = Dump::new(options, source, &images, tasks);
     dump.parent = parent;
     let (mut frozen, mut held) = (None, false);
-    let saved = files::lock_network(&mut dump, &mut record).and_then(|()| save(&mut dump, &mut phases));
+    let locked = files::lock_network(&mut dump, &mut record, freezer);
+    let saved = locked.and_then(|()| save(&mut dump, &mut phases));
     let result = saved.and_then(|mut capture| {
         let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
             files::unlock_network(dump)?;

@@ -10,9 +10,10 @@
 //!                                                                └─ the peer has seen a pause
 //! ```
 //!
-//! A socket is in repair mode only while it is read, some microseconds: a program that went on with one in it, because
-//! Stasis was killed, would be refused to write. The lock alone keeps the state as it was read. What a killed dump
-//! leaves (the lock, or one socket in repair mode) is in the recovery record.
+//! A socket is in repair mode only while it is read: a program that went on with one in it, because Stasis was killed,
+//! would be refused to read and write. The container is frozen meanwhile, so that it does not go on before the next
+//! command has undone that. From then on the lock alone keeps the state as it was read. What a killed dump leaves (the
+//! lock, one socket in repair mode, the freeze) is in the recovery record.
 //!
 //! A connection of two sockets in the container needs nothing of its own: both ends are read behind the lock, and what
 //! was on its way is sent again.
@@ -32,6 +33,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -44,9 +46,9 @@ use crate::checkpoint::files::address;
 use crate::checkpoint::files::inet::{self, Seen};
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::opener::Files;
-use crate::checkpoint::model::Model;
+use crate::checkpoint::model::{Model, TcpStream};
 use crate::checkpoint::recovery::{Network, Record};
-use crate::checkpoint::{Error, Result};
+use crate::checkpoint::{Error, Freezer, Result};
 use crate::sys::pidfd;
 use crate::sys::sockopt::get_bytes;
 use lock::Lock;
@@ -60,8 +62,10 @@ const METHOD_SKIP: u32 = 2;
 pub struct Held {
     lock: Option<Lock>,
     id: Option<String>,
-    /// Those that were read, with SO_REUSEADDR.
-    sockets: Vec<(OwnedFd, i32)>,
+    /// What was read, by inode.
+    read: BTreeMap<u64, (u32, TcpStream)>,
+    /// Those that were read.
+    sockets: Vec<OwnedFd>,
 }
 
 /// Refuses what of a connection cannot be read.
@@ -93,11 +97,11 @@ fn keeps(options: &Options) -> bool {
 }
 
 /// Locks the network for all connections of the container, which stands still.
-pub fn lock_network(dump: &mut Dump<'_>, record: &mut Record) -> Result<()> {
+pub fn lock_network(dump: &mut Dump<'_>, record: &mut Record, freezer: &mut dyn Freezer) -> Result<()> {
     if !keeps(dump.options) {
         return Ok(());
     }
-    let (mut ways, mut reuse) = (Vec::new(), Vec::new());
+    let (mut ways, mut reuse, mut sockets) = (Vec::new(), Vec::new(), BTreeMap::new());
     for task in dump.tasks.iter().filter(|t| !t.zombie) {
         for fd in descriptors(task.pid).map_err(|e| e.pid(task.vpid))? {
             let Some((file, seen)) = connection(task.pid, task.pidfd.as_fd(), fd) else { continue };
@@ -105,6 +109,7 @@ pub fn lock_network(dump: &mut Dump<'_>, record: &mut Record) -> Result<()> {
             let stat =
                 nix::sys::stat::fstat(&file).during("cannot stat the descriptor", || "fstat(_)".into())?;
             reuse.push((stat.st_ino, repair::reuse(&file)?));
+            sockets.insert(stat.st_ino, (file, task.vpid, fd));
         }
     }
     let id = lock::new_id()?;
@@ -114,7 +119,18 @@ pub fn lock_network(dump: &mut Dump<'_>, record: &mut Record) -> Result<()> {
     if dump.options.network_lock == NetworkLock::Nftables {
         dump.files.tcp.lock.insert(Lock::new(id, pid)).add(&ways)?;
     }
-    Ok(())
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    freezer.freeze()?;
+    let read = sockets.into_iter().try_for_each(|(inode, (file, vpid, fd))| {
+        let named = |e: Error| e.pid(vpid).fd(fd);
+        check(&file).map_err(named)?;
+        dump.files.tcp.read.insert(inode, capture::capture(&file).map_err(named)?);
+        dump.files.tcp.sockets.push(file);
+        Ok(())
+    });
+    freezer.thaw().and(read)
 }
 
 /// The connection behind a descriptor, if it is one.
@@ -131,19 +147,23 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, ends: (SocketAddr, SocketAddr)) ->
     if !keeps(dump.options) {
         return Ok(None);
     }
-    check(&live.file)?;
-    // One that is on its way in a unix socket is not known yet.
-    if let Some(lock) = &mut dump.files.tcp.lock {
-        lock.add(&[ends])?;
-    }
-    let reuse = repair::reuse(&live.file)?;
-    let (state, stream) = capture::capture(&live.file)?;
+    let (state, stream) = match dump.files.tcp.read.remove(&live.stat.st_ino) {
+        Some(read) => read,
+        // One that is on its way in a unix socket.
+        None => {
+            check(&live.file)?;
+            if let Some(lock) = &mut dump.files.tcp.lock {
+                lock.add(&[ends])?;
+            }
+            let file = live
+                .file
+                .try_clone()
+                .during("cannot hold a TCP connection", || "fcntl(_, F_DUPFD_CLOEXEC, 0)".into())?;
+            dump.files.tcp.sockets.push(file);
+            capture::capture(&live.file)?
+        }
+    };
     dump.model.tcp_streams.insert(live.stat.st_ino as u32, stream);
-    let file = live
-        .file
-        .try_clone()
-        .during("cannot hold a TCP connection", || "fcntl(_, F_DUPFD_CLOEXEC, 0)".into())?;
-    dump.files.tcp.sockets.push((file, reuse));
     Ok(Some(state))
 }
 
@@ -173,7 +193,7 @@ pub fn unlock_network(dump: &mut Dump<'_>) -> Result<()> {
 pub fn abandon_connections(dump: &mut Dump<'_>) -> Vec<OwnedFd> {
     let sockets = std::mem::take(&mut dump.files.tcp.sockets);
     // The lock holds what they might say otherwise.
-    sockets.into_iter().inspect(|(fd, _)| _ = repair::on(fd)).map(|(fd, _)| fd).collect()
+    sockets.into_iter().inspect(|fd| _ = repair::on(fd)).collect()
 }
 
 /// Undoes what a killed dump has done to the network: `pids` are the processes of the container.
