@@ -15,6 +15,16 @@ pub fn get_bytes<const N: usize>(fd: impl AsFd, level: i32, name: i32) -> nix::R
     Ok((value, (len as usize).min(N)))
 }
 
+/// An option that depends on what `value` holds before; how much of it the kernel has filled.
+pub fn query(fd: impl AsFd, level: i32, name: i32, value: &mut [u8]) -> nix::Result<usize> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: the kernel reads and writes at most `len` bytes, the size of `value`.
+    Errno::result(unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len)
+    })?;
+    Ok((len as usize).min(value.len()))
+}
+
 /// An option that is an int.
 pub fn get_int(fd: impl AsFd, level: i32, name: i32) -> nix::Result<i32> {
     get_bytes::<4>(fd, level, name).map(|(b, _)| i32::from_ne_bytes(b))

@@ -37,6 +37,7 @@ mod locks;
 mod memfd;
 mod moves;
 mod mqueue;
+mod multicast;
 mod netlink;
 mod opener;
 mod options;

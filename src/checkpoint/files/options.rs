@@ -6,7 +6,7 @@
 //!   a new one of the same kind ─┘
 //! ```
 //!
-//! CRIU restores without it, less exactly. Memberships in multicast groups cannot be seen from outside, and are lost.
+//! CRIU restores without it, less exactly. So are the multicast groups that a socket has joined.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -19,6 +19,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::inside;
 use crate::checkpoint::files::live::Live;
+use crate::checkpoint::files::multicast::{self, Membership};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::{Error, Result};
 use crate::sys::socket::socket;
@@ -48,8 +49,8 @@ const OPTIONS: &[(i32, &[i32])] = &[
     (SOL_UDP, &[100, 101, 102, 103, 104]),
     // TOS and TTL (of IPv6 sockets, which speak IPv4 too), RECVOPTS, RETOPTS, MTU_DISCOVER, RECVERR, RECVTTL, RECVTOS,
     // PASSSEC, TRANSPARENT, RECVORIGDSTADDR, MINTTL, CHECKSUM, BIND_ADDRESS_NO_PORT, RECVFRAGSIZE, RECVERR_RFC4884,
-    // MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF, LOCAL_PORT_RANGE
-    (SOL_IP, &[1, 2, 6, 7, 10, 11, 12, 13, 18, 19, 20, 21, 23, 24, 25, 26, 33, 34, 49, 50, 51]),
+    // MULTICAST_IF, MULTICAST_TTL, MULTICAST_LOOP, MULTICAST_ALL, UNICAST_IF, LOCAL_PORT_RANGE
+    (SOL_IP, &[1, 2, 6, 7, 10, 11, 12, 13, 18, 19, 20, 21, 23, 24, 25, 26, 32, 33, 34, 49, 50, 51]),
     // UNICAST_HOPS, MULTICAST_IF, MULTICAST_HOPS, MULTICAST_LOOP, MTU_DISCOVER, RECVERR, MULTICAST_ALL,
     // RECVERR_RFC4884, FLOWINFO_SEND, RECVHOPLIMIT, RECVHOPOPTS, RECVRTHDR, RECVDSTOPTS, DONTFRAG, RECVTCLASS, TCLASS,
     // AUTOFLOWLABEL, ADDR_PREFERENCES, MINHOPCOUNT, RECVORIGDSTADDR, TRANSPARENT, UNICAST_IF, RECVFRAGSIZE
@@ -66,6 +67,8 @@ pub struct More {
     pub options: Vec<(i32, i32, i32)>,
     /// TCP_CONGESTION.
     pub congestion: Option<String>,
+    /// Multicast groups.
+    pub groups: Vec<Membership>,
 }
 
 /// What a socket's options are. None for those that it does not have.
@@ -95,19 +98,24 @@ pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], connected: bool, live: &Live, id
         })?;
         dump.files.fresh.insert(key, fresh);
     }
-    let fresh = dump.files.fresh.get(&key);
-    let mut more = fresh.and_then(|fresh| different(&live.file, id, fresh));
-    if let Some(more) = more.as_mut().filter(|_| connected) {
-        let not =
-            |level, name| NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name));
-        more.options.retain(|&(level, name, _)| !not(level, name));
+    let init = dump.source.init;
+    let groups = dump.files.groups.get_or_insert_with(|| multicast::groups(init));
+    let groups = multicast::of(&live.file, key[0] == libc::AF_INET6, groups)?;
+    if let Some(fresh) = dump.files.fresh.get(&key) {
+        let mut more = More { groups, ..different(&live.file, id, fresh) };
+        if connected {
+            let not = |level, name| {
+                NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name))
+            };
+            more.options.retain(|&(level, name, _)| !not(level, name));
+        }
+        dump.files.inet.extend((more != More { id, ..More::default() }).then_some(more));
     }
-    dump.files.inet.extend(more.filter(|more| *more != More { id, ..More::default() }));
     Ok(())
 }
 
 /// What differs from a new socket, whose options are `fresh`.
-fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> Option<More> {
+fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> More {
     let options = values(fd)
         .into_iter()
         .zip(&fresh.0)
@@ -115,8 +123,7 @@ fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> Option<
         .filter_map(|(((level, name), value), _)| Some((level, name, value?)))
         .collect();
     let congestion = congestion(fd).filter(|c| Some(c) != fresh.1.as_ref());
-    let more = More { id, options, congestion };
-    (more != More { id, ..More::default() }).then_some(more)
+    More { id, options, congestion, groups: Vec::new() }
 }
 
 /// Sets them, on a socket that has no address yet. Only options of the table are.
@@ -134,7 +141,7 @@ pub fn restore(fd: &OwnedFd, more: &More) -> Result<()> {
             .during(what, || format!("setsockopt(_, SOL_TCP, TCP_CONGESTION, {name:?})"))
             .map_err(|e| e.remedy("this kernel must have the algorithm, and allow it"))?;
     }
-    Ok(())
+    multicast::join(fd, &more.groups)
 }
 
 /// Was it shut down for reading? What poll(2) tells; a shutdown for writing only cannot be seen.
@@ -166,14 +173,14 @@ mod tests {
             let Ok(fd) = socket(family, kind, 0) else { continue };
             let new = || socket(family, kind, 0).unwrap();
             let fresh = (values(&new()), congestion(&new()));
-            assert_eq!(different(&fd, 1, &fresh), None);
+            assert_eq!(different(&fd, 1, &fresh), More { id: 1, ..More::default() });
             set_int(&fd, SOL_IP, libc::IP_RECVTTL, 1).unwrap();
             set_int(&fd, SOL_IP, libc::IP_MTU_DISCOVER, 3).unwrap();
-            let more = different(&fd, 7, &fresh).unwrap();
+            let more = different(&fd, 7, &fresh);
             assert_eq!(more.options.len(), 2);
             let again = new();
             restore(&again, &more).unwrap();
-            assert_eq!(different(&again, 7, &fresh), Some(more));
+            assert_eq!(different(&again, 7, &fresh), more);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{options, tcp, unix};
+use crate::checkpoint::files::{multicast, options, tcp, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -41,6 +41,8 @@ pub struct Registry {
     pub(super) inet: Vec<options::More>,
     /// TCP connections.
     pub(super) tcp: tcp::Held,
+    /// The multicast groups of the container's network namespace, once they are asked for.
+    pub(super) groups: Option<Vec<multicast::Group>>,
     /// The options of a new IP socket of some family, type and protocol.
     pub(super) fresh: BTreeMap<[i32; 3], (options::Values, Option<String>)>,
     /// Unix sockets, whose peers are looked up when every socket is known.
