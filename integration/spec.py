@@ -1,0 +1,252 @@
+"""What config.json can ask for, seen from inside the container."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+
+from harness import Container, Skip, check, config, equal
+
+
+def run(host, script, change=None, label="c", ok=(0,)):
+    """Runs a script in busybox, and returns what it printed."""
+    spec = config(("sh", "-c", script), root=host.overlay("busybox", label))
+    if change:
+        change(spec)
+    c = Container(host, label, spec)
+    done = c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=list(ok))
+    return done.stdout if done.returncode == 0 else done.stdout + done.stderr
+
+
+def mount(host, destination, *options, kind="bind", source=None):
+    return {"destination": destination, "type": kind, "source": str(source or host.dir), "options": list(options)}
+
+
+def in_user_namespace(spec, first=100000):
+    spec["linux"]["namespaces"].append({"type": "user"})
+    for name in "uidMappings", "gidMappings":
+        spec["linux"][name] = [{"containerID": 0, "hostID": first, "size": 65536}]
+    spec["mounts"] = [m for m in spec["mounts"] if m["type"] != "cgroup"]
+
+
+def test_recursive_options(host):
+    """rro, rnoexec and friends hold for what is mounted below; ro for the mount itself alone."""
+    tree = host.dir / "tree"
+    (tree / "below").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", tree / "below"], check=True)
+    try:
+        flags = "grep -o '^[^ ]* [^ ]* [^ ]* [^ ]* /data[^ ]* [^ ]*' /proc/self/mountinfo | cut -d' ' -f5,6"
+        script = f"{flags}; touch /data/a 2>/dev/null && echo top; touch /data/below/a 2>/dev/null && echo below; true"
+        said = run(host, script, lambda s: s["mounts"].append(mount(host, "/data", "rbind", "ro", source=tree)), "ro")
+        check("top" not in said.split("\n") and "below" in said.split("\n"), f"ro: {said}")
+        said = run(host, script, lambda s: s["mounts"].append(mount(host, "/data", "rbind", "rro", "rnosuid", source=tree)), "rro")
+        check("below" not in said.split("\n"), f"rro: {said}")
+        equal(len(re.findall(r"^/data\S* ro,nosuid", said, re.M)), 2, f"rro,rnosuid: {said}")
+    finally:
+        subprocess.run(["umount", tree / "below"], check=True)
+
+
+def test_copy_up(host):
+    """tmpcopyup: a tmpfs starts with what it hides, and keeps changes to itself."""
+    spec = lambda s: s["mounts"].append(mount(host, "/etc", "tmpcopyup", kind="tmpfs", source="tmpfs"))  # noqa: E731
+    said = run(host, "ls /etc; touch /etc/new && mount | grep -c 'tmpfs on /etc '", spec)
+    plain = run(host, "ls /etc", label="plain")
+    equal(said.split()[:-1], plain.split(), "the copy")
+    equal(said.split()[-1], "1", "tmpfs")
+
+
+def test_idmap(host):
+    """idmap: owners are shifted by the mount's own mappings, or by the container's."""
+    tree = host.dir / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("x")
+    os.chown(tree / "file", 7, 8)
+
+    def change(spec):
+        mapped = mount(host, "/data", "bind", source=tree)
+        for name in "uidMappings", "gidMappings":
+            mapped[name] = [{"containerID": 0, "hostID": 1000, "size": 100}]
+        spec["mounts"].append(mapped)
+
+    said = run(host, "stat -c '%u %g' /data/file", change, ok=(0, 1))
+    if "idmap mounts on this kernel" in said:
+        raise Skip("this file system can't be mounted with other ids")
+    equal(said, "1007 1008\n", "owner through the mount")
+    # What mount_setattr(2) maps from: the ids on disk, here those of a container in a user namespace.
+
+    def change(spec):  # noqa: F811
+        in_user_namespace(spec)
+        spec["mounts"].append(mount(host, "/data", "bind", "idmap", source=tree))
+
+    os.chmod(host.dir, 0o755)
+    equal(run(host, "stat -c '%u %g' /data/file; touch /data/new", change, "u"), "7 8\n", "owner seen from inside")
+    new = os.stat(tree / "new")
+    equal((new.st_uid, new.st_gid), (0, 0), "owner of what was made inside")
+
+
+def test_user_namespace(host):
+    """A user namespace with mappings: root inside is nobody special outside."""
+
+    def change(spec):
+        in_user_namespace(spec)
+        spec["mounts"].append(mount(host, "/data", "bind", source=outside))
+
+    outside = host.dir / "outside"
+    outside.mkdir()
+    os.chown(outside, 100000, 100000)
+    said = run(host, "id -u; cat /proc/self/uid_map; touch /data/mine; test -c /dev/null && echo x > /dev/null && echo null", change)
+    equal(said.split(), ["0", "0", "100000", "65536", "null"], "inside")
+    equal(os.stat(outside / "mine").st_uid, 100000, "owner outside")
+
+
+def test_scheduling(host):
+    """scheduler, ioPriority, personality, oomScoreAdj, memoryPolicy, umask reach the program."""
+
+    def change(spec):
+        p = spec["process"]
+        p["scheduler"] = {"policy": "SCHED_BATCH", "nice": 7}
+        p["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE", "priority": 0}
+        p["oomScoreAdj"] = 321
+        p["user"]["umask"] = 0o27
+        spec["linux"]["personality"] = {"domain": "LINUX32"}
+        spec["linux"]["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0"}
+
+    script = "set -- $(cut -d')' -f2 /proc/self/stat); echo ${17}; ionice -p $$; uname -m; cat /proc/self/oom_score_adj; umask; \
+              grep -m1 -o 'bind:0' /proc/self/numa_maps || true"
+    lines = run(host, script, change).split("\n")
+    equal(lines[0], "7", f"nice: {lines}")
+    equal(lines[1].split(":")[0], "idle", f"ionice: {lines}")
+    equal(lines[2:5], ["i686", "321", "0027"], f"the rest: {lines}")
+
+
+def test_names_and_clocks(host):
+    """domainname; a time namespace with offsets."""
+
+    def change(spec):
+        spec["domainname"] = "example.test"
+        spec["linux"]["namespaces"].append({"type": "time"})
+        spec["linux"]["timeOffsets"] = {"boottime": {"secs": 1000000}}
+
+    said = run(host, "cat /proc/sys/kernel/domainname; cut -d. -f1 /proc/uptime", change).split()
+    equal(said[0], "example.test", "domain name")
+    ours = float(open("/proc/uptime").read().split()[0])
+    check(999000 < float(said[1]) - ours < 1001000, f"uptime inside {said[1]}, outside {ours}")
+
+
+def test_seccomp_listener(host):
+    """SCMP_ACT_NOTIFY: the agent at listenerPath gets the descriptor with the state, and answers the calls."""
+    path = f"/tmp/stasis-seccomp-{os.getpid()}.sock"
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(1)
+    listener.settimeout(60)
+    got = {}
+
+    def agent():
+        connection, _ = listener.accept()
+        text, fds, _, _ = socket.recv_fds(connection, 65536, 1)
+        got["state"] = json.loads(text)
+        got["fd"] = os.readlink(f"/proc/self/fd/{fds[0]}")
+        # Closing it lets every call that asked fail with ENOSYS.
+        os.close(fds[0])
+        connection.close()
+
+    def change(spec):
+        spec["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": path, "listenerMetadata": "from the test",
+            "architectures": ["SCMP_ARCH_X86_64"], "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
+        }
+
+    thread = threading.Thread(target=agent, daemon=True)
+    thread.start()
+    try:
+        said = run(host, "mkdir /made 2>&1; echo over", change)
+        thread.join(60)
+    finally:
+        listener.close()
+        os.unlink(path)
+    check("not implemented" in said and "over" in said, said)
+    equal((got["state"]["metadata"], got["state"]["fds"]), ("from the test", ["seccompFd"]), "message")
+    check("seccomp" in got["fd"] and got["state"]["state"]["status"] == "creating", str(got))
+
+
+def test_seccomp_actions(host):
+    """errnoRet, conditions on arguments, and an action for a whole list of calls."""
+
+    def change(spec):
+        spec["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"], "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+            "syscalls": [
+                {"names": ["mkdir", "mkdirat", "call_of_tomorrow"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+                {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]},
+            ],
+        }
+
+    said = run(host, "mkdir /x 2>&1; trap '' USR1 USR2; kill -USR1 $$ 2>&1; kill -USR2 $$ && echo fine", change)
+    check("No space left" in said and "Permission denied" in said and "fine" in said, said)
+
+
+def test_hostile_root(host):
+    """Links in mount targets, masked paths, devices and /proc itself lead nowhere outside (CVE-2021-30465 and its kin)."""
+    victim = host.dir / "victim"
+    victim.mkdir()
+    for label, link, change in [
+        ("target", "drop", lambda s: s["mounts"].append(mount(host, "/drop/x", kind="tmpfs", source="tmpfs"))),
+        ("device", "made", lambda s: s["linux"].setdefault("devices", []).append(
+            {"path": "/made/null", "type": "c", "major": 1, "minor": 3, "fileMode": 438})),
+    ]:
+        spec = config(("true",), root=host.overlay("busybox", label))
+        change(spec)
+        os.symlink(victim, f"{spec['root']['path']}/{link}")
+        c = Container(host, label, spec)
+        c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=None)
+        equal(os.listdir(victim), [], f"{label}: what was made outside")
+    for label, name in [("proc", "proc"), ("masked", "etc")]:
+        spec = config(("true",), root=host.overlay("busybox", label))
+        root = spec["root"]["path"]
+        subprocess.run(["rm", "-rf", f"{root}/{name}"], check=True)
+        os.symlink("/tmp", f"{root}/{name}")
+        if label == "masked":
+            spec["linux"]["maskedPaths"] = ["/etc/passwd"]
+            spec["linux"]["readonlyPaths"] = ["/etc"]
+        c = Container(host, label, spec)
+        done = c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=None)
+        if label == "proc":
+            check(done.returncode != 0, "a /proc that is a link was mounted on")
+    check(os.path.getsize("/etc/passwd") > 0, "the host's /etc/passwd")
+
+
+def test_swapped_target(host):
+    """A mount target that is swapped for a link to a directory outside, over and over while containers start, is
+    mounted on inside or not at all."""
+    victim = host.dir / "victim"
+    victim.mkdir()
+    spec = config(("cat", "/proc/self/mountinfo"), root=host.overlay("busybox", "c"))
+    spec["mounts"].append(mount(host, "/drop/x", kind="tmpfs", source="racer"))
+    root = spec["root"]["path"]
+    os.mkdir(f"{root}/drop")
+    os.symlink(victim, f"{root}/link")
+    over = threading.Event()
+
+    def swap():
+        while not over.is_set():
+            for old, new in [("drop", "dir"), ("link", "drop"), ("drop", "link"), ("dir", "drop")]:
+                try:
+                    os.rename(f"{root}/{old}", f"{root}/{new}")
+                except OSError:
+                    pass  # somebody has made what was missing for a moment
+
+    swapper = threading.Thread(target=swap, daemon=True)
+    swapper.start()
+    c = Container(host, "c", spec)
+    try:
+        for _ in range(15):
+            done = c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=None)
+            if done.returncode == 0:
+                equal(len(re.findall(r" tmpfs racer ", done.stdout)), 1, f"mounts of the racer: {done.stdout}")
+            equal(os.listdir(victim), [], "what was made outside")
+    finally:
+        over.set()
+        swapper.join()
