@@ -250,3 +250,21 @@ def test_swapped_target(host):
     finally:
         over.set()
         swapper.join()
+
+
+def test_net_devices(host):
+    """A device moves into the container with its addresses, under another name, and is up."""
+    ours, peer = f"s{os.getpid()}", f"p{os.getpid()}"
+    if subprocess.run(["ip", "link", "add", ours, "type", "veth", "peer", "name", peer], capture_output=True).returncode != 0:
+        raise Skip("this kernel has no veth devices")
+    try:
+        subprocess.run(["ip", "address", "add", "10.77.0.1/24", "dev", ours], check=True)
+        subprocess.run(["ip", "link", "set", ours, "up"], check=True)
+        said = run(host, "ip -o link show inside; ip -o -4 address show inside",
+                   lambda s: s["linux"].update(netDevices={ours: {"name": "inside"}}))
+        check("UP" in said.split("\n")[0], said)
+        check("10.77.0.1/24" in said, said)
+        missing = run(host, "true", lambda s: s["linux"].update(netDevices={"nope0": {}}), "missing", ok=(1,))
+        check("move netDevice nope0" in missing and "link not found" in missing, missing)
+    finally:
+        subprocess.run(["ip", "link", "delete", peer], capture_output=True)

@@ -9,6 +9,7 @@ use oci_spec::runtime::{
 };
 
 use crate::cgroup::{devices, is_unified, v2};
+use crate::container::net_devices;
 use crate::init::rootfs::has_namespace;
 use crate::init::{lsm, mounts, rlimits, scheduling};
 use crate::sys::{Context, Error, Result};
@@ -59,9 +60,7 @@ pub fn spec(spec: &Spec, bundle: &Path) -> Result<()> {
     if linux.intel_rdt().is_some() {
         return Err(Error::new("intelRdt is specified in config, but Intel RDT is not enabled"));
     }
-    if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(Error::new("network devices are not supported"));
-    }
+    network_devices(spec, linux)?;
     rootless(spec, linux)
 }
 
@@ -202,6 +201,21 @@ fn resources(r: &LinuxResources) -> Result<()> {
     Ok(())
 }
 
+fn network_devices(spec: &Spec, linux: &Linux) -> Result<()> {
+    let Some(devices) = linux.net_devices().as_ref().filter(|d| !d.is_empty()) else { return Ok(()) };
+    if !has_namespace(spec, LinuxNamespaceType::Network) {
+        return Err(Error::new("unable to move network devices without a NET namespace"));
+    }
+    if !geteuid().is_root() {
+        return Err(Error::new("network devices are not supported for rootless containers"));
+    }
+    let names = devices.iter().flat_map(|(old, device)| [Some(old), device.name().as_ref()]);
+    match names.flatten().find(|name| !name.is_empty() && !net_devices::is_valid(name)) {
+        Some(name) => Err(Error::new(format!("invalid network device name {name:?}"))),
+        None => Ok(()),
+    }
+}
+
 fn memory_policy(linux: &Linux) -> Result<()> {
     let Some(policy) = linux.memory_policy() else { return Ok(()) };
     let nodes =
@@ -310,6 +324,9 @@ mod tests {
         refused(&["user"], "", "", "no namespace path to join nor mappings");
         refused(&[], r#","uidMappings":[]"#, "", "user namespace isn't enabled");
         refused(&[], r#","timeOffsets":{}"#, "", "time namespace isn't enabled");
+        refused(&[], r#","netDevices":{"eth9":{}}"#, "", "without a NET namespace");
+        refused(&["network"], r#","netDevices":{"eth9":{"name":"a/b"}}"#, "", "invalid network device name");
+        check(&["network"], r#","netDevices":{"eth9":{"name":"a"}}"#, "").unwrap();
     }
 
     #[test]

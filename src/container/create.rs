@@ -25,7 +25,7 @@ use super::launch::{Newborn, launch};
 use super::proc::Stat;
 use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
-use super::{Cgroup, Container, Error, Result, clock};
+use super::{Cgroup, Container, Error, Result, clock, net_devices};
 use crate::bundle::Bundle;
 use crate::init::channel::Message;
 use crate::init::credentials::{self, IdMaps};
@@ -187,6 +187,10 @@ fn make(
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
     cgroup.add(init.pid).map_err(|e| e.context(NO_CGROUP))?;
     scheduling::reset_affinity(init.pid);
+    if let Some(devices) = spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()) {
+        net_devices::hand_over(devices, init.pid)
+            .map_err(|e| e.context("unable to start container process"))?;
+    }
     if let Some(maps) = IdMaps::of(spec) {
         maps.write(init.pid)?;
     }

@@ -22,6 +22,7 @@ pub mod hooks;
 pub mod launch;
 pub mod list;
 mod listener;
+pub mod net_devices;
 pub mod pause;
 pub mod proc;
 pub mod signal;

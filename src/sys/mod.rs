@@ -28,6 +28,7 @@ pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod resolve;
+pub mod route;
 pub mod sched;
 pub mod seccomp;
 pub mod signalfd;
