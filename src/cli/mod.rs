@@ -108,7 +108,7 @@ enum Subcommands {
     Update(update::Args),
 }
 
-/// What stands after each subcommand's flags.
+/// What stands after the flags of the subcommands that count their arguments themselves; the others tell clap.
 const USAGE: &[(&str, &str)] = &[
     ("check", "[<container-id>]"),
     ("checkpoint", "<container-id>"),
@@ -119,8 +119,10 @@ const USAGE: &[(&str, &str)] = &[
     ("features", ""),
     ("kill", "<container-id> [signal]"),
     ("list", ""),
+    ("migrate", "<container-id>"),
     ("pause", "<container-id>"),
     ("ps", "<container-id> [ps options]"),
+    ("receive", "<container-id>"),
     ("restore", "<container-id>"),
     ("resume", "<container-id>"),
     ("run", "<container-id>"),
@@ -387,7 +389,6 @@ mod tests {
         let command = definition();
         for subcommand in command.get_subcommands() {
             let name = subcommand.get_name();
-            assert!(USAGE.iter().any(|(known, _)| *known == name), "usage of {name}");
             assert!(subcommand.get_about().is_some(), "{name} says nothing about itself");
             for flag in subcommand.get_arguments().filter(|a| !a.is_hide_set()) {
                 assert!(flag.get_help().is_some(), "{name} {}", flag.get_id());
