@@ -1,10 +1,12 @@
 //! Mounts that are made again: a new file system, or a bind of one that is there.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use nix::mount::MsFlags;
 
 use super::table::fstype;
 use super::{RENEWABLE, inner};
@@ -34,6 +36,60 @@ pub(super) fn source<'a>(images: &'a [MntEntry], entry: &MntEntry) -> Option<&'a
     // Of several mounts of a whole file system, the first is the original.
     let equal = first.root == entry.root;
     (!equal || position(images, first) < position(images, entry)).then_some(first)
+}
+
+/// Of the mounts that a mount may be copied from, the one that brings it into its peer group, or makes it a slave of
+/// whom it received from; else the first.
+pub(super) fn best<'a>(
+    images: &'a [MntEntry],
+    done: &BTreeSet<u32>,
+    entry: &MntEntry,
+) -> Option<&'a MntEntry> {
+    let first = source(images, entry)?;
+    let shows = |e: &&MntEntry| {
+        e.root_dev == entry.root_dev
+            && Path::new(&entry.root).starts_with(&e.root)
+            && done.contains(&e.mnt_id)
+    };
+    let (shared, master) = groups(entry);
+    let ranks: [&dyn Fn(&MntEntry) -> bool; 3] =
+        [&|e| shared != 0 && groups(e).0 == shared, &|e| master != 0 && groups(e).0 == master, &|e| {
+            master != 0 && groups(e) == (0, master)
+        }];
+    let of_rank = |rank: &&dyn Fn(&MntEntry) -> bool| images.iter().filter(shows).find(|e| rank(e));
+    ranks.iter().find_map(of_rank).or(Some(first))
+}
+
+/// Its peer group, and the one it receives from; 0 for none.
+fn groups(entry: &MntEntry) -> (u32, u32) {
+    (entry.shared_id.unwrap_or(0), entry.master_id.unwrap_or(0))
+}
+
+/// Whether nobody it should receive from is still to be made.
+pub(super) fn served(images: &[MntEntry], done: &BTreeSet<u32>, entry: &MntEntry) -> bool {
+    let (_, master) = groups(entry);
+    let mut givers = images.iter().filter(|e| groups(e).0 == master);
+    master == 0 || givers.clone().next().is_none() || givers.any(|e| done.contains(&e.mnt_id))
+}
+
+/// What makes a copy of `from`, or a new file system, receive and pass on mounts as `entry` says, in this order.
+pub(super) fn propagation(entry: &MntEntry, from: Option<&MntEntry>) -> Vec<u64> {
+    let ((shared, master), (peers, giver)) = (groups(entry), from.map_or((0, 0), groups));
+    if MsFlags::from_bits_truncate(entry.flags.into()).contains(MsFlags::MS_UNBINDABLE) {
+        return vec![libc::MS_UNBINDABLE];
+    }
+    let mut steps = match master {
+        _ if shared != 0 && peers == shared => return Vec::new(),
+        0 => vec![libc::MS_PRIVATE],
+        _ if peers == master => vec![libc::MS_SLAVE],
+        _ if (peers, giver) == (0, master) => Vec::new(),
+        // Whom it received from is outside.
+        _ => vec![libc::MS_PRIVATE],
+    };
+    if shared != 0 {
+        steps.push(libc::MS_SHARED);
+    }
+    steps
 }
 
 /// A copy of what `original` shows where `entry` has its root.
@@ -86,5 +142,39 @@ mod tests {
         let of = |n: usize| source(&all, &all[n]).map(|e| e.mnt_id);
         let found: Vec<_> = (0..all.len()).map(of).collect();
         assert_eq!(found, [None, None, Some(2), Some(2), Some(1), None, Some(8), None]);
+    }
+
+    #[test]
+    fn groups_come_from_what_is_copied() {
+        let of = |mnt_id, shared, master| MntEntry {
+            mnt_id,
+            shared_id: Some(shared),
+            master_id: Some(master),
+            ..entry(mnt_id, 7, "/")
+        };
+        let all = [
+            of(1, 10, 0),
+            of(2, 0, 10),
+            of(3, 11, 10),
+            of(4, 11, 10),
+            of(5, 0, 0),
+            of(6, 12, 0),
+            of(7, 0, 99),
+        ];
+        let done = (1..8).collect();
+        let plan = |n: usize| {
+            let from = best(&all, &BTreeSet::from_iter(1..=n as u32), &all[n]);
+            (from.map(|e| e.mnt_id), propagation(&all[n], from))
+        };
+        let (private, slave, shared) = (libc::MS_PRIVATE, libc::MS_SLAVE, libc::MS_SHARED);
+        assert_eq!(plan(1), (Some(1), vec![slave]));
+        assert_eq!(plan(2), (Some(1), vec![slave, shared]));
+        assert_eq!(plan(3), (Some(3), vec![]));
+        assert_eq!(plan(4), (Some(1), vec![private]));
+        assert_eq!(plan(5), (Some(1), vec![private, shared]));
+        assert_eq!(plan(6), (Some(1), vec![private]));
+        assert_eq!(propagation(&all[0], None), [private, shared]);
+        assert!(served(&all, &done, &all[2]) && !served(&all, &BTreeSet::new(), &all[2]));
+        assert!(served(&all, &BTreeSet::new(), &all[6]), "from outside");
     }
 }

@@ -15,7 +15,7 @@ use nix::mount::MsFlags;
 use oci_spec::runtime::{Capability, Spec};
 
 use super::class::{Planned, planned, resolved};
-use super::make::{bind, fresh, position, renewable, source};
+use super::make::{self, best, bind, fresh, position, renewable, source};
 use super::table::fstype;
 use super::{detached, flags, inner, open_mount};
 use crate::checkpoint::context::Restore;
@@ -42,7 +42,8 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let mut left: Vec<&MntEntry> = images.iter().collect();
     while !left.is_empty() {
         let (now, later): (Vec<_>, Vec<_>) = left.iter().copied().partition(|entry| table.ready(entry));
-        let Some(entry) = now.first().copied() else {
+        let served = now.iter().find(|entry| make::served(images, &table.done, entry));
+        let Some(entry) = served.or(now.first()).copied() else {
             return Err(Error::new("a mount of the checkpoint lies on one that it does not have")
                 .path(&later[0].mountpoint));
         };
@@ -101,8 +102,9 @@ impl Table<'_> {
     fn make(&mut self, entry: &MntEntry) -> Result<()> {
         let target = self.restore.target;
         let (root, images) = (target.root.as_fd(), self.images);
+        let original = best(images, &self.done, entry);
         let tree = within(target.init, &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Mnt], || {
-            match (source(images, entry), renewable(entry)) {
+            match (original, renewable(entry)) {
                 (Some(original), _) => bind(root, entry, original),
                 (None, Some(name)) => fresh(name, &entry.options),
                 (None, None) => {
@@ -112,21 +114,17 @@ impl Table<'_> {
         })?;
         self.fill(entry, tree.as_fd(), BTreeSet::new())?;
         let wanted = MsFlags::from_bits_truncate(entry.flags.into());
-        let propagation = match () {
-            () if wanted.contains(MsFlags::MS_SHARED) => libc::MS_SHARED,
-            () if wanted.contains(MsFlags::MS_SLAVE) => libc::MS_SLAVE,
-            () if wanted.contains(MsFlags::MS_UNBINDABLE) => libc::MS_UNBINDABLE,
-            () => libc::MS_PRIVATE,
-        };
-        let attributes = Attributes {
-            set: flags::attributes(wanted),
-            clear: flags::ALL,
-            propagation,
-            ..Attributes::default()
-        };
+        let attributes =
+            Attributes { set: flags::attributes(wanted), clear: flags::ALL, ..Attributes::default() };
+        let steps = make::propagation(entry, original);
+        let steps = steps.into_iter().map(|propagation| Attributes { propagation, ..Attributes::default() });
         within(target.init, &[Kind::Mnt], || {
-            set_attributes(&tree, attributes, false)
-                .during("cannot set the flags of the mount", || "mount_setattr(_)".into())?;
+            for attributes in steps.chain([attributes]) {
+                set_attributes(&tree, attributes, false)
+                    .during("cannot set the flags of the mount", || {
+                        format!("mount_setattr(_, {attributes:?})")
+                    })?;
+            }
             let path = Path::new(&entry.mountpoint);
             let place = open_in_root(root, inner(path), OFlag::O_PATH)
                 .during("cannot find the place of the mount", || {
