@@ -19,6 +19,14 @@ records! {
         io_priority: optional uint32 = 5,
         sched_flags: optional uint64 = 6,
         features: optional uint64 = 7,
+        modes: repeated message(ThreadMode) = 8,
+        core_filter: optional uint32 = 9,
+    }
+
+    /// A way in which the kernel treats a thread; `task/modes` has the numbers.
+    ThreadMode = "thread_mode" {
+        number: required uint32 = 1,
+        value: required uint32 = 2,
     }
 
     /// A component of the xsave area by its number in the processor's manual.

@@ -9,12 +9,13 @@
 //!  registers    general registers, xsave, interrupted calls        signals      actions, masks, queues, alternate stack
 //!  credentials  ids, capabilities, securebits, no_new_privs        seccomp      filters; the destination's replaces the lowest
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
-//!  scheduling   policy, nice, affinity
+//!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //! ```
 
 pub mod credentials;
 pub mod freeze;
 pub mod limits;
+pub mod modes;
 pub mod policy;
 pub mod process;
 pub mod registers;

@@ -21,7 +21,7 @@ use prost::Message;
 
 use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
 use super::tree::Step;
-use super::{credentials, limits, registers, scheduling, seccomp, signals, timers};
+use super::{credentials, limits, modes, registers, scheduling, seccomp, signals, timers};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
@@ -229,6 +229,9 @@ impl<'a> Revival<'a> {
             limits::restore(leader, &rlimits.rlimits)?;
         }
         limits::restore_files(pid, tc);
+        if let Some(filter) = self.extra(entry.pid).and_then(|extra| extra.core_filter) {
+            modes::restore_core_filter(pid, filter)?;
+        }
         if let Some(all) = &tc.timers {
             timers::restore_posix(leader, all)?;
             let mut batch = Batch::new();
@@ -315,6 +318,10 @@ impl<'a> Revival<'a> {
         }
         batch.about("cannot restore the thread's state");
         batch.call(libc::SYS_prctl, &[PR_SET_PDEATHSIG.into(), thread.pdeath_sig.unwrap_or(0).into()]);
+        if let Some(extra) = self.extra(vtid) {
+            modes::restore(&mut batch, &extra.modes, vtid == entry.pid)?;
+        }
+        batch.about("cannot restore the thread's state");
         if vtid == entry.pid {
             // 2 is what a change of credentials leaves; it cannot be asked for.
             let dumpable = self.restore.model.mm.get(&entry.pid).and_then(|mm| mm.dumpable).unwrap_or(1);

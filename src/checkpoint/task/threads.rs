@@ -11,7 +11,7 @@ use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadExtra, ThreadInfoX86};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
-use crate::checkpoint::task::{credentials, registers, scheduling, seccomp, signals};
+use crate::checkpoint::task::{credentials, modes, registers, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
 
 const PR_GET_PDEATHSIG: u64 = 2;
@@ -82,6 +82,7 @@ pub struct Ask {
     stack: signals::AskStack,
     creds: credentials::Ask,
     sched: scheduling::Ask,
+    modes: modes::Ask,
     tid_address: Out,
     death: Out,
     robust: (Out, Out),
@@ -101,6 +102,7 @@ impl Ask {
             stack: signals::AskStack::new(batch),
             creds: credentials::Ask::new(batch),
             sched: scheduling::Ask::new(batch),
+            modes: modes::Ask::new(batch),
             tid_address,
             death,
             robust,
@@ -129,6 +131,7 @@ impl Ask {
         thread.futex_rla_len = u32::try_from(results.u64(self.robust.1, 0)).unwrap_or(0);
         thread.sas = Some(self.stack.answer(results));
         thread.creds = Some(self.creds.answer(results, status, ids.0, ids.1));
+        extra.modes = self.modes.answer(results);
         self.sched.answer(results, thread, extra)
     }
 }
