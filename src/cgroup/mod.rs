@@ -5,6 +5,7 @@
 //!        ├─── v1, v2      limits of config.json
 //!        ├─── devices     who may open what: devices.allow, or eBPF
 //!        ├─── freezer     pause and resume
+//!        ├─── systemd     the directories are those of a scope unit, made and removed over D-Bus
 //!        ├─── pids        who is in it; kill; remove
 //!        ├─── stats       `events --stats`
 //!        └─── oom         `events`
@@ -21,10 +22,11 @@ pub mod hierarchy;
 pub mod oom;
 mod pids;
 pub mod stats;
+pub mod systemd;
 mod v1;
 pub mod v2;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -39,20 +41,23 @@ pub use stats::Stats;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     paths: BTreeMap<String, PathBuf>,
+    /// Whose directories they are, if systemd manages them.
+    unit: Option<systemd::Unit>,
 }
 
 impl Cgroup {
     /// The control groups that a container with this `cgroupsPath` (or id, without one) gets. Nothing is made.
     pub fn locate(cgroups_path: Option<&Path>, id: &str, systemd: bool) -> Result<Self> {
         if systemd {
-            return Err(Error::new(
-                "the systemd cgroup driver is not supported yet; leave --systemd-cgroup away",
-            ));
+            let unit = systemd::Unit::parse(cgroups_path, id)?;
+            let paths = hierarchy::locate(Some(&unit.path()?), id)?;
+            return Ok(Self { paths, unit: Some(unit) });
         }
-        Ok(Self { paths: hierarchy::locate(cgroups_path, id)? })
+        Ok(Self { paths: hierarchy::locate(cgroups_path, id)?, unit: None })
     }
 
     /// Locates and makes the directories. Nothing is in them yet, and no limit is set but what a process needs to enter.
+    /// systemd makes its own only around a process: see [`Cgroup::enter`].
     pub fn create(
         resources: &LinuxResources,
         cgroups_path: Option<&Path>,
@@ -60,6 +65,9 @@ impl Cgroup {
         systemd: bool,
     ) -> Result<Self> {
         let cgroup = Self::locate(cgroups_path, id, systemd)?;
+        if systemd {
+            return Ok(cgroup);
+        }
         let mut made = Vec::new();
         match cgroup.make(resources, &mut made) {
             Ok(()) => Ok(cgroup),
@@ -122,7 +130,14 @@ impl Cgroup {
 
     /// The control groups with these directories, as a container's state recorded them.
     pub fn load(paths: BTreeMap<String, PathBuf>) -> Self {
-        Self { paths }
+        Self { paths, unit: None }
+    }
+
+    /// The same, managed by systemd.
+    #[must_use]
+    pub fn by_systemd(mut self) -> Self {
+        self.unit = self.main_dir().ok().and_then(systemd::Unit::of);
+        self
     }
 
     /// Controller (`""` for v2, `name=...` for a named tree) to absolute directory.
@@ -157,7 +172,7 @@ impl Cgroup {
                 }
             }
         }
-        Ok(Self { paths })
+        Ok(Self::load(paths))
     }
 
     /// The v2 group that a process is in.
@@ -167,7 +182,7 @@ impl Cgroup {
         let path = text.lines().find_map(|l| l.strip_prefix("0::/"));
         let path = path.ok_or_else(|| Error::new(format!("{name} names no unified cgroup")))?;
         let dir = Path::new(hierarchy::UNIFIED).join(path);
-        Ok(Self { paths: BTreeMap::from([(String::new(), dir)]) })
+        Ok(Self::load(BTreeMap::from([(String::new(), dir)])))
     }
 
     /// True if there is one v2 directory and nothing else.
@@ -211,6 +226,22 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Puts the container's first process in. `annotations` may have properties of the unit.
+    pub fn enter(
+        &self,
+        pid: i32,
+        resources: Option<&LinuxResources>,
+        annotations: Option<&HashMap<String, String>>,
+    ) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            let properties = annotations.map(systemd::of_annotations).transpose()?.unwrap_or_default();
+            unit.start(pid, &properties)?;
+            // In version 1 systemd makes directories only in the hierarchies that it uses itself.
+            self.make(resources.unwrap_or(&LinuxResources::default()), &mut Vec::new())?;
+        }
+        self.add(pid)
+    }
+
     /// Sets the limits and the device policy of a new container.
     pub fn apply(&self, linux: &Linux) -> Result<()> {
         if let Some(resources) = linux.resources() {
@@ -222,11 +253,17 @@ impl Cgroup {
 
     /// Sets the limits that `resources` names and leaves the others, and the device policy.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            unit.update(resources)?;
+        }
         if self.is_unified() { v2::apply(self.unified_dir()?, resources) } else { v1::apply(self, resources) }
     }
 
     /// Replaces the device policy.
     pub fn set_devices(&self, policy: &devices::Policy) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            unit.set_devices(policy)?;
+        }
         if self.is_unified() {
             devices::ebpf::apply(self.unified_dir()?, policy)
         } else {
@@ -293,6 +330,9 @@ impl Cgroup {
 
     /// Removes the directories, and those the container made inside. What is gone already is no error.
     pub fn delete(&self) -> Result<()> {
+        if let Some(unit) = &self.unit {
+            unit.stop()?;
+        }
         pids::delete(self)
     }
 

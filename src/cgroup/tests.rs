@@ -152,9 +152,12 @@ fn statistics_have_every_section() {
 }
 
 #[test]
-fn the_systemd_driver_is_refused_by_name() {
-    let e = Cgroup::locate(None, "x", true).unwrap_err().to_string();
-    assert!(e.contains("systemd"), "{e}");
+fn the_systemd_driver_has_the_directories_of_its_unit() {
+    let wanted = Some(Path::new("a.slice:p:x"));
+    let Ok(cgroup) = Cgroup::locate(wanted, "x", true) else { return };
+    assert!(cgroup.main_dir().unwrap().ends_with("a.slice/p-x.scope"), "{cgroup:?}");
+    assert_eq!(Cgroup::load(cgroup.paths.clone()).by_systemd(), cgroup);
+    assert!(Cgroup::locate(Some(Path::new("/docker/x")), "x", true).is_err());
 }
 
 #[test]

@@ -185,7 +185,8 @@ fn make(
     let init = launch(namespaces::clone_flags(spec), &joined, &|channel| process::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
-    cgroup.add(init.pid).map_err(|e| e.context(NO_CGROUP))?;
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    cgroup.enter(init.pid, resources, spec.annotations().as_ref()).map_err(|e| e.context(NO_CGROUP))?;
     scheduling::reset_affinity(init.pid);
     if let Some(devices) = spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()) {
         net_devices::hand_over(devices, init.pid)

@@ -124,7 +124,8 @@ impl Container {
 
     /// Its control groups.
     pub fn cgroup(&self) -> Cgroup {
-        Cgroup::load(self.state.cgroup_paths.clone())
+        let cgroup = Cgroup::load(self.state.cgroup_paths.clone());
+        if self.state.config.systemd_cgroup { cgroup.by_systemd() } else { cgroup }
     }
 
     /// Pids of all its processes, on this host.
