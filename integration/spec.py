@@ -268,3 +268,21 @@ def test_net_devices(host):
         check("move netDevice nope0" in missing and "link not found" in missing, missing)
     finally:
         subprocess.run(["ip", "link", "delete", peer], capture_output=True)
+
+
+def test_leaks(host):
+    """No descriptor or working directory of the runtime's reaches a program (CVE-2024-21626), no exec gets inheritable
+    capabilities that nobody asked for (CVE-2022-29162)."""
+    spec = config(("sleep", "1000"), root=host.overlay("busybox", "c"))
+    c = Container(host, "c", spec, output="null")
+    c.run()
+    equal(c.exec("sh", "-c", "ls /proc/self/fd").stdout.split(), ["0", "1", "2", "3"], "descriptors: ls has one itself")
+    equal(re.findall(r"Cap(?:Inh|Amb):\s*(\w+)", c.exec("cat", "/proc/self/status").stdout), ["0" * 16] * 2, "inheritable, ambient")
+    for number in range(3, 12):
+        done = c.call("exec", "--cwd", f"/proc/self/fd/{number}", c.id, "cat", "../../../../../etc/hostname", ok=None)
+        check(done.returncode != 0 and open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
+        label = f"run{number}"
+        spec = config(("cat", "../../../../../etc/hostname"), root=host.overlay("busybox", label), cwd=f"/proc/self/fd/{number}")
+        r = Container(host, label, spec)
+        done = r.call("run", "--bundle", r.bundle, r.id, stdin="", ok=None)
+        check(open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
