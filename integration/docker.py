@@ -1,8 +1,11 @@
 """Docker, Debian's, with daemons of the test's own: their data, sockets, containers and network are nobody else's."""
 
+import ctypes
 import json
 import os
 import re
+import socket
+import threading
 import time
 
 from by_hand import KEYS, digest
@@ -380,6 +383,69 @@ def test_checkpoint_redis(host):
     answer = d("run", "--rm", "redis:test", "redis-cli", "-h", address, "get", "key:5").stdout
     with Redis(C.socket) as redis:
         equal(answer.strip(), redis("GET", "key:5"), "a key, over the network that Docker attached again")
+
+
+def test_checkpoint_redis_client(host):
+    """A client's TCP connection lives through stop and start: Docker has no flag for it, CRIU's configuration file has."""
+    real_checkpoints()
+    d = docker(host)
+    if not os.path.isdir("/etc/criu"):
+        raise Skip("there is no /etc/criu to mount a configuration on")
+    settings = host.dir / "criu"
+    settings.mkdir()
+    (settings / "runc.conf").write_text("tcp-established\n")
+    sh("mount", "--bind", settings, "/etc/criu")
+    host.undo.append(lambda: sh("umount", "-l", "/etc/criu"))
+    d("network", "create", "--subnet", "10.99.0.0/24", "fixed")
+    host.undo.append(lambda: d("network", "rm", "fixed", ok=None))
+    # Before the network goes, its container has to.
+    host.undo.append(d.remove_all)
+    d("run", "-d", "--name", "redis", "--network", "fixed", "--ip", "10.99.0.7", "redis:test", "redis-server", "--bind",
+      "0.0.0.0", "--protected-mode", "no", "--save", "")
+    client = connect(d.inside[1].removeprefix("--net="), ("10.99.0.7", 6379))
+    host.undo.append(client.close)
+    said = client.makefile("rwb", 0)
+
+    def ask(*words):
+        parts = [f"*{len(words)}"] + [part for word in words for part in (f"${len(word)}", word)]
+        said.write("".join(part + "\r\n" for part in parts).encode())
+        return said.readline().decode().strip()
+
+    equal(ask("SET", "a", "1"), "+OK", "SET")
+    for n in range(3):
+        d("checkpoint", "create", "redis", f"c{n}")
+        until(lambda: d.status("redis").startswith("exited"), "the container to be shown as exited")
+        # Said to nobody yet: it must arrive.
+        said.write(b"*2\r\n$4\r\nINCR\r\n$1\r\na\r\n")
+        d.start_from(f"c{n}", "redis")
+        equal(said.readline(), b":%d\r\n" % (n + 2), "the answer on the connection from before")
+    equal(ask("CLIENT", "GETNAME"), "$-1", "the connection's name")
+
+
+def connect(namespace, address):
+    """A TCP connection from another network namespace."""
+    made = []
+
+    def work():
+        fd = os.open(namespace, os.O_RDONLY)
+        if ctypes.CDLL(None, use_errno=True).setns(fd, 0x40000000):
+            raise OSError(ctypes.get_errno(), "setns")
+        os.close(fd)
+
+        def attempt():
+            try:
+                made.append(socket.create_connection(address, timeout=60))
+                return True
+            except OSError:
+                return False
+
+        until(attempt, f"{address} to answer")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    check(made, f"no connection to {address}")
+    return made[0]
 
 
 # What `docker run` is asked for, and must give under every runtime: flags, then the command.
