@@ -309,5 +309,7 @@ def test_a_container_never_runs_twice(host):
     equal(c.state(), "paused", "the source")
     d.right()
     d.delete()
+    left = c.status()  # both have written into it
     c.call("resume", c.id)
+    until(lambda: c.status() != left, "the source goes on")
     c.right()

@@ -121,6 +121,8 @@ impl Lazy {
             }
             Ok(Side::Parent(filler, _)) => match wait_child(filler.as_raw(), true) {
                 Ok(Some(0)) => {
+                    // Whoever has waited for the end of the file finds memory that nobody watches any more.
+                    self.spaces.clear();
                     if let Some(dir) = &victim.state_dir {
                         status::remove(dir);
                     }

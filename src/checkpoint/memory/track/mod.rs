@@ -10,7 +10,7 @@
 //!
 //! | how             | since | what has to live on between the commands                             |
 //! |-----------------|-------|----------------------------------------------------------------------|
-//! | userfaultfd of `WP_ASYNC`, `PAGEMAP_SCAN` | 6.7 | the userfaultfd: in a keeper, see [`keeper`]         |
+//! | userfaultfd of `WP_ASYNC`, `PAGEMAP_SCAN` | 6.7 | the userfaultfd: in a keeper process                 |
 //! | soft-dirty bits | where compiled in | nothing                                                  |
 //! | not at all      |       | every set has all pages, and is right all the same                    |
 //!
