@@ -63,6 +63,14 @@ pub fn set_timerfd_ticks(fd: impl AsFd, ticks: u64) -> nix::Result<()> {
     set(fd, TFD_IOC_SET_TICKS, &ticks)
 }
 
+/// Lets the kernel count the expirations of a periodic timerfd since the first: asking for its time does.
+pub fn count_timerfd_ticks(fd: impl AsFd) -> nix::Result<()> {
+    // SAFETY: plain numbers, for which zero is valid.
+    let mut time: libc::itimerspec = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes an itimerspec.
+    Errno::result(unsafe { libc::timerfd_gettime(fd.as_fd().as_raw_fd(), &raw mut time) }).map(drop)
+}
+
 /// An O_PATH descriptor of the file that a unix socket is bound to.
 pub fn unix_socket_file(fd: impl AsFd) -> nix::Result<OwnedFd> {
     plain(fd, SIOCUNIXFILE, 0).map(owned)

@@ -1,6 +1,7 @@
 //! timerfd_create(2): a timer whose expirations are read.
 //!
-//! A periodic timer that has expired and was not read shows `it_value` 0: the kernel arms it again when it is read.
+//! A periodic timer that has expired and was not read shows `it_value` 0: the kernel arms it again when it is read, or
+//! asked for its time, which a dump does. An image may say so all the same.
 //! Setting it like that would disarm it, so it is armed with a whole interval, and its ticks are put back with
 //! TFD_IOC_SET_TICKS. Absolute timers come back as relative ones with the time that was left, except for clocks
 //! that can jump, where the kernel counts against the clock itself.
@@ -27,7 +28,7 @@ pub fn is(live: &Live) -> bool {
 
 /// Records the timer.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let entry = entry(live, id).map_err(|e| live.name(e))?;
+    let entry = current(live).and_then(|now| entry(&now, id)).map_err(|e| live.name(e))?;
     let entry = TimerfdEntry { fown: live.fown(&dump.files.pids)?, ..entry };
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Timerfd as i32,
@@ -36,6 +37,14 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         ..FileEntry::default()
     });
     Ok(())
+}
+
+/// The timer, with all expirations counted: the kernel counts those after the first only when it is asked.
+fn current(live: &Live) -> Result<Live> {
+    let what = "cannot look at a timerfd";
+    ioctl::count_timerfd_ticks(&live.file).during(what, || "timerfd_gettime(_, _)".into())?;
+    let copy = live.file.try_clone().during(what, || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+    Live::own(copy, live.vpid)
 }
 
 fn entry(live: &Live, id: u32) -> Result<TimerfdEntry> {
@@ -165,6 +174,20 @@ mod tests {
         assert_eq!(u64::from_ne_bytes(buf), 1);
         let (_again, f) = look(again);
         assert!(f.vsec >= 499, "it is armed again: {f:?}");
+    }
+
+    #[test]
+    fn all_expirations_are_counted() {
+        let t = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::empty()).unwrap();
+        let often = Duration::from_millis(1);
+        t.set(Expiration::IntervalDelayed(often.into(), often.into()), TimerSetTimeFlags::empty()).unwrap();
+        let mut poll = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&t), nix::poll::PollFlags::POLLIN)];
+        nix::poll::poll(&mut poll, 10_000u16).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        let (live, e) = look(t.into());
+        assert_eq!(e.ticks, 1, "the first only");
+        let e = entry(&current(&live).unwrap(), 3).unwrap();
+        assert!(e.ticks >= 29, "{e:?}");
     }
 
     #[test]
