@@ -44,6 +44,8 @@ pub trait Freezer {
 
 /// How long all threads together may take to stop.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long killed threads may take to end.
+const ENDING: Duration = Duration::from_secs(60);
 /// After this long a thread is looked at closely.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// How long a child of vfork(2) may take to exec or exit.
@@ -263,9 +265,10 @@ fn is_stopped(tid: i32) -> bool {
     fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan == "do_signal_stop")
 }
 
-/// Kills stopped processes, and waits until every thread is gone.
+/// Kills stopped processes, and waits until every thread is gone. One that has no processor to end on for so long is not
+/// waited for any more: it is killed all the same, and the images are complete.
 pub fn kill(tasks: Vec<LiveTask>) -> Result<()> {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + ENDING;
     for task in &tasks {
         match sys::pidfd::send_signal(task.pidfd.as_fd(), libc::SIGKILL) {
             Ok(()) | Err(Errno::ESRCH) => {}
@@ -281,7 +284,10 @@ pub fn kill(tasks: Vec<LiveTask>) -> Result<()> {
         drop(task.injection);
         threads.extend(task.threads.into_iter().rev());
     }
-    reap(threads, deadline)
+    match reap(threads, deadline) {
+        Err(e) if e.errno() == Some(Errno::ETIMEDOUT) => Ok(()),
+        reaped => reaped,
+    }
 }
 
 /// Lets stopped threads go on. One that was let go first may have ended others meanwhile, by exit(2) of its process or a
