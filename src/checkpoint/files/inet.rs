@@ -119,9 +119,22 @@ pub fn see(fd: &OwnedFd) -> Result<Seen> {
 /// Refuses connections that are not to be kept, and sockets that are neither TCP nor UDP.
 pub fn check(live: &Live, options: &Options) -> Result<()> {
     let seen = see(&live.file)?;
-    let fine = supported(&seen, options);
+    let fine = supported(&seen, options).and_then(|()| uncorked(&live.file, &seen));
     let keep = options.tcp_established && !options.tcp_close && seen.connection().is_some();
     fine.and_then(|()| if keep { tcp::check(&live.file) } else { Ok(()) }).map_err(|e| live.name(e))
+}
+
+/// Refuses a datagram that is being put together: the kernel does not show it.
+fn uncorked(file: &OwnedFd, seen: &Seen) -> Result<()> {
+    if seen.kind != libc::SOCK_DGRAM
+        || get_int(file, seen.protocol, libc::UDP_CORK)
+            .during("cannot look at the socket", || "getsockopt(_, UDP_CORK)".into())?
+            == 0
+    {
+        return Ok(());
+    }
+    Err(Error::new("a UDP socket is corked, and what it holds back cannot be seen")
+        .remedy("try again when the program has sent it"))
 }
 
 fn supported(seen: &Seen, options: &Options) -> Result<()> {
@@ -167,6 +180,7 @@ fn supported(seen: &Seen, options: &Options) -> Result<()> {
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let seen = see(&live.file)?;
     supported(&seen, dump.options)?;
+    uncorked(&live.file, &seen)?;
     let mut entry = entry(&live.file, &seen)?;
     entry.id = id;
     entry.ino = live.stat.st_ino as u32;
