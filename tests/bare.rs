@@ -94,7 +94,7 @@ fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 fn root(dir: &Path, fixture: &str) -> PathBuf {
     let root = dir.join("root");
-    for sub in ["bin", "proc", "t", "work", "tmp", "dev"] {
+    for sub in ["bin", "proc", "t", "data", "tmp", "dev"] {
         fs::create_dir_all(root.join(sub)).unwrap();
     }
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();

@@ -49,11 +49,11 @@ impl<'a> Container<'a> {
         let home = place.dir.join(id);
         let bundle = home.join("bundle");
         let rootfs = bundle.join("rootfs");
-        for dir in ["t", "proc", "dev", "sys", "tmp", "etc", "work"] {
+        for dir in ["t", "proc", "dev", "sys", "tmp", "etc", "data"] {
             fs::create_dir_all(rootfs.join(dir)).map_err(|e| format!("{}: {e}", rootfs.display()))?;
         }
         use std::os::unix::fs::PermissionsExt;
-        for dir in ["t", "tmp", "work"] {
+        for dir in ["t", "tmp", "data"] {
             fs::set_permissions(rootfs.join(dir), fs::Permissions::from_mode(0o1777))
                 .map_err(|e| e.to_string())?;
         }
