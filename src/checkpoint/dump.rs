@@ -15,7 +15,7 @@
 //! A container that arrives paused is thawed behind ptrace's back: its threads stand in ptrace stops instead, and are
 //! frozen again before they are let go.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
@@ -84,22 +84,9 @@ fn run(
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
-    let paused = freezer.is_frozen()?;
-    let mut record = Record::write(source.state_dir.as_deref(), paused)?;
-    phases.end("check");
-
-    let started = Instant::now();
-    let tasks = match freeze::stop(freezer, source.init, paused) {
-        Ok(tasks) => tasks,
-        Err(error) => {
-            record.undo(freezer)?;
-            return Err(error);
-        }
-    };
-    let freezing = started.elapsed();
-    let threads = tasks.iter().map(|t| t.threads.len()).sum();
+    let Stopped { mut record, paused, tasks, threads, started, freezing } =
+        stop(source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
-    phases.end("freeze");
 
     let mut dump = Dump::new(options, source, &images, tasks);
     dump.parent = parent;
@@ -188,6 +175,38 @@ fn run(
     };
     report.write_stats(options);
     Ok(report)
+}
+
+/// A container that stands still.
+pub(super) struct Stopped {
+    /// What the next command undoes should this one be killed.
+    pub record: Record,
+    /// Whether it was paused before.
+    pub paused: bool,
+    pub tasks: Vec<LiveTask>,
+    pub threads: usize,
+    /// When its first thread began to stop, and how long it took until the last had.
+    pub started: Instant,
+    pub freezing: Duration,
+}
+
+/// Stops the container, on record. The phase before it is called the check.
+pub(super) fn stop(source: &Source, freezer: &mut dyn Freezer, phases: &mut Phases) -> Result<Stopped> {
+    let paused = freezer.is_frozen()?;
+    let record = Record::write(source.state_dir.as_deref(), paused)?;
+    phases.end("check");
+    let started = Instant::now();
+    let tasks = match freeze::stop(freezer, source.init, paused) {
+        Ok(tasks) => tasks,
+        Err(error) => {
+            record.undo(freezer)?;
+            return Err(error);
+        }
+    };
+    let freezing = started.elapsed();
+    phases.end("freeze");
+    let threads = tasks.iter().map(|t| t.threads.len()).sum();
+    Ok(Stopped { record, paused, tasks, threads, started, freezing })
 }
 
 /// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.

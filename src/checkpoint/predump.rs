@@ -8,20 +8,16 @@
 //! Pages that change while they are copied are copied again by whoever builds on this set: their change is noted. The set
 //! cannot be restored by itself.
 
-use std::time::Instant;
-
 use crate::checkpoint::context::{LiveTask, Options, Source};
-use crate::checkpoint::dump::{describe_set, refuse, release};
+use crate::checkpoint::dump::{Stopped, describe_set, refuse, release, stop};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
 use crate::checkpoint::memory::capture::{Earlier, TaskPages};
 use crate::checkpoint::memory::layout;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::track::Tracking;
-use crate::checkpoint::recovery::Record;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
-use crate::checkpoint::task::freeze;
 use crate::checkpoint::{Error, Freezer, Result, check};
 
 /// What `pre_dump_mode` says of a set whose pages were read from outside.
@@ -67,21 +63,8 @@ fn run(
     let known = parent.as_mut().and_then(Parent::take_tracking);
     let is_known = known.is_some();
     let mut tracking = known.unwrap_or_else(Tracking::begin);
-    let paused = freezer.is_frozen()?;
-    let record = Record::write(state_dir, paused)?;
-    phases.end("check");
-
-    let started = Instant::now();
-    let tasks = match freeze::stop(freezer, source.init, paused) {
-        Ok(tasks) => tasks,
-        Err(error) => {
-            record.undo(freezer)?;
-            return Err(error);
-        }
-    };
-    let freezing = started.elapsed();
-    let (count, threads) = (tasks.len(), tasks.iter().map(|t| t.threads.len()).sum());
-    phases.end("freeze");
+    let Stopped { record, paused, tasks, threads, started, freezing } = stop(source, freezer, &mut phases)?;
+    let count = tasks.len();
 
     let mut scanned = 0;
     let found = tracking.renew(state_dir).and_then(|()| {

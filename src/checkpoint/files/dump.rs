@@ -11,7 +11,7 @@ use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
     KINDS, Surroundings, check, epoll, external, inotify, locks, options, register_path, tcp, unix,
 };
-use crate::checkpoint::image::{Extension, FdTypes, FdinfoEntry, FsEntry};
+use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
 
@@ -38,16 +38,16 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     }
     let foreign = epoll::resolve(dump)?;
     if !foreign.is_empty() {
-        extend(dump, epoll::EXTENSION, &foreign)?;
+        dump.model.set_extension(epoll::EXTENSION, &foreign)?;
     }
     let options = std::mem::take(&mut dump.files.inet);
     if !options.is_empty() {
-        extend(dump, options::EXTENSION, &options)?;
+        dump.model.set_extension(options::EXTENSION, &options)?;
     }
     tcp::describe(dump);
     let more = unix::resolve(dump)?;
     if !more.is_empty() {
-        extend(dump, unix::EXTENSION, &more)?;
+        dump.model.set_extension(unix::EXTENSION, &more)?;
     }
     Ok(())
 }
@@ -66,15 +66,6 @@ pub(super) fn prepare(dump: &mut Dump<'_>) -> Result<()> {
     dump.files.root = Some(check::root_of(init)?);
     dump.files.mounts = check::mounts_of(init)?;
     dump.files.pids = dump.tasks.iter().map(|t| (t.pid, t.vpid)).collect();
-    Ok(())
-}
-
-/// Adds what CRIU has no place for, and restores right, or nearly, without.
-fn extend<T: serde::Serialize>(dump: &mut Dump<'_>, name: &str, what: &T) -> Result<()> {
-    let data =
-        serde_json::to_vec(what).map_err(|e| Error::new(format!("cannot write extension {name}: {e}")))?;
-    let extension = dump.model.extension.get_or_insert_default();
-    extension.extensions.push(Extension { name: name.to_owned(), critical: false, data });
     Ok(())
 }
 

@@ -217,11 +217,7 @@ impl Files<'_> {
 
 /// The watches that only the extension has.
 fn foreign(model: &crate::checkpoint::model::Model) -> Result<Vec<Foreign>> {
-    let extension = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
-    extension.map_or(Ok(Vec::new()), |x| {
-        serde_json::from_slice(&x.data)
-            .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))
-    })
+    model.extension(EXTENSION)
 }
 
 #[cfg(test)]

@@ -202,12 +202,8 @@ mod tests {
             return;
         }
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings {
-            options: &crate::checkpoint::context::Options::default(),
-            root: &root,
-            init: std::process::id().cast_signed(),
-            pids: &Pids::new(),
-        };
+        let pids = Pids::new();
+        let around = Surroundings::here(&root, &pids);
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let file = dir.path().join("f");
         std::fs::write(&file, "").unwrap();
@@ -243,12 +239,8 @@ mod tests {
             return;
         }
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings {
-            options: &crate::checkpoint::context::Options::default(),
-            root: &root,
-            init: std::process::id().cast_signed(),
-            pids: &Pids::new(),
-        };
+        let pids = Pids::new();
+        let around = Surroundings::here(&root, &pids);
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("f");
         let open = std::fs::File::create(&path).unwrap();

@@ -101,6 +101,13 @@ struct Surroundings<'a> {
 }
 
 impl<'a> Surroundings<'a> {
+    /// This machine in the place of a container, its processes being called `pids`.
+    #[cfg(test)]
+    fn here(root: &'a OwnedFd, pids: &'a Pids) -> Self {
+        static OPTIONS: std::sync::LazyLock<Options> = std::sync::LazyLock::new(Options::default);
+        Self { options: &OPTIONS, root, init: std::process::id().cast_signed(), pids }
+    }
+
     /// Those of a dump under way.
     fn of(dump: &'a Dump<'_>) -> Result<Self> {
         Ok(Self {

@@ -155,10 +155,7 @@ pub fn is_shut(fd: &OwnedFd) -> bool {
 
 /// The extension of these images, by id.
 pub fn read(model: &Model) -> Result<BTreeMap<u32, More>> {
-    let extension = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
-    let Some(extension) = extension else { return Ok(BTreeMap::new()) };
-    let all: Vec<More> = serde_json::from_slice(&extension.data)
-        .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))?;
+    let all: Vec<More> = model.extension(EXTENSION)?;
     Ok(all.into_iter().map(|more| (more.id, more)).collect())
 }
 

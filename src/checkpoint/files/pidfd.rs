@@ -137,13 +137,7 @@ mod tests {
 
     fn refusal(live: &Live, pids: &Pids) -> String {
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let around = Surroundings {
-            options: &crate::checkpoint::context::Options::default(),
-            root: &root,
-            init: live.pid,
-            pids,
-        };
-        check(live, &around).err().map(|e| e.to_string()).unwrap_or_default()
+        check(live, &Surroundings::here(&root, pids)).err().map(|e| e.to_string()).unwrap_or_default()
     }
 
     #[test]

@@ -280,12 +280,8 @@ mod tests {
     #[test]
     fn a_file_is_placed_by_what_its_name_leads_to() {
         let root = root_of(Path::new("/"));
-        let around = Surroundings {
-            options: &crate::checkpoint::context::Options::default(),
-            root: &root,
-            init: std::process::id().cast_signed(),
-            pids: &Pids::new(),
-        };
+        let pids = Pids::new();
+        let around = Surroundings::here(&root, &pids);
         // A small file system: all of it is looked at.
         let dir = tempfile::tempdir_in("/dev/shm").unwrap();
         let path = dir.path().join("a");

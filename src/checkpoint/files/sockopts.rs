@@ -3,9 +3,10 @@
 use std::os::fd::OwnedFd;
 
 use libc::SOL_SOCKET;
+use nix::sys::socket::Shutdown;
 
 use crate::checkpoint::error::Context;
-use crate::checkpoint::image::SkOptsEntry;
+use crate::checkpoint::image::{SkOptsEntry, SkShutdown};
 use crate::checkpoint::{Error, Result};
 use crate::sys::sockopt::{get_bytes, get_int, set_bytes, set_int};
 
@@ -31,6 +32,16 @@ fn time(fd: &OwnedFd, name: i32) -> Result<(u64, u64)> {
         .during("cannot read a socket's option", || format!("getsockopt(_, SOL_SOCKET, {name}, _, _)"))?;
     let half = |at: usize| bytes.iter().skip(at).take(8).rev().fold(0u64, |n, b| n << 8 | u64::from(*b));
     Ok((half(0), half(8)))
+}
+
+/// The directions in which a record says that the socket is shut down.
+pub fn directions(record: Option<i32>) -> Option<Shutdown> {
+    match SkShutdown::try_from(record?).ok()? {
+        SkShutdown::None => None,
+        SkShutdown::Read => Some(Shutdown::Read),
+        SkShutdown::Write => Some(Shutdown::Write),
+        SkShutdown::Both => Some(Shutdown::Both),
+    }
 }
 
 /// Reads all options.

@@ -278,18 +278,9 @@ mod tests {
 
     fn look(wanted: &[Wanted]) -> Vec<Option<PathBuf>> {
         let root: OwnedFd = std::fs::File::open("/").unwrap().into();
-        let me = std::process::id().cast_signed();
-        find(
-            &Surroundings {
-                options: &crate::checkpoint::context::Options::default(),
-                root: &root,
-                init: me,
-                pids: &Pids::new(),
-            },
-            me,
-            wanted,
-        )
-        .unwrap()
+        let pids = Pids::new();
+        let here = Surroundings::here(&root, &pids);
+        find(&here, here.init, wanted).unwrap()
     }
 
     #[test]

@@ -7,11 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use crate::checkpoint::Result;
 use crate::checkpoint::context::Dump;
-use crate::checkpoint::image::Extension;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::Batch;
-use crate::checkpoint::{Error, Result};
 
 const EXTENSION: &str = "lock-on-fault";
 
@@ -25,12 +24,7 @@ pub fn record(dump: &mut Dump<'_>, vpid: u32, starts: OnFault) -> Result<()> {
     }
     let mut all = read(&dump.model)?;
     all.insert(vpid, starts);
-    let data = serde_json::to_vec(&all)
-        .map_err(|e| Error::new(format!("cannot write extension {EXTENSION}: {e}")))?;
-    let extensions = &mut dump.model.extension.get_or_insert_default().extensions;
-    extensions.retain(|x| x.name != EXTENSION);
-    extensions.push(Extension { name: EXTENSION.to_owned(), critical: false, data });
-    Ok(())
+    dump.model.set_extension(EXTENSION, &all)
 }
 
 /// What the images say of one process.
@@ -39,11 +33,7 @@ pub fn of(model: &Model, vpid: u32) -> Result<OnFault> {
 }
 
 fn read(model: &Model) -> Result<BTreeMap<u32, OnFault>> {
-    let found = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
-    found.map_or(Ok(BTreeMap::new()), |x| {
-        serde_json::from_slice(&x.data)
-            .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))
-    })
+    model.extension(EXTENSION)
 }
 
 /// Locks a mapping. What cannot be read cannot be made present: then the kernel locks it and says ENOMEM.

@@ -20,7 +20,7 @@ pub use shm::finish;
 
 use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::{Extension, IpcDescEntry};
+use crate::checkpoint::image::IpcDescEntry;
 use crate::checkpoint::model::IpcNamespace;
 use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
@@ -55,10 +55,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?))
     })?;
     if !queues.is_empty() {
-        let data = serde_json::to_vec(&queues)
-            .map_err(|e| Error::new(format!("cannot write extension {}: {e}", mq::EXTENSION)))?;
-        let extension = Extension { name: mq::EXTENSION.to_owned(), critical: false, data };
-        dump.model.extension.get_or_insert_default().extensions.push(extension);
+        dump.model.set_extension(mq::EXTENSION, &queues)?;
     }
     shm::write(dump, segments)?;
     dump.model.ipcns.insert(Kind::Ipc.id(true), namespace);

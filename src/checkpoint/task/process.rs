@@ -9,8 +9,8 @@ use super::threads::{self, Captured};
 use super::{freeze, limits, modes, registers, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
-    CoreEntry, Extension, Machine, PstreeEntry, StasisExtension, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry,
-    TaskRlimitsEntry, ThreadExtra,
+    CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry, TaskRlimitsEntry,
+    ThreadExtra,
 };
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
 use crate::checkpoint::{Error, Result};
@@ -73,12 +73,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     dump.model.seccomp = snapshot.filters.finish();
     let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
-    let extension = dump.model.extension.get_or_insert_with(StasisExtension::default);
-    extension.extensions.push(Extension {
-        name: EXTENSION.into(),
-        critical: false,
-        data: extra.encode_to_vec(),
-    });
+    dump.model.set_extension_data(EXTENSION, extra.encode_to_vec());
     plan(&dump.model.pstree, &dump.model.ids).map(|_| ())
 }
 

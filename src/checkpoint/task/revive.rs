@@ -368,10 +368,9 @@ fn call(tree: &mut BTreeMap<i32, NewTask>, pid: i32, nr: libc::c_long, args: [i3
 }
 
 fn extension(restore: &Restore<'_>) -> Result<TaskExtra> {
-    let all = restore.model.extension.iter().flat_map(|e| &e.extensions);
-    match all.into_iter().find(|e| e.name == EXTENSION) {
+    match restore.model.extension_data(EXTENSION) {
         None => Ok(TaskExtra::default()),
-        Some(e) => TaskExtra::decode(&e.data[..])
+        Some(data) => TaskExtra::decode(data)
             .map_err(|e| Error::new(format!("the extension {EXTENSION} of stasis.img cannot be read: {e}"))),
     }
 }

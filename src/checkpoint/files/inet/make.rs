@@ -179,13 +179,7 @@ fn place(fd: &OwnedFd, e: &InetSkEntry) -> Result<()> {
             sockopt::connect(fd, &address::bytes(&remote))
                 .during(what, || format!("connect(_, {remote})"))?;
         }
-        let how = match e.shutdown.and_then(|s| SkShutdown::try_from(s).ok()) {
-            Some(SkShutdown::Read) => Some(Shutdown::Read),
-            Some(SkShutdown::Write) => Some(Shutdown::Write),
-            Some(SkShutdown::Both) => Some(Shutdown::Both),
-            _ => None,
-        };
-        if let Some(how) = how {
+        if let Some(how) = sockopts::directions(e.shutdown) {
             shut(fd, how)?;
         }
     }

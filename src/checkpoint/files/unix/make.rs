@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{Backlog, MsgFlags, Shutdown, SockFlag, accept4, listen, send, shutdown};
+use nix::sys::socket::{Backlog, MsgFlags, SockFlag, accept4, listen, send, shutdown};
 
 use super::LISTEN;
 use super::fill::fill;
@@ -15,7 +15,7 @@ use super::plan::{Sockets, Step, plan};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::{external, inside, sockopts};
-use crate::checkpoint::image::{FdTypes, SkShutdown, UnixSkEntry};
+use crate::checkpoint::image::{FdTypes, UnixSkEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::{socket, sockopt};
 
@@ -186,13 +186,7 @@ fn hang_up(near: &OwnedFd, far: OwnedFd, reset: bool) -> Result<()> {
 
 /// What comes last: shut down directions, options, flags.
 fn finish(e: &UnixSkEntry, sockets: &Sockets<'_>, fd: &OwnedFd) -> Result<()> {
-    let how = match e.shutdown.and_then(|s| SkShutdown::try_from(s).ok()) {
-        Some(SkShutdown::Read) => Some(Shutdown::Read),
-        Some(SkShutdown::Write) => Some(Shutdown::Write),
-        Some(SkShutdown::Both) => Some(Shutdown::Both),
-        _ => None,
-    };
-    if let Some(how) = how {
+    if let Some(how) = sockopts::directions(e.shutdown) {
         match shutdown(fd.as_raw_fd(), how) {
             // It was shut down from the other side, and that is gone.
             Ok(()) | Err(Errno::ENOTCONN) => {}

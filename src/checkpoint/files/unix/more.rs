@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Result;
 use crate::checkpoint::model::Model;
-use crate::checkpoint::{Error, Result};
 
 /// Name of the extension in stasis.img.
 pub const EXTENSION: &str = "unix";
@@ -66,9 +66,6 @@ impl More {
 
 /// The extension of these images, by id.
 pub fn read(model: &Model) -> Result<BTreeMap<u32, More>> {
-    let extension = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
-    let Some(extension) = extension else { return Ok(BTreeMap::new()) };
-    let all: Vec<More> = serde_json::from_slice(&extension.data)
-        .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))?;
+    let all: Vec<More> = model.extension(EXTENSION)?;
     Ok(all.into_iter().map(|more| (more.id, more)).collect())
 }

@@ -109,11 +109,7 @@ fn one(name: String) -> Result<Queue> {
 
 /// The queues of these images.
 pub(super) fn read(model: &Model) -> Result<Vec<Queue>> {
-    let extension = model.extension.iter().flat_map(|x| &x.extensions).find(|x| x.name == EXTENSION);
-    extension.map_or(Ok(Vec::new()), |x| {
-        serde_json::from_slice(&x.data)
-            .map_err(|e| Error::new(format!("extension {EXTENSION} not understood: {e}")))
-    })
+    model.extension(EXTENSION)
 }
 
 /// Makes and fills them, in this thread's namespace. Their owners make them, for it is counted whose they are.
