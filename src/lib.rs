@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   argv ──> cli ──> container ──┬──> init ──> the container's program
-//!                     │  ▲       └──> cgroup
+//!         migrate ──> │  ▲       └──> cgroup
 //!                     │  └ bundle (config.json)
 //!                     ▼
 //!                checkpoint ──> remote   (drives a stopped task from outside)
