@@ -111,7 +111,7 @@ impl Args {
 }
 
 /// `--empty-ns`, of which runc knows one.
-pub fn empty_network(namespaces: &[String]) -> Result<bool> {
+fn empty_network(namespaces: &[String]) -> Result<bool> {
     match namespaces.iter().find(|n| *n != "network") {
         Some(other) => Err(Error::new(format!("namespace {other} is not supported"))),
         None => Ok(!namespaces.is_empty()),
@@ -119,7 +119,7 @@ pub fn empty_network(namespaces: &[String]) -> Result<bool> {
 }
 
 /// `--manage-cgroups-mode`.
-pub fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
+fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
     match mode.map(String::as_str) {
         None | Some("" | "soft" | "full" | "strict" | "ignore") => {
             Ok(mode.filter(|m| !m.is_empty()).cloned())
@@ -129,7 +129,7 @@ pub fn cgroups_mode(mode: Option<&String>) -> Result<Option<String>> {
 }
 
 /// `--network-lock`.
-pub fn network_lock(method: Option<&String>) -> Result<NetworkLock> {
+fn network_lock(method: Option<&String>) -> Result<NetworkLock> {
     match method.map(String::as_str) {
         None | Some("" | "nftables") => Ok(NetworkLock::Nftables),
         Some("skip") => Ok(NetworkLock::Skip),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::checkpoint::empty_network;
+use super::checkpoint::{What, options};
 use super::{Context, absolute, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::{Error, Result};
@@ -34,21 +34,8 @@ pub struct Args {
     /// Directory for the log and statistics
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
-    /// Keep established TCP connections
-    #[arg(long)]
-    tcp_established: bool,
-    /// Allow unix sockets with a peer outside
-    #[arg(long)]
-    ext_unix_sk: bool,
-    /// Allow a terminal from outside
-    #[arg(long)]
-    shell_job: bool,
-    /// Keep file locks
-    #[arg(long)]
-    file_locks: bool,
-    /// Leave out what is in a namespace: network
-    #[arg(long, value_name = "NAMESPACE")]
-    empty_ns: Vec<String>,
+    #[command(flatten)]
+    what: What,
     /// Name of the container
     #[arg(value_name = "container-id")]
     args: Vec<String>,
@@ -65,12 +52,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let options = Options {
         image_path: args.image_path.as_deref().map(absolute).transpose()?.unwrap_or_else(default),
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
-        tcp_established: args.tcp_established,
-        ext_unix_sk: args.ext_unix_sk,
-        shell_job: args.shell_job,
-        file_locks: args.file_locks,
-        empty_network: empty_network(&args.empty_ns)?,
-        ..Options::default()
+        ..options(&args.what)?
     };
     let patience = Duration::from_secs(args.timeout);
     let done = migrate::send(&context.store, id, &options, &to, args.rounds, patience)?;

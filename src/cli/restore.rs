@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::checkpoint::{cgroups_mode, empty_network, network_lock, tell};
+use super::checkpoint::{What, options, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::foreground::Signals;
@@ -21,27 +21,8 @@ pub struct Args {
     /// Directory for the log and statistics
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
-    /// Restore established TCP connections
-    #[arg(long)]
-    tcp_established: bool,
-    /// Have TCP connections come back closed
-    #[arg(long)]
-    tcp_close: bool,
-    /// How packets of kept TCP connections are held up: nftables or skip
-    #[arg(long, value_name = "METHOD")]
-    network_lock: Option<String>,
-    /// Allow unix sockets with a peer outside
-    #[arg(long)]
-    ext_unix_sk: bool,
-    /// Allow a terminal from outside
-    #[arg(long)]
-    shell_job: bool,
-    /// Restore file locks
-    #[arg(long)]
-    file_locks: bool,
-    /// What to do with control groups: soft, full, strict or ignore
-    #[arg(long, value_name = "MODE")]
-    manage_cgroups_mode: Option<String>,
+    #[command(flatten)]
+    what: What,
     /// Path to the root of the bundle directory [default: the current directory]
     #[arg(long, short, value_name = "DIR")]
     bundle: Option<PathBuf>,
@@ -57,9 +38,6 @@ pub struct Args {
     /// Do not use pivot_root, for a root file system on a ramdisk
     #[arg(long)]
     no_pivot: bool,
-    /// Leave out what is in a namespace: network
-    #[arg(long, value_name = "NAMESPACE")]
-    empty_ns: Vec<String>,
     /// Remove from the images what has been restored
     #[arg(long)]
     auto_dedup: bool,
@@ -100,25 +78,14 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     let options = Options {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
-        leave_running: false,
-        tcp_established: args.tcp_established,
-        tcp_close: args.tcp_close,
-        tcp_skip_in_flight: false,
-        network_lock: network_lock(args.network_lock.as_ref())?,
-        ext_unix_sk: args.ext_unix_sk,
-        shell_job: args.shell_job,
-        file_locks: args.file_locks,
-        empty_network: empty_network(&args.empty_ns)?,
         print_stats: args.print_stats,
-        manage_cgroups: cgroups_mode(args.manage_cgroups_mode.as_ref())?,
-        no_sync: false,
-        parent_path: None,
         clamp: match args.policy.as_str() {
             "refuse" => false,
             "clamp" => true,
             _ => return Err(Error::new("invalid policy: refuse or clamp")),
         },
         lazy: args.lazy || args.lazy_pages,
+        ..options(&args.what)?
     };
     let flags = new::Flags {
         bundle: args.bundle,

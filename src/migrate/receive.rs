@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::checkpoint::context::Options;
+use crate::checkpoint::context::{NetworkLock, Options};
 use crate::container::create::{Created, Request};
 use crate::container::{Error, Result, Store, checkpoint};
 use crate::migrate::send::{Hello, VERSION, is_image};
@@ -102,10 +102,13 @@ fn take(
     let options = Options {
         image_path: last,
         tcp_established: hello.tcp_established,
+        tcp_close: hello.tcp_close,
+        network_lock: if hello.network_lock { NetworkLock::Nftables } else { NetworkLock::Skip },
         ext_unix_sk: hello.ext_unix_sk,
         shell_job: hello.shell_job,
         file_locks: hello.file_locks,
         empty_network: hello.empty_network,
+        manage_cgroups: hello.manage_cgroups,
         ..options
     };
     let mut agreed = || -> Result<()> {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::context::Options;
+use crate::checkpoint::context::{NetworkLock, Options};
 use crate::checkpoint::dump::{self, Before, Heir};
 use crate::checkpoint::{self as engine, precopy};
 use crate::container::{Container, Error, Result, Store};
@@ -29,10 +29,13 @@ pub(super) struct Hello {
     pub(super) id: String,
     /// Whether the two sides are to do the same with TCP connections, and so on.
     pub(super) tcp_established: bool,
+    pub(super) tcp_close: bool,
+    pub(super) network_lock: bool,
     pub(super) ext_unix_sk: bool,
     pub(super) shell_job: bool,
     pub(super) file_locks: bool,
     pub(super) empty_network: bool,
+    pub(super) manage_cgroups: Option<String>,
 }
 
 /// Where `receive` is.
@@ -77,10 +80,13 @@ pub fn send(
         stasis_migrate: VERSION,
         id: id.to_owned(),
         tcp_established: options.tcp_established,
+        tcp_close: options.tcp_close,
+        network_lock: options.network_lock == NetworkLock::Nftables,
         ext_unix_sk: options.ext_unix_sk,
         shell_job: options.shell_job,
         file_locks: options.file_locks,
         empty_network: options.empty_network,
+        manage_cgroups: options.manage_cgroups.clone(),
     };
     let hello = serde_json::to_vec(&hello).map_err(|e| Error::new(format!("encoding the greeting: {e}")))?;
     wire.send(Kind::Hello, &hello)?;
