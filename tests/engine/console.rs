@@ -9,22 +9,26 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use tempfile::TempDir;
 
 /// A listening console socket, later the master it received.
 pub struct Console {
     listener: UnixListener,
     path: PathBuf,
+    /// Where the socket lies: not in the build directory, whose path alone may be longer than that of a socket.
+    _dir: TempDir,
     /// Kept open: a terminal whose master is closed hangs up.
     master: Option<File>,
 }
 
 impl Console {
-    /// Listens at `path`, replacing what an earlier start left there.
-    pub fn listen(path: &Path) -> Result<Self, String> {
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    /// Listens in a directory of its own.
+    pub fn listen() -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|e| format!("a directory for the console socket: {e}"))?;
+        let path = dir.path().join("tty");
+        let listener = UnixListener::bind(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         listener.set_nonblocking(true).map_err(|e| e.to_string())?;
-        Ok(Self { listener, path: path.to_owned(), master: None })
+        Ok(Self { listener, path, _dir: dir, master: None })
     }
 
     /// What to pass to `--console-socket`.

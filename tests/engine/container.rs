@@ -94,7 +94,7 @@ impl<'a> Container<'a> {
         let mut command = self.command(words);
         command.args(arguments);
         if self.fixture.tty {
-            let console = Console::listen(&self.place.dir.join(format!("{}.tty", self.id)))?;
+            let console = Console::listen()?;
             command.arg("--console-socket").arg(console.path());
             self.console = Some(console);
         }
