@@ -73,10 +73,19 @@ fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()>
     }
     // A bind mount of something that comes back anyway; binds of binds lead to the first.
     let known = |m: &Mount, c: &Class| *c != Class::Later || RENEWABLE.contains(&m.fstype.as_str());
-    let bind = all.iter().any(|(m, c)| m.id != mount.id && m.dev == mount.dev && known(m, c));
+    let same = |m: &Mount| m.id != mount.id && m.dev == mount.dev;
+    let shown = |m: &Mount| Path::new(&mount.root).starts_with(&m.root);
+    let bind = all.iter().any(|(m, c)| same(m) && shown(m) && known(m, c));
     let fresh = RENEWABLE.contains(&mount.fstype.as_str()) && mount.root == "/";
     if fresh || bind {
         return Ok(());
+    }
+    if all.iter().any(|(m, c)| same(m) && known(m, c)) {
+        return Err(Error::new(format!(
+            "the mount shows {}, which no mount of config.json leads to (any more)",
+            mount.root
+        ))
+        .remedy("unmount it, or mount it through config.json"));
     }
     Err(Error::new(format!("the container mounted a {} itself, which cannot be restored", mount.fstype))
         .remedy("unmount it, or mount it through config.json"))

@@ -168,6 +168,8 @@ mod tests {
 8 2 0:2 /null /proc/kcore rw - devtmpfs dev rw
 9 4 0:40 / /dev/shm rw - tmpfs over rw
 10 1 8:9 / /mnt rw - ext4 /dev/loop0 rw
+11 1 8:1 /var/other /srv rw - ext4 /dev/sda rw
+12 1 8:1 /c/dir /opt rw - ext4 /dev/sda rw
 ";
 
     fn table() -> Vec<(Mount, Class)> {
@@ -198,6 +200,8 @@ mod tests {
             external("/dev/null"),
             Class::Later,
             Class::Later,
+            Class::Later,
+            Class::Later,
         ];
         assert_eq!(found, expected);
     }
@@ -210,6 +214,6 @@ mod tests {
             .filter(|(m, c)| super::super::check_one(m, c, &all).is_err())
             .map(|(m, _)| m.id)
             .collect();
-        assert_eq!(refused, [10]);
+        assert_eq!(refused, [10, 11]);
     }
 }
