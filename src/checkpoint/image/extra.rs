@@ -21,6 +21,8 @@ records! {
         features: optional uint64 = 7,
         modes: repeated message(ThreadMode) = 8,
         core_filter: optional uint32 = 9,
+        memory_policy: optional uint32 = 10,
+        memory_nodes: optional bytes = 11,
     }
 
     /// A way in which the kernel treats a thread; `task/modes` has the numbers.

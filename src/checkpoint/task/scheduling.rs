@@ -1,4 +1,5 @@
-//! Scheduling: policy, nice value, real-time priority, processor affinity, I/O priority, timer slack. All of a thread.
+//! Scheduling: policy, nice value, real-time priority, processor affinity, I/O priority, timer slack,
+//! the NUMA policy of memory to come. All of a thread.
 
 use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
@@ -8,10 +9,15 @@ use crate::checkpoint::{Error, Result};
 const ATTR: usize = 56;
 /// Bytes of a processor set: 8192 processors.
 const CPUS: usize = 1024;
+/// Bytes of a set of NUMA nodes: 1024 nodes, the most that a kernel can be built for.
+const NODES: usize = 128;
+/// The kernel takes one bit less than the number it is given.
+const NODE_BITS: usize = NODES * 8 + 1;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const SCHED_DEADLINE: u32 = 6;
+const MPOL_DEFAULT: u32 = 0;
 /// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
 const RESET_ON_FORK: u64 = 1;
 
@@ -23,6 +29,9 @@ pub struct Ask {
     size: Call,
     slack: Call,
     io: Call,
+    mode: Out,
+    nodes: Out,
+    policy: Call,
 }
 
 impl Ask {
@@ -35,7 +44,12 @@ impl Ask {
         let slack = batch.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
         let io = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), 0.into()]);
         batch.tolerate(io);
-        Self { attr, cpus, size, slack, io }
+        let (mode, nodes) = (batch.out(4), batch.out(NODES));
+        let asked = [mode.arg(), nodes.arg(), NODE_BITS.into(), 0.into(), 0.into()];
+        let policy = batch.call(libc::SYS_get_mempolicy, &asked);
+        // A kernel without NUMA has no policies.
+        batch.tolerate(policy);
+        Self { attr, cpus, size, slack, io, mode, nodes, policy }
     }
 
     /// Takes the answers.
@@ -58,6 +72,11 @@ impl Ask {
         extra.affinity = Some(results.out(self.cpus)[..size].to_vec());
         extra.timer_slack = u64::try_from(results.ret(self.slack)).ok();
         extra.io_priority = u32::try_from(results.ret(self.io)).ok();
+        if results.ret(self.policy) == 0 {
+            extra.memory_policy = Some(results.u32(self.mode, 0));
+            let nodes = results.out(self.nodes);
+            extra.memory_nodes = nodes.iter().any(|b| *b != 0).then(|| nodes.to_vec());
+        }
         Ok(())
     }
 }
@@ -80,6 +99,20 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
             let call = batch.call(libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS.into(), 0.into(), io.into()]);
             batch.tolerate(call);
         }
+    }
+    if let Some(mode) = extra.and_then(|e| e.memory_policy) {
+        let nodes = extra.and_then(|e| e.memory_nodes.as_ref()).filter(|nodes| nodes.len() == NODES);
+        let (mask, bits) = match nodes {
+            Some(nodes) => (batch.data(nodes), NODE_BITS),
+            None => (0.into(), 0),
+        };
+        batch.about("cannot restore the thread's NUMA memory policy");
+        let call = batch.call(libc::SYS_set_mempolicy, &[mode.into(), mask, bits.into()]);
+        // The default has to be set, too: a thread is born with its creator's. Without NUMA there is no other.
+        if mode == MPOL_DEFAULT {
+            batch.tolerate(call);
+        }
+        batch.about("cannot restore how the thread is scheduled");
     }
     if let Some(policy) = core.sched_policy {
         let flags = extra.and_then(|e| e.sched_flags).unwrap_or(0) & RESET_ON_FORK;
