@@ -473,7 +473,7 @@ SAME = [
     ("", "ls -l /dev | awk '{print $1, $3, $4, $5, $6}'; stat -c '%n %a %t %T' /dev/null /dev/tty /dev/ptmx"),
     ("", "mount | awk '{print $1, $3, $5, $6}' | grep -v -e ' / ' -e /etc/"),
     ("", "cat /proc/self/cgroup | cut -d: -f2,3 | grep -c .; readlink /proc/self/ns/cgroup | cut -d: -f1"),
-    ("--init", "cat /proc/1/comm; ps -o args | grep -c docker-init"),
+    ("--init", "cat /proc/1/comm; ps -o args >/tmp/ps; grep -c docker-init /tmp/ps"),
     ("--hostname h --domainname d", "hostname; cat /proc/sys/kernel/domainname"),
     ("-e A=1 -e B -e HOME=/x --workdir /srv/new", "env | sort | grep -v HOSTNAME; pwd"),
     ("--user nobody", "id; echo $HOME"),
