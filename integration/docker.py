@@ -467,7 +467,7 @@ SAME = [
     ("--memory 64m --memory-reservation 32m --kernel-memory 0", "cat /sys/fs/cgroup/memory/memory.soft_limit_in_bytes"),
     ("--cpus 0.5 --cpu-shares 77", "cat /sys/fs/cgroup/cpu/cpu.shares; cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
     ("--cpuset-cpus 0", "grep Cpus_allowed_list /proc/self/status"),
-    ("--pids-limit 5", "cat /sys/fs/cgroup/pids/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 0.1 & done; wait"),
+    ("--pids-limit 5", "cat /sys/fs/cgroup/pids/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 3 & done; wait"),
     ("--device /dev/fuse", "ls -l /dev/fuse | cut -c1-10; ls /dev"),
     ("--device /dev/zero:/dev/nothing:r", "head -c3 /dev/nothing | wc -c; echo >/dev/nothing; echo $?"),
     ("", "ls -l /dev | awk '{print $1, $3, $4, $5, $6}'; stat -c '%n %a %t %T' /dev/null /dev/tty /dev/ptmx"),

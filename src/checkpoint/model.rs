@@ -9,10 +9,13 @@
 
 mod extension;
 mod read;
+mod seal;
 #[cfg(test)]
 pub(crate) mod tests;
 mod validate;
 mod write;
+
+pub use seal::reseal;
 
 use std::collections::BTreeMap;
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::absolute;
 use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::model::reseal;
 use crate::checkpoint::show;
 use crate::container::{Error, Result};
 
@@ -38,6 +39,8 @@ enum View {
     Files,
     /// Read everything to its end; ends with 1 where a restore could not
     Verify,
+    /// Accept the images as they are now, after some were edited
+    Seal,
 }
 
 pub fn run(args: &Args) -> Result<u8> {
@@ -47,12 +50,16 @@ pub fn run(args: &Args) -> Result<u8> {
         print(args, &verdict, ToString::to_string)?;
         return Ok(u8::from(!verdict.whole));
     }
+    if matches!(args.view, View::Seal) {
+        reseal(&ImageDir::open(path)?)?;
+        return Ok(0);
+    }
     let (images, model) = show::open(&path)?;
     match args.view {
         View::Show => print(args, &show::summary(&images, &model)?, ToString::to_string)?,
         View::Tree => print(args, &show::tree(&images, &model), |v| lines(v))?,
         View::Mem => print(args, &show::memory(&images, &model), |v| lines(v))?,
-        View::Files | View::Verify => print(args, &show::files(&model), |v| lines(v))?,
+        View::Files | View::Verify | View::Seal => print(args, &show::files(&model), |v| lines(v))?,
     }
     Ok(0)
 }

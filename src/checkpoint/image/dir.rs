@@ -186,6 +186,16 @@ impl ImageDir {
         writer.finish().map(drop)
     }
 
+    /// Writes an image anew, in one step.
+    pub fn rewrite<T: Record>(&self, kind: Kind, name: &str, records: &[T]) -> Result<()> {
+        let new = format!("{name}.new");
+        remove(self.place(), &new)?;
+        self.write(kind, &new, records)?;
+        renameat(self.place(), new.as_str(), self.place(), name)
+            .during("cannot replace the image", || format!("renameat(_, {new:?}, _, {name:?})"))
+            .map_err(|e| e.path(self.path.join(name)))
+    }
+
     /// Reads an image of plain records.
     pub fn read<T: Record>(&self, kind: Kind, name: &str) -> Result<Vec<T>> {
         self.reader(kind, name)?.records()

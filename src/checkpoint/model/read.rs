@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::*;
-use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream};
+use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
 use crate::checkpoint::task::process::DEAD;
 
 /// Most processes and threads of a set: the kernel's own limit.
@@ -28,7 +28,10 @@ impl Model {
         }
         let mut model = Self { inventory, ..Self::default() };
         model.check_version(dir)?;
-        model.extension = one(dir, Kind::Stasis, "stasis.img")?;
+        model.extension = one(dir, Kind::Stasis, seal::SEAL)?;
+        if let Some(extension) = &mut model.extension {
+            seal::check(dir, &std::mem::take(&mut extension.digests))?;
+        }
         model.pstree = dir.read(Kind::Pstree, "pstree.img")?;
         model.read_tasks(dir)?;
         model.read_files(dir)?;

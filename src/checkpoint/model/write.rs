@@ -2,10 +2,11 @@
 
 use crate::checkpoint::error::Result;
 use crate::checkpoint::image::*;
-use crate::checkpoint::model::{Model, TcpStream};
+use crate::checkpoint::model::{Model, TcpStream, seal};
 
 impl Model {
     /// Writes every image of the model, inventory.img last. CRIU expects some of them even when they are empty.
+    /// Bulk data has to be there before: the set is sealed here.
     pub fn write(&self, dir: &ImageDir) -> Result<()> {
         dir.write(Kind::Pstree, "pstree.img", &self.pstree)?;
         self.write_tasks(dir)?;
@@ -24,7 +25,8 @@ impl Model {
             dir.write(Kind::Apparmor, "apparmor.img", std::slice::from_ref(apparmor))?;
         }
         if let Some(extension) = &self.extension {
-            dir.write(Kind::Stasis, "stasis.img", std::slice::from_ref(extension))?;
+            let extension = StasisExtension { digests: seal::lengths(dir)?, ..extension.clone() };
+            dir.write(Kind::Stasis, seal::SEAL, std::slice::from_ref(&extension))?;
         }
         dir.write(Kind::Inventory, INVENTORY, std::slice::from_ref(&self.inventory))
     }
