@@ -1,0 +1,217 @@
+"""What happens at the same time, or at the wrong moment: many containers at once, programs that are gone before anybody
+looks, a command that is killed in its middle, a full disk. Whatever comes first, the answer is true and nothing is left.
+
+```text
+   Race ── one bundle, many ids ──> ROOT/ID            a directory each
+                                ──> /NAME/ID           a control group each, in every hierarchy
+                                ──> environment: NAME  by which every process of it is found
+```
+"""
+
+import json
+import os
+import pathlib
+import random
+import subprocess
+import time
+
+from cli import busybox
+from harness import PATIENCE, RUNTIME, Failed, Skip, check, equal, remove_cgroup, sh, until
+
+
+class Race:
+    """Containers of one bundle, and where they might leave something."""
+
+    def __init__(self, host, *args, root=None):
+        self.host, self.name = host, host.id
+        self.mark = f"STASIS_RACE={self.name}"
+        self.root = root or host.dir / "root"
+        host.undo.append(lambda: remove_cgroup(self.name))
+        self.bundle = busybox(host, *args).bundle
+        self.spec = json.loads((self.bundle / "config.json").read_text())
+        self.spec["process"]["env"].append(self.mark)
+        self.ids = []
+
+    def new(self, label):
+        """An id, and the config.json to make it of."""
+        id = f"{self.name}-{label}"
+        self.ids.append(id)
+        self.host.undo.append(lambda: self.call("delete", "--force", id, ok=None))
+        bundle = self.host.dir / f"{label}.of"
+        bundle.mkdir()
+        spec = json.loads(json.dumps(self.spec))
+        spec["linux"]["cgroupsPath"] = f"/{self.name}/{id}"
+        (bundle / "config.json").write_text(json.dumps(spec))
+        return id, bundle
+
+    def launch(self, *words, log):
+        """A command whose output the container may keep."""
+        with open(self.host.dir / log, "wb") as out:
+            name, value = self.mark.split("=")
+            return subprocess.Popen(self.command(*words), stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                                    env={**os.environ, name: value})
+
+    def command(self, *words):
+        return [RUNTIME, "--root", str(self.root), *map(str, words)]
+
+    def call(self, *words, **how):
+        return sh(*self.command(*words), **how)
+
+    def done(self, process, log, ok=(0,)):
+        try:
+            status = process.wait(120 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise Failed(f"$ {' '.join(process.args)}\nhung") from None
+        text = (self.host.dir / log).read_text(errors="replace")
+        check(status in ok, f"$ {' '.join(process.args)}\nstatus {status}\n{text}")
+        return status, text
+
+    def status(self, id):
+        """The state, or nothing where there is no container."""
+        done = self.call("state", id, ok=(0, 1))
+        if done.returncode:
+            check("container does not exist" in done.stderr, f"state: {done.stderr}")
+            return "", 0
+        state = json.loads(done.stdout)
+        return state["status"], state["pid"]
+
+    def left(self):
+        """What there is of all ids."""
+        found = [str(self.root / id) for id in self.ids if (self.root / id).exists()]
+        tops = [pathlib.Path("/sys/fs/cgroup"), *pathlib.Path("/sys/fs/cgroup").iterdir()]
+        found += [str(path) for top in tops for id in self.ids if (path := top / self.name / id).is_dir()]
+        for process in pathlib.Path("/proc").glob("[0-9]*"):
+            try:
+                if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(f"{process}: {(process / 'cmdline').read_bytes()!r}")
+            except OSError:
+                pass  # it has ended
+        return found
+
+    def nothing_left(self):
+        """Processes that were killed may take their time to go; nothing else may."""
+        until(lambda: not any(x.startswith("/proc") for x in self.left()), "the last process to go")
+        equal(self.left(), [], "left behind")
+
+
+def test_many_at_once(host):
+    """50 containers are started in parallel, and deleted in parallel."""
+    race = Race(host, "sleep", "1000")
+    all = [race.new(str(n)) for n in range(50)]
+    started = [race.launch("run", "--detach", "--bundle", bundle, id, log=f"{id}.log") for id, bundle in all]
+    for (id, _), process in zip(all, started):
+        race.done(process, f"{id}.log")
+    listed = {x["id"]: x["status"] for x in json.loads(race.call("list", "--format", "json").stdout)}
+    equal(listed, {id: "running" for id, _ in all}, "list")
+    found = race.left()
+    for what in (str(race.root), "/sys/fs/cgroup/", "/proc/"):
+        check(len([x for x in found if x.startswith(what)]) >= 50, f"what is there now must be seen, or nothing would be later: {found}")
+    gone = [race.launch("delete", "--force", id, log=f"{id}.gone") for id, _ in all]
+    for (id, _), process in zip(all, gone):
+        race.done(process, f"{id}.gone")
+    race.nothing_left()
+
+
+def test_gone_at_once(host):
+    """A program that ends at once: state, kill, exec and delete see it running or stopped, and nothing else."""
+    race = Race(host, "true")
+    for n in range(10):
+        id, bundle = race.new(str(n))
+        race.done(race.launch("create", "--bundle", bundle, id, log=f"{id}.log"), f"{id}.log")
+        equal(race.status(id)[0], "created", "after create")
+        race.call("start", id)
+        check(race.status(id)[0] in ("running", "stopped"), f"after start: {race.status(id)}")
+        killed = race.call("kill", id, "KILL", ok=(0, 1))
+        check(killed.returncode == 0 or "container not running" in killed.stderr, f"kill: {killed.stderr}")
+        until(lambda id=id: race.status(id) == ("stopped", 0), "the end")
+        killed = race.call("kill", id, "KILL", ok=[1])
+        check("container not running" in killed.stderr, f"kill of one that has ended: {killed.stderr}")
+        late = race.call("exec", id, "true", ok=range(1, 256))
+        check("cannot exec in a stopped container" in late.stderr, f"exec in one that has ended: {late.stderr}")
+        again = race.call("start", id, ok=[1])
+        check("cannot start a container that has stopped" in again.stderr, f"start of one that has ended: {again.stderr}")
+        race.call("delete", id)
+        equal(race.status(id), ("", 0), "after delete")
+    race.nothing_left()
+
+
+def test_exec_while_it_ends(host):
+    """The container is killed in the middle of an exec, which works or says why it did not."""
+    race = Race(host, "sleep", "1000")
+    for n in range(20):
+        id, bundle = race.new(str(n))
+        race.done(race.launch("run", "--detach", "--bundle", bundle, id, log=f"{id}.log"), f"{id}.log")
+        exec = race.launch("exec", id, "true", log=f"{id}.exec")
+        time.sleep(random.uniform(0, 0.03))
+        race.call("kill", id, "KILL")
+        status, text = race.done(exec, f"{id}.exec", ok=range(256))
+        # 137: the program itself was killed, with the rest of the container.
+        check(status in (0, 137) or text.strip(), f"exec failed with {status} and without a word")
+        check("panicked" not in text, text)
+        until(lambda id=id: race.status(id)[0] == "stopped", "the end")
+        race.call("delete", id)
+    race.nothing_left()
+
+
+def better_than_runc():
+    if os.path.basename(RUNTIME) == "runc":
+        raise Skip("runc does worse")
+
+
+def test_create_killed(host):
+    """`create` is killed at random moments: `state` tells the truth, and `delete --force` leaves nothing."""
+    better_than_runc()
+    race = Race(host, "sleep", "1000")
+    id, bundle = race.new("whole")
+    began = time.monotonic()
+    race.done(race.launch("create", "--bundle", bundle, id, log="whole.log"), "whole.log")
+    whole = time.monotonic() - began
+    race.call("delete", "--force", id)
+    for n in range(20):
+        id, bundle = race.new(str(n))
+        create = race.launch("create", "--bundle", bundle, id, log=f"{id}.log")
+        time.sleep(random.uniform(0, whole * 1.1))
+        create.kill()
+        create.wait()
+
+        def true():
+            status, pid = race.status(id)
+            if status in ("", "stopped"):
+                return pid == 0
+            equal(status, "created", "state")
+            return os.path.exists(f"/proc/{pid}")
+
+        until(true, "a state that is true")
+        race.call("delete", "--force", id)
+        equal(race.status(id), ("", 0), "after delete")
+        race.nothing_left()
+
+
+def test_full_disk(host):
+    """No room for the container's files, each of them in turn: an error that says so, and nothing is left."""
+    better_than_runc()
+    tiny = host.dir / "tiny"
+    tiny.mkdir()
+    race = Race(host, "sleep", "1000", root=tiny / "root")
+    failures = []
+    for pages in range(1, 20):
+        sh("mount", "-t", "tmpfs", "-o", f"size={pages * os.sysconf('SC_PAGE_SIZE')}", "tiny", tiny)
+        try:
+            id, bundle = race.new(str(pages))
+            log = f"{id}.log"
+            status, text = race.done(race.launch("create", "--bundle", bundle, id, log=log), log, ok=(0, 1))
+            if status:
+                check("no space left on device" in text.lower(), text)
+                failures.append(text)
+            else:
+                race.call("delete", "--force", id)
+            race.nothing_left()
+        finally:
+            sh("umount", "-l", tiny)
+        if status == 0:
+            break
+    else:
+        raise Failed(f"never enough room\n{failures[-1]}")
+    check(any("state.json" in text for text in failures), f"no failure was about state.json:\n{''.join(failures)}")
