@@ -1,4 +1,4 @@
-//! Unix sockets of a network namespace, as sock_diag(7) lists them: what no socket tells about itself.
+//! Sockets of a network namespace, as sock_diag(7) lists them: what no socket tells about itself.
 //!
 //! ```text
 //!   request:  nlmsghdr (16) | unix_diag_req (24): family, protocol, states, inode, what to show, cookie
@@ -54,22 +54,10 @@ pub struct Diag {
 impl Diag {
     /// Asks the kernel, in the network namespace of that process.
     pub fn read(pid: i32) -> Result<Self> {
-        inside::in_network(pid, || {
-            let what = "cannot list the unix sockets";
-            let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
-                .during(what, || "socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)".into())?;
-            send(fd.as_raw_fd(), &request(), MsgFlags::empty())
-                .during(what, || "send(_, SOCK_DIAG_BY_FAMILY)".into())?;
-            let mut diag = Self::default();
-            let mut buffer = vec![0; 64 << 10];
-            loop {
-                let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                    .during(what, || "recv(_, _, _, 0)".into())?;
-                if diag.take(&buffer[..length])? {
-                    return Ok(diag);
-                }
-            }
-        })
+        let mut diag = Self::default();
+        list(pid, &request(), |message| diag.add(message))
+            .map_err(|e| e.remedy("the kernel must be built with CONFIG_UNIX_DIAG"))?;
+        Ok(diag)
     }
 
     /// The listener that has not accepted the connection of this socket yet.
@@ -77,69 +65,94 @@ impl Diag {
         self.unix.iter().find(|(_, s)| s.waiting.contains(&client)).map(|(inode, _)| *inode)
     }
 
-    /// Takes in one datagram of messages. True at the end of the list.
-    fn take(&mut self, mut bytes: &[u8]) -> Result<bool> {
-        while let Some(header) = bytes.get(..HEADER) {
-            let length = word(header, 0) as usize;
-            let message = bytes.get(HEADER..length).ok_or_else(garbled)?;
-            match half(header, 4) {
-                NLMSG_DONE => return Ok(true),
-                NLMSG_ERROR => {
-                    let errno = word(message, 0).cast_signed().wrapping_neg();
-                    return Err(Error::new("cannot list the unix sockets")
-                        .call("SOCK_DIAG_BY_FAMILY", nix::errno::Errno::from_raw(errno))
-                        .remedy("the kernel must be built with CONFIG_UNIX_DIAG"));
-                }
-                SOCK_DIAG_BY_FAMILY => self.add(message)?,
-                _ => {}
-            }
-            bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(false)
-    }
-
     fn add(&mut self, message: &[u8]) -> Result<()> {
-        let (fixed, mut rest) = message.split_at_checked(16).ok_or_else(garbled)?;
+        let (fixed, rest) = message.split_at_checked(16).ok_or_else(garbled)?;
         let mut socket = UnixSocket { state: fixed[2].into(), ..UnixSocket::default() };
-        while rest.len() >= 4 {
-            let length = usize::from(half(rest, 0));
-            let value = rest.get(4..length).ok_or_else(garbled)?;
-            match half(rest, 2) {
-                1 => socket.file = Some((word(value, 0), word(value, 4))),
-                2 => (socket.peer, socket.faceless) = (word(value, 0), word(value, 0) == 0),
-                3 => socket.waiting = value.chunks_exact(4).map(|c| word(c, 0)).collect(),
-                4 if socket.state == LISTEN => socket.backlog = word(value, 4),
-                4 => socket.sent = word(value, 4) != 0,
-                6 => socket.shutdown = value.first().copied().unwrap_or(0),
-                _ => {}
-            }
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
+        attributes(rest, |number, value| match number {
+            1 => socket.file = Some((word(value, 0), word(value, 4))),
+            2 => (socket.peer, socket.faceless) = (word(value, 0), word(value, 0) == 0),
+            3 => socket.waiting = value.chunks_exact(4).map(|c| word(c, 0)).collect(),
+            4 if socket.state == LISTEN => socket.backlog = word(value, 4),
+            4 => socket.sent = word(value, 4) != 0,
+            6 => socket.shutdown = value.first().copied().unwrap_or(0),
+            _ => {}
+        })?;
         self.unix.insert(word(fixed, 4), socket);
         Ok(())
     }
 }
 
 fn request() -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + 24);
-    bytes.extend_from_slice(&((HEADER + 24) as u32).to_ne_bytes());
-    bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
-    bytes.extend_from_slice(&(flags as u16).to_ne_bytes());
-    bytes.extend_from_slice(&[0; 8]);
-    bytes.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
+    let mut bytes = vec![libc::AF_UNIX as u8, 0, 0, 0];
     for word in [u32::MAX, 0, SHOW, 0, 0] {
         bytes.extend_from_slice(&word.to_ne_bytes());
     }
     bytes
 }
 
-fn garbled() -> Error {
-    Error::new("the kernel's list of unix sockets is garbled")
+/// Has the kernel list sockets, in the network namespace of that process. `add` gets each socket's message.
+pub fn list(pid: i32, request: &[u8], mut add: impl FnMut(&[u8]) -> Result<()> + Send) -> Result<()> {
+    let length = u32::try_from(HEADER + request.len()).map_err(|_| garbled())?;
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
+    let mut bytes = length.to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    bytes.extend_from_slice(&(flags as u16).to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(request);
+    inside::in_network(pid, || {
+        let what = "cannot list the sockets";
+        let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
+            .during(what, || "socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)".into())?;
+        send(fd.as_raw_fd(), &bytes, MsgFlags::empty())
+            .during(what, || "send(_, SOCK_DIAG_BY_FAMILY)".into())?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
+                .during(what, || "recv(_, _, _, 0)".into())?;
+            if take(&buffer[..length], &mut add)? {
+                return Ok(());
+            }
+        }
+    })
+}
+
+/// Takes in one datagram of messages. True at the end of the list.
+fn take(mut bytes: &[u8], add: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
+    while let Some(header) = bytes.get(..HEADER) {
+        let length = word(header, 0) as usize;
+        let message = bytes.get(HEADER..length).ok_or_else(garbled)?;
+        match half(header, 4) {
+            NLMSG_DONE => return Ok(true),
+            NLMSG_ERROR => {
+                let errno = word(message, 0).cast_signed().wrapping_neg();
+                return Err(Error::new("cannot list the sockets")
+                    .call("SOCK_DIAG_BY_FAMILY", nix::errno::Errno::from_raw(errno)));
+            }
+            SOCK_DIAG_BY_FAMILY => add(message)?,
+            _ => {}
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// The attributes in `bytes`: number and value.
+pub fn attributes(mut bytes: &[u8], mut each: impl FnMut(u16, &[u8])) -> Result<()> {
+    while bytes.len() >= 4 {
+        let length = usize::from(half(bytes, 0));
+        each(half(bytes, 2), bytes.get(4..length).ok_or_else(garbled)?);
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// What the kernel lists cannot be read.
+pub fn garbled() -> Error {
+    Error::new("the kernel's list of sockets is garbled")
 }
 
 /// Zero behind the end.
-fn word(bytes: &[u8], at: usize) -> u32 {
+pub fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
@@ -179,8 +192,9 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error() {
-        let mut diag = Diag::default();
-        assert!(diag.take(&[0xff; 40]).is_err());
-        assert!(!diag.take(&[]).unwrap());
+        let mut none = |_: &[u8]| Ok(());
+        assert!(take(&[0xff; 40], &mut none).is_err());
+        assert!(!take(&[], &mut none).unwrap());
+        assert!(attributes(&[0xff; 8], |_, _| {}).is_err());
     }
 }

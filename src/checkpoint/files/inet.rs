@@ -9,14 +9,17 @@
 //!
 //! What a socket is, it tells itself: getsockopt(2), getsockname(2), TCP_INFO.
 
+use std::collections::btree_map::Entry;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
 mod make;
+mod shut;
 
 pub use make::open;
+pub use shut::Shut;
 
 use crate::checkpoint::context::{Dump, Options};
 use crate::checkpoint::error::Context;
@@ -198,11 +201,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         entry.ifname =
             Some(name.into_string().map_err(|_| Error::new("a network device's name is not valid UTF-8"))?);
     }
-    // A stream that the peer has ended reads as shut, too.
-    let ends = seen.kind == libc::SOCK_DGRAM || !state::has_received_fin(seen.state);
-    if ends && seen.state != LISTEN && options::is_shut(&live.file) {
-        entry.shutdown = Some(SkShutdown::Read as i32);
-    }
+    entry.shutdown = shut_down(dump, live, &seen)?;
     if let Some(ends) = seen.connection() {
         entry.state = tcp::dump(dump, live, ends)?.unwrap_or(entry.state);
     }
@@ -215,6 +214,25 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         ..FileEntry::default()
     });
     Ok(())
+}
+
+/// The directions in which it is shut down.
+fn shut_down(dump: &mut Dump<'_>, live: &Live, seen: &Seen) -> Result<Option<i32>> {
+    if seen.kind == libc::SOCK_DGRAM {
+        let of = (seen.family, seen.protocol);
+        let listed = match dump.files.shut.entry(of) {
+            Entry::Occupied(listed) => listed.into_mut(),
+            Entry::Vacant(place) => place.insert(shut::read(dump.source.init, of.0, of.1)?),
+        };
+        // In the image's numbers, which are the kernel's.
+        if let Some(how) = listed.get(&(live.stat.st_ino as u32)) {
+            return Ok(Some(i32::from(*how)).filter(|how| *how != 0));
+        }
+    }
+    // A stream that the peer has ended reads as shut, too.
+    let ends = seen.kind == libc::SOCK_DGRAM || !state::has_received_fin(seen.state);
+    let shut = ends && seen.state != LISTEN && options::is_shut(&live.file);
+    Ok(shut.then_some(SkShutdown::Read as i32))
 }
 
 fn entry(fd: &OwnedFd, seen: &Seen) -> Result<InetSkEntry> {

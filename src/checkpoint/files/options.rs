@@ -144,7 +144,7 @@ pub fn restore(fd: &OwnedFd, more: &More) -> Result<()> {
     multicast::join(fd, &more.groups)
 }
 
-/// Was it shut down for reading? What poll(2) tells; a shutdown for writing only cannot be seen.
+/// Was it shut down for reading? What poll(2) tells; a shutdown for writing only it does not.
 pub fn is_shut(fd: &OwnedFd) -> bool {
     let wanted = PollFlags::from_bits_retain(libc::POLLRDHUP);
     let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(fd), wanted)];

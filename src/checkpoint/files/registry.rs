@@ -9,7 +9,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{multicast, options, tcp, unix};
+use crate::checkpoint::files::{inet, multicast, options, tcp, unix};
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -45,6 +45,8 @@ pub struct Registry {
     pub(super) groups: Option<Vec<multicast::Group>>,
     /// The options of a new IP socket of some family, type and protocol.
     pub(super) fresh: BTreeMap<[i32; 3], (options::Values, Option<String>)>,
+    /// Where the UDP sockets of a family and protocol are shut down.
+    pub(super) shut: BTreeMap<(i32, i32), inet::Shut>,
     /// Unix sockets, whose peers are looked up when every socket is known.
     pub(super) unix: unix::Found,
     /// What the container's processes are called inside.

@@ -179,8 +179,14 @@ fn place(fd: &OwnedFd, e: &InetSkEntry) -> Result<()> {
             sockopt::connect(fd, &address::bytes(&remote))
                 .during(what, || format!("connect(_, {remote})"))?;
         }
+    }
+    if e.proto.cast_signed() != TCP {
         if let Some(how) = sockopts::directions(e.shutdown) {
-            shut(fd, how)?;
+            shut(fd, how).or_else(|err| match err.errno() {
+                // So it says of a socket that is not connected, and shuts it down.
+                Some(Errno::ENOTCONN) => Ok(()),
+                _ => Err(err),
+            })?;
         }
     }
     Ok(())
