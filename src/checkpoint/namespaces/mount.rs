@@ -13,6 +13,7 @@
 mod class;
 mod flags;
 mod make;
+mod options;
 mod restore;
 mod table;
 

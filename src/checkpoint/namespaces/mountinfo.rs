@@ -12,6 +12,9 @@ use nix::mount::MsFlags;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::device;
 
+/// MS_NOSYMFOLLOW, for which nix has no name.
+pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
+
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
@@ -127,6 +130,7 @@ fn mount_flag(word: &str) -> MsFlags {
         "noatime" => MsFlags::MS_NOATIME,
         "nodiratime" => MsFlags::MS_NODIRATIME,
         "relatime" => MsFlags::MS_RELATIME,
+        "nosymfollow" => NOSYMFOLLOW,
         _ => MsFlags::empty(),
     }
 }
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_line_is_taken_apart() {
-        let line = b"36 35 98:3 /a\\040b /mnt\\134x rw,noatime,nosuid master:1 shared:7 - ext3 /dev/ro\\011ot ro,errors=x\n";
+        let line = b"36 35 98:3 /a\\040b /mnt\\134x rw,noatime,nosuid,nosymfollow master:1 shared:7 - ext3 /dev/ro\\011ot ro,errors=x\n";
         let mounts = parse(line).unwrap();
         let m = &mounts[0];
         assert_eq!((m.id, m.parent, m.dev, m.shared, m.master), (36, 35, (98 << 20) | 3, 7, 1));
@@ -180,10 +184,9 @@ mod tests {
             ("/a b", "/mnt\\x", "/dev/ro\tot")
         );
         assert_eq!((m.fstype.as_str(), m.options.as_str()), ("ext3", "errors=x"));
-        assert!(
-            m.flags
-                .contains(MsFlags::MS_NOSUID | MsFlags::MS_NOATIME | MsFlags::MS_SHARED | MsFlags::MS_SLAVE)
-        );
+        assert!(m.flags.contains(
+            MsFlags::MS_NOSUID | NOSYMFOLLOW | MsFlags::MS_NOATIME | MsFlags::MS_SHARED | MsFlags::MS_SLAVE
+        ));
         assert!(m.read_only() && !m.flags.contains(MsFlags::MS_RDONLY));
     }
 

@@ -2,14 +2,22 @@
 
 use nix::mount::MsFlags;
 
+use crate::checkpoint::image::MntEntry;
+use crate::checkpoint::namespaces::mountinfo::NOSYMFOLLOW;
 use crate::sys::mount::Attributes;
 
 /// Attributes that a record decides.
-pub(super) const ALL: u64 = RESTRICTIVE | libc::MOUNT_ATTR_NODIRATIME | libc::MOUNT_ATTR__ATIME;
+pub(super) const ALL: u64 = RESTRICTIVE | TIMES;
+
+/// How access times are kept.
+const TIMES: u64 = libc::MOUNT_ATTR_NODIRATIME | libc::MOUNT_ATTR__ATIME;
 
 /// Those that take something away from the container.
-const RESTRICTIVE: u64 =
-    libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+const RESTRICTIVE: u64 = libc::MOUNT_ATTR_RDONLY
+    | libc::MOUNT_ATTR_NOSUID
+    | libc::MOUNT_ATTR_NODEV
+    | libc::MOUNT_ATTR_NOEXEC
+    | libc::MOUNT_ATTR_NOSYMFOLLOW;
 
 /// The attributes that are these flags.
 pub(super) fn attributes(flags: MsFlags) -> u64 {
@@ -18,11 +26,17 @@ pub(super) fn attributes(flags: MsFlags) -> u64 {
         (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
         (MsFlags::MS_NODEV, libc::MOUNT_ATTR_NODEV),
         (MsFlags::MS_NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+        (NOSYMFOLLOW, libc::MOUNT_ATTR_NOSYMFOLLOW),
         (MsFlags::MS_NODIRATIME, libc::MOUNT_ATTR_NODIRATIME),
         (MsFlags::MS_NOATIME, libc::MOUNT_ATTR_NOATIME),
         (MsFlags::MS_STRICTATIME, libc::MOUNT_ATTR_STRICTATIME),
     ];
     pairs.iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, attribute)| attribute).sum()
+}
+
+/// The flags that a record has.
+pub(super) fn of(entry: &MntEntry) -> MsFlags {
+    MsFlags::from_bits_retain(entry.flags.into())
 }
 
 /// What turns the flags `from` into `to`, as far as it takes something away or `loosen` allows more. None if nothing.
@@ -31,6 +45,12 @@ pub(super) fn change(from: MsFlags, to: MsFlags, loosen: bool) -> Option<Attribu
     let mut change = Attributes { set: want & !have, ..Attributes::default() };
     if loosen {
         change.clear = have & !want;
+        let (have, want) = (attributes(from) & TIMES, attributes(to) & TIMES);
+        if have != want {
+            // The kernel takes a way of keeping them only together with the removal of all others.
+            change.set |= want;
+            change.clear |= TIMES;
+        }
         let sharing = MsFlags::MS_SHARED | MsFlags::MS_SLAVE;
         change.propagation = match (from & sharing, to & sharing) {
             (have, want) if have == want => 0,
@@ -50,7 +70,10 @@ mod tests {
     #[test]
     fn restrictions_are_always_added_and_lifted_only_where_allowed() {
         let (ro, suid) = (MsFlags::MS_RDONLY, MsFlags::MS_NOSUID);
-        assert_eq!(change(ro, ro | MsFlags::MS_NOATIME, true), None);
+        assert_eq!(change(ro, ro | MsFlags::MS_NOATIME, false), None);
+        let times = change(ro | MsFlags::MS_STRICTATIME, ro | MsFlags::MS_NOATIME, true).unwrap();
+        assert_eq!((times.set, times.clear), (libc::MOUNT_ATTR_NOATIME, TIMES));
+        assert_eq!(change(ro, ro | NOSYMFOLLOW, false).unwrap().set, libc::MOUNT_ATTR_NOSYMFOLLOW);
         assert_eq!(change(ro, suid, false).unwrap().set, libc::MOUNT_ATTR_NOSUID);
         assert_eq!(change(ro, suid, false).unwrap().clear, 0);
         assert_eq!(change(ro, suid, true).unwrap().clear, libc::MOUNT_ATTR_RDONLY);

@@ -17,13 +17,13 @@ use oci_spec::runtime::{Capability, Spec};
 use super::class::{Planned, planned, resolved};
 use super::make::{self, best, bind, fresh, position, renewable, source};
 use super::table::fstype;
-use super::{detached, flags, inner, open_mount};
+use super::{detached, flags, inner, open_mount, options};
 use crate::checkpoint::context::Restore;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
-use crate::checkpoint::namespaces::mountinfo::{self, Mount};
+use crate::checkpoint::namespaces::mountinfo::{self, Mount, NOSYMFOLLOW};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
 use crate::sys::mount::{Attributes, FsContext, attach, set_attributes};
 use crate::sys::resolve::open_in_root;
@@ -38,7 +38,8 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
         ));
     }
     let plans = planned(&target.spec, &|path| resolved(&target.root, path));
-    let mut table = Table { restore, images, plans, done: BTreeSet::new(), filled: BTreeSet::new() };
+    let host = mountinfo::of("self")?.into_iter().map(|mount| mount.dev).collect();
+    let mut table = Table { restore, images, plans, host, done: BTreeSet::new(), filled: BTreeSet::new() };
     let mut left: Vec<&MntEntry> = images.iter().collect();
     while !left.is_empty() {
         let (now, later): (Vec<_>, Vec<_>) = left.iter().copied().partition(|entry| table.ready(entry));
@@ -59,6 +60,8 @@ struct Table<'a> {
     plans: Vec<Planned>,
     /// Ids of the mounts that are there.
     done: BTreeSet<u32>,
+    /// Devices of the file systems of this host.
+    host: BTreeSet<u32>,
     /// Devices whose contents have been put back.
     filled: BTreeSet<u32>,
 }
@@ -86,6 +89,7 @@ impl Table<'_> {
         match all.iter().filter(|mount| mount.point == point).nth(nth) {
             Some(mount) => {
                 compare(entry, mount)?;
+                self.reconfigure(entry, mount)?;
                 self.fill_there(entry, mount, &all)?;
                 self.change(entry, mount)?;
             }
@@ -113,7 +117,7 @@ impl Table<'_> {
             }
         })?;
         self.fill(entry, tree.as_fd(), BTreeSet::new())?;
-        let wanted = MsFlags::from_bits_truncate(entry.flags.into());
+        let wanted = flags::of(entry);
         let attributes =
             Attributes { set: flags::attributes(wanted), clear: flags::ALL, ..Attributes::default() };
         let steps = make::propagation(entry, original);
@@ -132,6 +136,17 @@ impl Table<'_> {
                 })?;
             attach(&tree, &place).during("cannot make the mount", || format!("move_mount(_, {path:?})"))
         })
+    }
+
+    /// Gives a file system that config.json has mounted the options that the container has changed since: before its
+    /// contents, which may need the room.
+    fn reconfigure(&self, entry: &MntEntry, mount: &Mount) -> Result<()> {
+        let target = self.restore.target;
+        let own = entry.ext_key.is_none() && mount.root == "/" && !self.host.contains(&mount.dev);
+        if !own || !may(&target.spec, Capability::SysAdmin) || !options::differ(mount, &entry.options) {
+            return Ok(());
+        }
+        options::set(mount, open_mount(&target.root, mount)?, &entry.options)
     }
 
     /// Fills a tmpfs that lies at its place.
@@ -190,7 +205,11 @@ impl Table<'_> {
     /// towards more, where it may mount.
     fn change(&self, entry: &MntEntry, mount: &Mount) -> Result<()> {
         let target = self.restore.target;
-        let wanted = MsFlags::from_bits_truncate(entry.flags.into());
+        let mut wanted = flags::of(entry);
+        if self.restore.model.extension.is_none() {
+            // CRIU does not save this one: config.json knows.
+            wanted |= mount.flags & NOSYMFOLLOW;
+        }
         let loosen = may(&target.spec, Capability::SysAdmin) && entry.ext_key.is_none();
         let Some(attributes) = flags::change(mount.flags, wanted, loosen) else { return Ok(()) };
         let place = open_mount(&target.root, mount)?;
