@@ -263,6 +263,24 @@ def test_bad_images(host):
     equal(c.state(), "running", f"the good images, afterwards: {tail(host.dir / 'good.work/restore.log')}")
 
 
+def test_trace(host):
+    """--trace: the phases one after another; a file that can't be written is a warning, and no harm."""
+    real_checkpoints()
+    c = busybox(host, "sleep", "1000")
+    c.run()
+    c.checkpoint("images", "--trace", host.dir / "dump.json")
+    c.restore("images", "--trace", host.dir / "restore.json")
+    for name, phases in (("dump", {"freeze", "memory", "publish", "standing still"}), ("restore", {"tree", "memory", "resume"})):
+        spans = [e for e in json.loads((host.dir / f"{name}.json").read_text())["traceEvents"] if e["ph"] == "X"]
+        check(phases <= {e["name"] for e in spans}, f"phases of a {name}: {spans}")
+        one = [e for e in spans if e["tid"] == 1]
+        for a, b in zip(one, one[1:]):
+            check(abs(a["ts"] + a["dur"] - b["ts"]) < 1, f"{a} and {b} do not meet")
+    done = c.checkpoint("again", "--leave-running", "--trace", "/no/such/directory/x")
+    check("cannot write the trace" in done.stderr, f"no warning: {done.stderr}")
+    equal(c.state(), "running", "state")
+
+
 def test_exec_flags(host):
     """exec --cgroup, --cap, --user, --additional-gids, --preserve-fds; what is wrong with them is said in runc's words."""
     c = busybox(host, "sleep", "1000")

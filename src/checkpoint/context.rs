@@ -34,6 +34,8 @@ pub struct Options {
     pub empty_network: bool,
     /// Print the statistics of the operation.
     pub print_stats: bool,
+    /// Where a trace of the operation is written.
+    pub trace: Option<PathBuf>,
     /// What to do with control groups: `soft`, `full`, `strict`, `ignore`.
     pub manage_cgroups: Option<String>,
     /// Images, directory and parents are not flushed to the disk before the dump is reported.

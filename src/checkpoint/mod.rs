@@ -19,6 +19,7 @@ pub mod report;
 pub mod restore;
 pub mod show;
 pub mod task;
+pub mod trace;
 
 pub use error::{Error, Result};
 pub use task::freeze::Freezer;

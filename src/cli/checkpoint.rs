@@ -84,6 +84,9 @@ pub struct Args {
     /// Print what the checkpoint took
     #[arg(long)]
     print_stats: bool,
+    /// Write where the time went to FILE, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Name of the container
     #[arg(value_name = "container-id")]
     args: Vec<String>,
@@ -169,6 +172,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         leave_running: args.leave_running,
         print_stats: args.print_stats,
+        trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,
         parent_path: args.parent_path.clone(),
         ..options(&args.what)?

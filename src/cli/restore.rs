@@ -59,6 +59,9 @@ pub struct Args {
     /// Print what the restore took
     #[arg(long)]
     print_stats: bool,
+    /// Write where the time went to FILE, for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// The container's name, unique on this host
     #[arg(value_name = "container-id")]
     args: Vec<String>,
@@ -79,6 +82,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         print_stats: args.print_stats,
+        trace: args.trace.as_deref().map(absolute).transpose()?,
         clamp: match args.policy.as_str() {
             "refuse" => false,
             "clamp" => true,

@@ -22,7 +22,7 @@ use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, files, outlook, precopy, predump, recovery, restore as engine};
+use crate::checkpoint::{dump, files, outlook, precopy, predump, recovery, restore as engine, trace};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
@@ -53,6 +53,8 @@ pub fn checkpoint(store: &Store, id: &str, mut options: Options, rounds: u32) ->
         // The checkpoint is good even so.
         warnings.extend(container.destroy().err().map(|e| e.to_string()));
     }
+    let traced = options.trace.as_deref().map_or(Ok(()), |path| trace::dump(path, &report));
+    warnings.extend(traced.err().map(|e| e.to_string()));
     Ok(Outcome { report, print: options.print_stats, warnings })
 }
 
@@ -153,7 +155,7 @@ pub fn restore_when(
     agreed: &mut dyn FnMut() -> Result<()>,
 ) -> Result<(Created, Outcome<RestoreReport>)> {
     let annotations = request.bundle.spec.annotations().clone().unwrap_or_default();
-    let warnings = configured(&annotations.into_iter().collect(), &mut options)?;
+    let mut warnings = configured(&annotations.into_iter().collect(), &mut options)?;
     // The images are read before anything is made.
     let images = ImageDir::open(&options.image_path)?;
     let model = Model::read(&images)?;
@@ -168,7 +170,11 @@ pub fn restore_when(
     };
     let mut created = create_with(store, request, &early)?;
     match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {
-        Ok(report) => Ok((created, Outcome { report, print: options.print_stats, warnings })),
+        Ok(report) => {
+            let traced = options.trace.as_deref().map_or(Ok(()), |path| trace::restore(path, &report));
+            warnings.extend(traced.err().map(|e| e.to_string()));
+            Ok((created, Outcome { report, print: options.print_stats, warnings }))
+        }
         Err(e) => {
             // A lock that was there before stays: the images can be tried again.
             if locked.get() {
