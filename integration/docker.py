@@ -268,6 +268,60 @@ def test_network(host):
     check("eth0" not in d("run", "--rm", "--network", "none", "busybox:test", "ip", "addr").stdout, "network none")
 
 
+def test_shared_namespaces(host):
+    """A container that joins another's pids, or its System V objects and /dev/shm."""
+    d = docker(host)
+    d("run", "-d", "--name", "first", "--ipc", "shareable", "busybox:test", "sleep", "1000")
+    own = {kind: d("exec", "first", "readlink", f"/proc/self/ns/{kind}").stdout for kind in ("pid", "ipc")}
+    until(lambda: "sleep 1000" in d("run", "--rm", "--pid", "container:first", "busybox:test", "ps", "-o", "args").stdout,
+          "the other's program among the processes")
+    d("exec", "first", "touch", "/dev/shm/there")
+    d("run", "--rm", "--ipc", "container:first", "busybox:test", "test", "-e", "/dev/shm/there")
+    for kind, other in (("pid", "ipc"), ("ipc", "pid")):
+        def joined(what):
+            return d("run", "--rm", f"--{kind}", "container:first", "busybox:test", "readlink", f"/proc/self/ns/{what}").stdout
+
+        equal(joined(kind), own[kind], f"the joined {kind} namespace")
+        check(joined(other) != own[other], f"--{kind} has joined the {other} namespace too")
+    # Without a process of its own that is pid 1, it still can be ended.
+    d("run", "-d", "--name", "second", "--pid", "container:first", "busybox:test", "sleep", "2000")
+    d("kill", "second")
+    until(lambda: d.status("second") == "exited 137", "the end of the one that joined")
+    equal(d.status("first"), "running 0", "the other one")
+
+
+def test_health(host):
+    """Docker's own look at a container's health, an exec now and then: healthy, and then not."""
+    d = docker(host)
+    d("run", "-d", "--name", "health", "--health-cmd", "test ! -e /ill", "--health-interval", "200ms", "--health-retries", "1",
+      "busybox:test", "sleep", "1000")
+
+    def health():
+        return d("inspect", "-f", "{{.State.Health.Status}}", "health").stdout.strip()
+
+    until(lambda: health() == "healthy", "health", 60)
+    d("exec", "health", "touch", "/ill")
+    until(lambda: health() == "unhealthy", "illness", 60)
+    d("exec", "health", "rm", "/ill")
+    until(lambda: health() == "healthy", "recovery", 60)
+
+
+def test_out_of_memory(host):
+    """Docker hears that the kernel killed for want of memory, and says so."""
+    d = docker(host)
+    if not os.path.exists("/sys/fs/cgroup/memory/memory.oom_control"):
+        raise Skip("no v1 memory controller here")
+    d("run", "-d", "--name", "greedy", "--memory", "16m", "--memory-swap", "16m", "busybox:test", "sh", "-c",
+      "dd if=/dev/zero of=/dev/null bs=64M count=1; echo $?; sleep 1000")
+    until(lambda: "137" in d("logs", "greedy").stdout, "the end of what wanted too much")
+    # It hears of this another way than of the end, which is not to come first.
+    until(lambda: "oom" in d("events", "--since", "1h", "--until", "0s", "--filter", "container=greedy", "--filter", "event=oom").stdout,
+          "the event")
+    d("kill", "greedy")
+    until(lambda: d.status("greedy") == "exited 137", "the end")
+    equal(d("inspect", "-f", "{{.State.OOMKilled}}", "greedy").stdout.strip(), "true", "OOMKilled")
+
+
 COUNT = "i=0; while :; do echo $((i=i+1)); sleep 0.02; done"
 
 
