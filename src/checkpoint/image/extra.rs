@@ -23,6 +23,14 @@ records! {
         core_filter: optional uint32 = 9,
         memory_policy: optional uint32 = 10,
         memory_nodes: optional bytes = 11,
+        dispatch: optional message(ThreadDispatch) = 12,
+    }
+
+    /// Syscall user dispatch: the range of addresses as the kernel tells it by ptrace(2).
+    ThreadDispatch = "thread_dispatch" {
+        selector: required uint64 = 1,
+        offset: required uint64 = 2,
+        length: required uint64 = 3,
     }
 
     /// A way in which the kernel treats a thread; `task/modes` has the numbers.

@@ -11,7 +11,7 @@ use super::batch::{Arg, Batch, ENTRY, Placing, RESULT, Results};
 use super::memory::Memory;
 use super::start::enter;
 use super::stub::{self, Place};
-use super::thread::Thread;
+use super::thread::{Dispatch, Thread};
 use super::wait::Stop;
 use super::{pin, ptrace, signals};
 use crate::checkpoint::error::{Error, Result};
@@ -61,7 +61,7 @@ pub(super) struct Home {
     /// Raw, apart from an interrupted restartable sequence.
     pub(super) regs: user_regs_struct,
     pub(super) mask: u64,
-    pub(super) dispatch: Option<ptrace::Dispatch>,
+    pub(super) dispatch: Option<Dispatch>,
     /// SIGSTOP arrived meanwhile.
     pub(super) stopped: bool,
 }

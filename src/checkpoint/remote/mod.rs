@@ -62,5 +62,5 @@ pub use conduit::Conduit;
 pub use injection::Injection;
 pub use leave::Final;
 pub use regs::{cooked_for_image, cooked_for_stub};
-pub use thread::{RseqConfig, Thread};
+pub use thread::{Dispatch, RseqConfig, Thread};
 pub use wait::Stop;

@@ -150,21 +150,28 @@ pub(super) fn rseq(tid: i32) -> nix::Result<RawRseq> {
     Ok(config)
 }
 
-/// Syscall user dispatch: mode, selector address, offset and length of the range that is let through.
+/// Syscall user dispatch: mode, selector address, offset and length of a range.
+///
+/// The kernel tells mode 1, whose range is let through, also of mode 2, whose range is not: by the range that remains,
+/// which goes around the end of the address space. In mode 1 it takes no such range.
 #[repr(C)]
 #[derive(Default, Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Dispatch {
+pub(super) struct RawDispatch {
     pub(super) mode: u64,
     pub(super) selector: u64,
     pub(super) offset: u64,
     pub(super) len: u64,
 }
-pub(super) fn dispatch(tid: i32) -> nix::Result<Dispatch> {
-    let mut config = Dispatch::default();
-    raw(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<Dispatch>(), (&raw mut config).cast())?;
+pub(super) fn dispatch(tid: i32) -> nix::Result<RawDispatch> {
+    let mut config = RawDispatch::default();
+    raw(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<RawDispatch>(), (&raw mut config).cast())?;
     Ok(config)
 }
-pub(super) fn set_dispatch(tid: i32, mut config: Dispatch) -> nix::Result<()> {
-    raw(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<Dispatch>(), (&raw mut config).cast())
+pub(super) fn set_dispatch(tid: i32, mut config: RawDispatch) -> nix::Result<()> {
+    let end = config.offset.wrapping_add(config.len);
+    if config.offset != 0 && end <= config.offset {
+        config = RawDispatch { mode: 2, offset: end, len: config.len.wrapping_neg(), ..config };
+    }
+    raw(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<RawDispatch>(), (&raw mut config).cast())
         .map(drop)
 }

@@ -27,8 +27,6 @@ use crate::checkpoint::error::{Error, Result};
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Code segment of 64-bit programs.
 const USER64_CS: u64 = 0x33;
-/// `PR_SYS_DISPATCH_ON`
-const DISPATCH_ON: u64 = 1;
 /// First scratch of a live task.
 const FIRST_SCRATCH: u64 = 64 << 10;
 
@@ -58,9 +56,9 @@ impl Injection {
         let slot = vdso::free_slot(vdso::tail(tid, &memory)?, thread, &memory, raw.rip)?;
         memory.force(slot, &stub::slot(tid, mask, &regs::cooked_for_stub(&home_regs)))?;
 
-        let dispatch = ptrace::dispatch(tid).ok().filter(|config| config.mode == DISPATCH_ON);
+        let dispatch = thread.dispatch()?;
         if dispatch.is_some() {
-            set_dispatch(tid, ptrace::Dispatch::default())?;
+            thread.set_dispatch(None)?;
         }
         let home = Home { slot, regs: home_regs, mask, dispatch, stopped: false };
         let mut injection = Self {
@@ -102,8 +100,8 @@ impl Injection {
         if home.stopped {
             self.stop_process()?;
         }
-        if let Some(config) = home.dispatch {
-            set_dispatch(self.thread.tid(), config)?;
+        if home.dispatch.is_some() {
+            self.thread.set_dispatch(home.dispatch)?;
         }
         self.thread.set_sigmask(home.mask)?;
         self.thread.set_regs(&home.regs)?;
@@ -142,13 +140,6 @@ impl Thread {
         }
         Ok(regs::cooked_for_image(&raw))
     }
-}
-
-fn set_dispatch(tid: i32, config: ptrace::Dispatch) -> Result<()> {
-    ptrace::set_dispatch(tid, config).map_err(|errno| {
-        Error::new("cannot switch syscall user dispatch")
-            .call(format!("ptrace(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, {tid}, {config:?})"), errno)
-    })
 }
 
 /// Both ids of a thread in the register that the stub keeps them in.

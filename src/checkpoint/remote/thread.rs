@@ -55,6 +55,15 @@ pub struct RseqConfig {
     pub flags: u32,
 }
 
+/// Syscall user dispatch: the thread gets SIGSYS for system calls from outside a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dispatch {
+    /// Address of the byte that switches it on and off; 0 for none.
+    pub selector: u64,
+    /// Begin of the range, and its length.
+    pub range: (u64, u64),
+}
+
 impl Thread {
     /// Seizes a thread; it goes on running. Seccomp filters sleep meanwhile, where we are allowed to do that.
     pub fn seize(tid: i32) -> Result<Self> {
@@ -263,6 +272,34 @@ impl Thread {
             Err(errno) => Err(Error::new("cannot read the rseq registration")
                 .call(format!("ptrace(PTRACE_GET_RSEQ_CONFIGURATION, {tid})"), errno)),
         }
+    }
+
+    /// Whose system calls become SIGSYS. None also on kernels that cannot tell (before Linux 6.4).
+    pub fn dispatch(&self) -> Result<Option<Dispatch>> {
+        let tid = self.tid();
+        match ptrace::dispatch(tid) {
+            Ok(raw) if raw.mode == 0 => Ok(None),
+            Ok(raw) => Ok(Some(Dispatch { selector: raw.selector, range: (raw.offset, raw.len) })),
+            Err(Errno::EIO | Errno::EINVAL) => Ok(None),
+            Err(errno) => Err(Error::new("cannot read syscall user dispatch")
+                .call(format!("ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, {tid})"), errno)),
+        }
+    }
+
+    /// Sets what [`Self::dispatch`] told; none switches it off.
+    pub fn set_dispatch(&self, dispatch: Option<Dispatch>) -> Result<()> {
+        let tid = self.tid();
+        let raw = dispatch.map_or_else(ptrace::RawDispatch::default, |d| ptrace::RawDispatch {
+            mode: 1,
+            selector: d.selector,
+            offset: d.range.0,
+            len: d.range.1,
+        });
+        ptrace::set_dispatch(tid, raw).map_err(|errno| {
+            Error::new("cannot switch syscall user dispatch")
+                .call(format!("ptrace(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, {tid}, {raw:?})"), errno)
+                .remedy("Linux 6.4 or newer is needed")
+        })
     }
 
     /// The instructions of a seccomp filter; index 0 is the newest. None past the oldest.

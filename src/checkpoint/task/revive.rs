@@ -27,7 +27,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
     CoreEntry, PstreeEntry, TaskCoreEntry, TaskExtra, ThreadCoreEntry, ThreadExtra,
 };
-use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Final, Injection, Stop, Thread};
+use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injection, Stop, Thread};
 use crate::checkpoint::{Error, Result};
 use crate::sys;
 
@@ -341,7 +341,12 @@ impl<'a> Revival<'a> {
         }
         thread.set_xstate(&registers::restore_extended(&info.fpregs, extra, &thread.xstate()?)?)?;
         let regs = registers::restore_general(&info.gpregs, &thread.regs()?)?;
-        injection.leave(&Final { regs, sigmask: mask(core), unmap_window: last })
+        injection.leave(&Final { regs, sigmask: mask(core), unmap_window: last })?;
+        // The last thing: no batch gets through it.
+        if let Some(d) = self.extra(vtid).and_then(|extra| extra.dispatch.as_ref()) {
+            thread.set_dispatch(Some(Dispatch { selector: d.selector, range: (d.offset, d.length) }))?;
+        }
+        Ok(thread)
     }
 }
 

@@ -8,7 +8,9 @@
 use libc::user_regs_struct;
 
 use crate::checkpoint::context::LiveTask;
-use crate::checkpoint::image::{CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadExtra, ThreadInfoX86};
+use crate::checkpoint::image::{
+    CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra, ThreadInfoX86,
+};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
 use crate::checkpoint::task::{credentials, modes, registers, scheduling, seccomp, signals};
@@ -64,7 +66,12 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
         thread_core: Some(thread_core),
         ..CoreEntry::default()
     };
-    let extra = ThreadExtra { tid: vtid.cast_unsigned(), xstate, ..ThreadExtra::default() };
+    let dispatch = thread.dispatch().map_err(named)?.map(|d| ThreadDispatch {
+        selector: d.selector,
+        offset: d.range.0,
+        length: d.range.1,
+    });
+    let extra = ThreadExtra { tid: vtid.cast_unsigned(), xstate, dispatch, ..ThreadExtra::default() };
     Ok(Captured { vtid, status, raw, core, extra })
 }
 
