@@ -43,6 +43,8 @@ pub struct Cgroup {
     paths: BTreeMap<String, PathBuf>,
     /// Whose directories they are, if systemd manages them.
     unit: Option<systemd::Unit>,
+    /// What this user may not do to control groups is left undone.
+    rootless: bool,
 }
 
 impl Cgroup {
@@ -51,25 +53,29 @@ impl Cgroup {
         if systemd {
             let unit = systemd::Unit::parse(cgroups_path, id)?;
             let paths = hierarchy::locate(Some(&unit.path()?), id)?;
-            return Ok(Self { paths, unit: Some(unit) });
+            return Ok(Self { paths, unit: Some(unit), rootless: false });
         }
-        Ok(Self { paths: hierarchy::locate(cgroups_path, id)?, unit: None })
+        Ok(Self { paths: hierarchy::locate(cgroups_path, id)?, unit: None, rootless: false })
     }
 
     /// Locates and makes the directories. Nothing is in them yet, and no limit is set but what a process needs to enter.
     /// systemd makes its own only around a process: see [`Cgroup::enter`].
+    ///
+    /// For a `rootless` container that names no path, trees where nothing may be made are left out.
     pub fn create(
         resources: &LinuxResources,
         cgroups_path: Option<&Path>,
         id: &str,
         systemd: bool,
+        rootless: bool,
     ) -> Result<Self> {
-        let cgroup = Self::locate(cgroups_path, id, systemd)?;
+        let mut cgroup = Self::locate(cgroups_path, id, systemd)?;
+        cgroup.rootless = rootless;
         if systemd {
             return Ok(cgroup);
         }
         let mut made = Vec::new();
-        match cgroup.make(resources, &mut made) {
+        match cgroup.make_allowed(resources, cgroups_path.is_none(), &mut made) {
             Ok(()) => Ok(cgroup),
             Err(e) => {
                 // Children before parents.
@@ -81,6 +87,39 @@ impl Cgroup {
         }
     }
 
+    /// Makes what this user may make, and forgets the rest where that is permitted.
+    fn make_allowed(
+        &mut self,
+        resources: &LinuxResources,
+        unnamed: bool,
+        made: &mut Vec<PathBuf>,
+    ) -> Result<()> {
+        if !(self.rootless && unnamed) {
+            return self.make(resources, made);
+        }
+        if self.is_unified() {
+            return match self.make(resources, made) {
+                Err(e) if forbidden(&e) && limits_something(resources) => Err(e.context(
+                    "rootless needs no limits + no cgrouppath when no permission is granted for cgroups",
+                )),
+                Err(e) if forbidden(&e) => {
+                    self.paths.clear();
+                    Ok(())
+                }
+                done => done,
+            };
+        }
+        for controller in hierarchy::CONTROLLERS {
+            let Some(dir) = self.paths.get(*controller) else { continue };
+            match self.make_v1(controller, dir, resources, made) {
+                Err(e) if forbidden(&e) => drop(self.paths.remove(*controller)),
+                Err(e) if !is_needless(controller) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     fn make(&self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
         if self.is_unified() {
             return v2::create(self.unified_dir()?, resources, made);
@@ -88,9 +127,7 @@ impl Cgroup {
         for controller in hierarchy::CONTROLLERS {
             let Some(dir) = self.paths.get(*controller) else { continue };
             let result = self.make_v1(controller, dir, resources, made);
-            // A named tree limits nothing: a container can do without.
-            let needless = controller.is_empty() || controller.starts_with("name=") || *controller == "misc";
-            if !needless {
+            if !is_needless(controller) {
                 result?;
             }
         }
@@ -130,7 +167,7 @@ impl Cgroup {
 
     /// The control groups with these directories, as a container's state recorded them.
     pub fn load(paths: BTreeMap<String, PathBuf>) -> Self {
-        Self { paths, unit: None }
+        Self { paths, unit: None, rootless: false }
     }
 
     /// The same, managed by systemd.
@@ -217,9 +254,7 @@ impl Cgroup {
     pub fn add(&self, pid: i32) -> Result<()> {
         for (controller, dir) in &self.paths {
             let result = pids::enter(dir, pid);
-            let needless = !self.is_unified()
-                && (controller.is_empty() || controller.starts_with("name=") || controller == "misc");
-            if !needless {
+            if self.is_unified() || !is_needless(controller) {
                 result?;
             }
         }
@@ -263,6 +298,14 @@ impl Cgroup {
     pub fn set_devices(&self, policy: &devices::Policy) -> Result<()> {
         if let Some(unit) = &self.unit {
             unit.set_devices(policy)?;
+        }
+        if self.rootless && !self.paths.contains_key("devices") {
+            // Who may not load the filter is held to the device nodes by the kernel: mknod(2) is not for him.
+            return match self.is_unified() {
+                true => devices::ebpf::apply(self.unified_dir()?, policy)
+                    .or_else(|e| if forbidden(&e) { Ok(()) } else { Err(e) }),
+                false => Ok(()),
+            };
         }
         if self.is_unified() {
             devices::ebpf::apply(self.unified_dir()?, policy)
@@ -345,6 +388,27 @@ impl Cgroup {
     pub fn stats(&self) -> Result<Stats> {
         stats::read_all(self)
     }
+}
+
+/// True for a tree that limits nothing: a container can do without.
+fn is_needless(controller: &str) -> bool {
+    controller.is_empty() || controller.starts_with("name=") || controller == "misc"
+}
+
+/// True for what the kernel says to a user who may not.
+fn forbidden(e: &Error) -> bool {
+    matches!(e.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
+}
+
+/// True if there is a limit that needs a directory to be written in.
+fn limits_something(resources: &LinuxResources) -> bool {
+    resources.memory().is_some()
+        || resources.cpu().is_some()
+        || resources.pids().is_some()
+        || resources.block_io().is_some()
+        || resources.hugepage_limits().as_ref().is_some_and(|l| !l.is_empty())
+        || resources.rdma().as_ref().is_some_and(|l| !l.is_empty())
+        || resources.unified().as_ref().is_some_and(|l| !l.is_empty())
 }
 
 /// A line of `rdma.max`.

@@ -19,7 +19,7 @@ impl Group {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("/stasis-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let resources: LinuxResources = serde_json::from_str(resources).unwrap();
-        let cgroup = match Cgroup::create(&resources, Some(Path::new(&name)), "unused", false) {
+        let cgroup = match Cgroup::create(&resources, Some(Path::new(&name)), "unused", false, false) {
             Ok(cgroup) => cgroup,
             Err(e) => {
                 eprintln!("skipped: no control groups can be made here: {e}");

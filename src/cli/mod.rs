@@ -155,6 +155,8 @@ struct Context {
     /// `--root` was given.
     root_given: bool,
     systemd_cgroup: bool,
+    /// Control groups that may not be had are done without.
+    rootless: bool,
 }
 
 /// Runs the command that the process was started with.
@@ -246,6 +248,7 @@ fn dispatch(cli: Cli) -> Result<u8, Failure> {
         store: Store::new(root(cli.global.root.as_deref())?),
         root_given: cli.global.root.is_some(),
         systemd_cgroup: cli.global.systemd_cgroup,
+        rootless: rootless_cgroup(&cli.global.rootless)?,
     };
     let prefixed = |prefix, code| {
         move |error: Error| match error {
@@ -305,14 +308,28 @@ fn root(given: Option<&Path>) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// What `--rootless` says, or what the user is.
+fn rootless_cgroup(mode: &str) -> Result<bool> {
+    match mode {
+        "" | "auto" => Ok(!nix::unistd::geteuid().is_root() || !all_ids()),
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        other => Err(Error::new(format!("strconv.ParseBool: parsing {other:?}: invalid syntax"))),
+    }
+}
+
+/// True in a user namespace that has all ids: the host's own.
+fn all_ids() -> bool {
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]))
+}
+
 /// True for a user who is not root, or root only in a user namespace of his own.
 fn rootless() -> bool {
     if !nix::unistd::geteuid().is_root() {
         return true;
     }
-    let full = std::fs::read_to_string("/proc/self/uid_map")
-        .is_ok_and(|map| map.split_whitespace().eq(["0", "0", "4294967295"]));
-    !full && std::env::var("USER").is_ok_and(|user| user != "root")
+    !all_ids() && std::env::var("USER").is_ok_and(|user| user != "root")
 }
 
 /// An absolute path without `.` and `..`, which need not exist: commands change their directory.

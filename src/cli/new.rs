@@ -90,6 +90,7 @@ pub fn prepare(
             no_pivot: flags.no_pivot,
             no_new_keyring: flags.no_new_keyring,
             systemd_cgroup: context.systemd_cgroup,
+            rootless_cgroup: context.rootless,
         },
     };
     Ok(Prepared { request, ours: stdio.ours, pid_file })

@@ -67,6 +67,8 @@ pub struct Options {
     pub no_new_keyring: bool,
     /// `--systemd-cgroup`.
     pub systemd_cgroup: bool,
+    /// `--rootless`: do without the control groups that this user may not have.
+    pub rootless_cgroup: bool,
 }
 
 /// A container that has come into being.
@@ -341,7 +343,7 @@ fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
         serde_json::to_vec(located.paths()).map_err(|e| Error::new(format!("encoding {MAKING}: {e}")))?;
     let making = dir.path().join(MAKING);
     fs::write(&making, text).context(|| format!("writing {}", making.display()))?;
-    let made = Cgroup::create(resources, path, &request.id, systemd);
+    let made = Cgroup::create(resources, path, &request.id, systemd, request.options.rootless_cgroup);
     Ok(made.map_err(|e| e.context(NO_CGROUP))?)
 }
 
@@ -411,7 +413,7 @@ fn state(request: &Request, init: &Newborn, cgroup_paths: BTreeMap<String, PathB
             no_new_keyring: request.options.no_new_keyring,
             systemd_cgroup: request.options.systemd_cgroup,
         },
-        rootless: !geteuid().is_root(),
+        rootless: !geteuid().is_root() && request.options.rootless_cgroup,
         cgroup_paths,
         namespace_paths,
         external_descriptors: external_descriptors(request.stdio.as_ref()),
