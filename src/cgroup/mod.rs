@@ -6,6 +6,7 @@
 //!        ├─── devices     who may open what: devices.allow, or eBPF
 //!        ├─── freezer     pause and resume
 //!        ├─── systemd     the directories are those of a scope unit, made and removed over D-Bus
+//!        ├─── rootless    what a user without privileges does without
 //!        ├─── pids        who is in it; kill; remove
 //!        ├─── stats       `events --stats`
 //!        └─── oom         `events`
@@ -21,6 +22,7 @@ mod freezer;
 pub mod hierarchy;
 pub mod oom;
 mod pids;
+mod rootless;
 pub mod stats;
 pub mod systemd;
 mod v1;
@@ -85,39 +87,6 @@ impl Cgroup {
                 Err(e)
             }
         }
-    }
-
-    /// Makes what this user may make, and forgets the rest where that is permitted.
-    fn make_allowed(
-        &mut self,
-        resources: &LinuxResources,
-        unnamed: bool,
-        made: &mut Vec<PathBuf>,
-    ) -> Result<()> {
-        if !(self.rootless && unnamed) {
-            return self.make(resources, made);
-        }
-        if self.is_unified() {
-            return match self.make(resources, made) {
-                Err(e) if forbidden(&e) && limits_something(resources) => Err(e.context(
-                    "rootless needs no limits + no cgrouppath when no permission is granted for cgroups",
-                )),
-                Err(e) if forbidden(&e) => {
-                    self.paths.clear();
-                    Ok(())
-                }
-                done => done,
-            };
-        }
-        for controller in hierarchy::CONTROLLERS {
-            let Some(dir) = self.paths.get(*controller) else { continue };
-            match self.make_v1(controller, dir, resources, made) {
-                Err(e) if forbidden(&e) => drop(self.paths.remove(*controller)),
-                Err(e) if !is_needless(controller) => return Err(e),
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     fn make(&self, resources: &LinuxResources, made: &mut Vec<PathBuf>) -> Result<()> {
@@ -300,12 +269,7 @@ impl Cgroup {
             unit.set_devices(policy)?;
         }
         if self.rootless && !self.paths.contains_key("devices") {
-            // Who may not load the filter is held to the device nodes by the kernel: mknod(2) is not for him.
-            return match self.is_unified() {
-                true => devices::ebpf::apply(self.unified_dir()?, policy)
-                    .or_else(|e| if forbidden(&e) { Ok(()) } else { Err(e) }),
-                false => Ok(()),
-            };
+            return self.set_devices_if_allowed(policy);
         }
         if self.is_unified() {
             devices::ebpf::apply(self.unified_dir()?, policy)
@@ -393,22 +357,6 @@ impl Cgroup {
 /// True for a tree that limits nothing: a container can do without.
 fn is_needless(controller: &str) -> bool {
     controller.is_empty() || controller.starts_with("name=") || controller == "misc"
-}
-
-/// True for what the kernel says to a user who may not.
-fn forbidden(e: &Error) -> bool {
-    matches!(e.errno(), Some(Errno::EACCES | Errno::EPERM | Errno::EROFS))
-}
-
-/// True if there is a limit that needs a directory to be written in.
-fn limits_something(resources: &LinuxResources) -> bool {
-    resources.memory().is_some()
-        || resources.cpu().is_some()
-        || resources.pids().is_some()
-        || resources.block_io().is_some()
-        || resources.hugepage_limits().as_ref().is_some_and(|l| !l.is_empty())
-        || resources.rdma().as_ref().is_some_and(|l| !l.is_empty())
-        || resources.unified().as_ref().is_some_and(|l| !l.is_empty())
 }
 
 /// A line of `rdma.max`.
