@@ -128,7 +128,9 @@ impl<'a> IdMaps<'a> {
         let text: String = maps.iter().map(line).collect();
         let alone = maps.len() == 1 && is_self(&maps[0], own);
         match write_file(pid, file, &text) {
-            Err(e) if e.errno() == Some(Errno::EPERM) && !alone => run_helper(helper, pid, maps),
+            Err(e) if matches!(e.errno(), Some(Errno::EPERM | Errno::EACCES)) && !alone => {
+                run_helper(helper, pid, maps)
+            }
             other => other,
         }
     }

@@ -100,9 +100,10 @@ pub fn main(plan: &Plan<'_>, channel: Channel) -> ! {
 /// Everything that `create` can report.
 fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     let parent = getppid();
-    first_steps(plan.stdio, plan.keep(channel))?;
+    let mapped = plan.namespace(LinuxNamespaceType::User);
+    first_steps(plan.stdio, plan.keep(channel), mapped)?;
     channel.wait()?;
-    if plan.namespace(LinuxNamespaceType::User) {
+    if mapped {
         become_root()?;
     }
     setsid().context(|| "setsid")?;
@@ -158,9 +159,12 @@ fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
 }
 
 /// The same for every process we make: no descriptor, signal setting or core dump of the command's stays.
-pub(super) fn first_steps(stdio: Option<&[OwnedFd; 3]>, keep: Vec<RawFd>) -> Result<()> {
-    // A process of ours must not be traced, and its files under /proc not be opened, from inside the container.
-    set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")?;
+///
+/// A process of ours must not be traced, and its files under /proc not be opened, from inside the container. In a new
+/// user namespace that is left to [`become_root`]: until its ids are `mapped` the files must belong to the user who
+/// writes the maps, and nobody but he, outside, has any power over it.
+pub(super) fn first_steps(stdio: Option<&[OwnedFd; 3]>, keep: Vec<RawFd>, mapped: bool) -> Result<()> {
+    set_dumpable(mapped).context(|| "prctl(PR_SET_DUMPABLE)")?;
     if let Some([input, output, error]) = stdio {
         nix::unistd::dup2_stdin(input).context(|| "dup2")?;
         nix::unistd::dup2_stdout(output).context(|| "dup2")?;
@@ -177,6 +181,7 @@ pub(super) fn first_steps(stdio: Option<&[OwnedFd; 3]>, keep: Vec<RawFd>) -> Res
 
 /// Takes the identity of root in a user namespace whose maps are now written.
 pub(super) fn become_root() -> Result<()> {
+    set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")?;
     match setgroups(&[]) {
         // Forbidden for good in the namespace of an unprivileged user.
         Ok(()) | Err(nix::errno::Errno::EPERM) => {}
@@ -185,6 +190,7 @@ pub(super) fn become_root() -> Result<()> {
     let (uid, gid) = (Uid::from_raw(0), Gid::from_raw(0));
     setresgid(gid, gid, gid).context(|| "setresgid(0) in the user namespace")?;
     setresuid(uid, uid, uid).context(|| "setresuid(0) in the user namespace")?;
+    // A change of ids has set it to what sysctl fs.suid_dumpable says.
     set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")
 }
 

@@ -94,7 +94,7 @@ pub fn main(plan: &Plan<'_>, channel: Channel) -> ! {
 }
 
 fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
-    first_steps(plan.stdio, plan.keep(channel))?;
+    first_steps(plan.stdio, plan.keep(channel), false)?;
     channel.wait()?;
     setsid().context(|| "setsid")?;
     if !plan.no_new_keyring {
