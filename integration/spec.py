@@ -2,12 +2,15 @@
 
 import json
 import os
+import pathlib
 import re
+import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 
-from harness import Container, Skip, check, config, equal
+from harness import RUNTIME, Container, Skip, check, config, equal, need, rootfs, sh, until
 
 
 def run(host, script, change=None, label="c", ok=(0,)):
@@ -99,6 +102,64 @@ def test_user_namespace(host):
     said = run(host, "id -u; cat /proc/self/uid_map; touch /data/mine; test -c /dev/null && echo x > /dev/null && echo null", change)
     equal(said.split(), ["0", "0", "100000", "65536", "null"], "inside")
     equal(os.stat(outside / "mine").st_uid, 100000, "owner outside")
+
+
+def test_rootless(host):
+    """A user without privileges runs what `spec --rootless` makes: without control groups, as root of a user namespace
+    with his one id."""
+    need("setpriv", "unshare")
+    me = 23456
+    user = ["setpriv", f"--reuid={me}", f"--regid={me}", "--clear-groups", "--"]
+    probe = sh(*user, "unshare", "--map-root-user", "--mount", "--pid", "--fork", "mount", "-t", "proc", "proc", "/proc", ok=None)
+    if probe.returncode != 0:
+        raise Skip(f"no user namespaces for everybody here: {probe.stderr.strip()}")
+    # Neither the build directory nor the programs in it need be within this user's reach.
+    top = pathlib.Path(tempfile.mkdtemp(dir="/tmp", prefix="stasis-rootless-"))
+    host.undo.append(lambda: shutil.rmtree(top))
+    bundle = top / "bundle"
+    shutil.copytree(rootfs("busybox"), bundle / "rootfs", symlinks=True)
+    shutil.copy(RUNTIME, top / "stasis")
+    sh("chown", "-R", f"{me}:{me}", top)
+    for directory in top, bundle, bundle / "rootfs":
+        directory.chmod(0o755)
+    (top / "stasis").chmod(0o755)
+
+    def call(*words, **how):
+        return sh(*user, top / "stasis", "--root", top / "root", *words, cwd=bundle, **how)
+
+    def program(script):
+        spec = json.loads((bundle / "config.json").read_text())
+        spec["process"].update(args=["sh", "-c", script], terminal=False)
+        spec["root"]["readonly"] = False
+        (bundle / "config.json").write_text(json.dumps(spec))
+
+    call("spec", "--rootless")
+    program("id -u; cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups; exit 7")
+    said = call("run", "one", stdin="", ok=[7]).stdout
+    equal(said.split(), ["0", "0", str(me), "1", "0", str(me), "1", "deny"], "ids inside")
+
+    host.undo.append(lambda: call("delete", "--force", "two", ok=None))
+    program("touch /started; while :; do sleep 1000; done")
+    # The container keeps the output it was made with: a pipe of ours would not end.
+    with (top / "log").open("wb") as log:
+        made = subprocess.run([*user, top / "stasis", "--root", top / "root", "create", "two"], cwd=bundle, timeout=120,
+                              stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    equal((made.returncode, (top / "log").read_text()), (0, ""), "create")
+    status = lambda: json.loads(call("state", "two").stdout)["status"]  # noqa: E731
+    equal(status(), "created", "after create")
+    call("start", "two")
+    until((bundle / "rootfs/started").exists, "the program")
+    said = call("exec", "two", "sh", "-c", "id -u; cat /proc/self/uid_map; exit 5", ok=[5]).stdout
+    equal(said.split(), ["0", "0", str(me), "1"], "ids of exec")
+    equal((bundle / "rootfs/started").stat().st_uid, me, "owner of what was made inside")
+    refused = call("checkpoint", "--image-path", top / "image", "two", ok=[1]).stderr
+    check("without control groups can't be checkpointed" in refused, refused)
+    equal(status(), "running", "after a checkpoint that was refused")
+    call("kill", "two", "KILL")
+    # The processes of a pid namespace are all reaped before its init is, some by the host's init, which takes its time.
+    until(lambda: status() == "stopped", "the end after SIGKILL")
+    call("delete", "two")
+    equal(os.listdir(top / "root"), [], "what is left")
 
 
 def test_scheduling(host):

@@ -100,7 +100,10 @@ impl Container {
     pub(crate) fn can_be_dumped(&self) -> Result<()> {
         lazy::wait(self.dir.path())?;
         match self.status()? {
-            Status::Running | Status::Paused => Ok(()),
+            Status::Running | Status::Paused if self.cgroup().has_freezer() => Ok(()),
+            Status::Running | Status::Paused => Err(Error::new(
+                "a container without control groups can't be checkpointed, for nothing else freezes it: have root start it",
+            )),
             status @ (Status::Created | Status::Stopped) => {
                 Err(Error::new(format!("Container cannot be checkpointed in {} state", status.as_str())))
             }

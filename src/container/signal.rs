@@ -14,10 +14,11 @@ use crate::sys::{self, Context, pidfd};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 impl Container {
-    /// Sends a signal to init; SIGKILL in a shared pid namespace goes to every process of the container.
+    /// Sends a signal to init; SIGKILL in a shared pid namespace goes to every process of the container, unless it has
+    /// no control group (a rootless one) to tell which those are.
     pub fn signal(&self, signal: i32) -> Result<()> {
-        if signal == libc::SIGKILL && !self.state.owns_pid_namespace() {
-            let cgroup = self.cgroup();
+        let cgroup = self.cgroup();
+        if signal == libc::SIGKILL && !self.state.owns_pid_namespace() && cgroup.exists() {
             if !self.has_init() && cgroup.all_pids().unwrap_or_default().is_empty() {
                 return Err(Error::NotRunning);
             }
