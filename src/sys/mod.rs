@@ -16,6 +16,7 @@ pub mod inotify;
 pub mod ioctl;
 pub mod kcmp;
 pub mod keyring;
+pub mod last_pid;
 pub mod memory;
 pub mod mount;
 pub mod mqueue;

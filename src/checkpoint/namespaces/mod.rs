@@ -124,5 +124,6 @@ pub fn place(restore: &Restore<'_>, tree: &BTreeMap<i32, NewTask>) -> Result<()>
 /// What can be done only when every process has its memory and its threads.
 pub fn finish(restore: &Restore<'_>, threads: &[Thread]) -> Result<()> {
     ipc::finish(restore)?;
-    cgroup::finish(restore, threads)
+    cgroup::finish(restore, threads)?;
+    pid::finish(restore)
 }

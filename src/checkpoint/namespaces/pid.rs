@@ -1,18 +1,47 @@
 //! Pid namespaces. The container's own one is made by its init; one that it joined is named by the key that runc uses.
+//!
+//! ```text
+//!   extension last-pid   the pid given last   ancillary: without it new processes get low pids again, which programs
+//!                                             may still have in mind for processes that are long gone
+//! ```
 
-use crate::checkpoint::context::Dump;
-use crate::checkpoint::error::Result;
+use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::PidnsEntry;
+use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
+use crate::sys::last_pid;
 
 /// The key of a joined pid namespace.
 pub const JOINED: &str = "extRootPidNS";
 
-/// Notes a joined one.
+const EXTENSION: &str = "last-pid";
+
+/// Notes a joined one, and how far the pids of its own are.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
-    if Kind::Pid.private(dump.source.init)? && Kind::Pid.joined(&dump.source.spec).is_some() {
+    let (init, spec) = (dump.source.init, &dump.source.spec);
+    if Kind::Pid.private(init)? && Kind::Pid.joined(spec).is_some() {
         let entry = PidnsEntry { ext_key: Some(JOINED.into()) };
         dump.model.pidns.insert(Kind::Pid.id(true), entry);
     }
+    if Kind::Pid.owned(init, spec)? {
+        let last = within(init, &[Kind::Pid], || {
+            last_pid::get().during("cannot read the last pid of the container", || "read(ns_last_pid)".into())
+        })?;
+        dump.model.set_extension(EXTENSION, &Some(last))?;
+    }
     Ok(())
+}
+
+/// Lets pids go on where they were. When every process and thread is there.
+pub fn finish(restore: &Restore<'_>) -> Result<()> {
+    let (init, spec) = (restore.target.init, &restore.target.spec);
+    match restore.model.extension::<Option<u32>>(EXTENSION)? {
+        // Where the file is read-only, or this machine has no pids that high, they start anew.
+        Some(last) if Kind::Pid.owned(init, spec)? => within(init, &[Kind::Pid], || {
+            let _ = last_pid::set(last);
+            Ok(())
+        }),
+        _ => Ok(()),
+    }
 }
