@@ -175,6 +175,7 @@ fn make(
             sources: sources(&request.bundle)?,
         }),
         purpose: request.purpose,
+        rootless: !geteuid().is_root(),
         no_new_keyring: request.options.no_new_keyring,
         stdio: request.stdio.as_ref(),
         console: request.console.as_ref(),

@@ -48,6 +48,8 @@ pub struct Plan<'a> {
     pub setup: RefCell<rootfs::Setup<'a>>,
     /// Program to run, or shell to fill.
     pub purpose: Purpose,
+    /// Who makes the container is not root.
+    pub rootless: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
     /// Standard input, output and error, where they are not the command's.
@@ -101,7 +103,7 @@ pub fn main(plan: &Plan<'_>, channel: Channel) -> ! {
 fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     let parent = getppid();
     let mapped = plan.namespace(LinuxNamespaceType::User);
-    first_steps(plan.stdio, plan.keep(channel), mapped)?;
+    first_steps(plan.stdio, plan.keep(channel), mapped && plan.rootless)?;
     channel.wait()?;
     if mapped {
         become_root()?;
@@ -160,11 +162,11 @@ fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
 
 /// The same for every process we make: no descriptor, signal setting or core dump of the command's stays.
 ///
-/// A process of ours must not be traced, and its files under /proc not be opened, from inside the container. In a new
-/// user namespace that is left to [`become_root`]: until its ids are `mapped` the files must belong to the user who
-/// writes the maps, and nobody but he, outside, has any power over it.
-pub(super) fn first_steps(stdio: Option<&[OwnedFd; 3]>, keep: Vec<RawFd>, mapped: bool) -> Result<()> {
-    set_dumpable(mapped).context(|| "prctl(PR_SET_DUMPABLE)")?;
+/// A process of ours must not be traced, and its files under /proc not be opened, from inside the container. A rootless
+/// user who is to write the maps of a new user namespace must own these files: then it is `dumpable` until
+/// [`become_root`]. Root writes them anyway, and others whom a shared pid namespace shows this process must not reach it.
+pub(super) fn first_steps(stdio: Option<&[OwnedFd; 3]>, keep: Vec<RawFd>, dumpable: bool) -> Result<()> {
+    set_dumpable(dumpable).context(|| "prctl(PR_SET_DUMPABLE)")?;
     if let Some([input, output, error]) = stdio {
         nix::unistd::dup2_stdin(input).context(|| "dup2")?;
         nix::unistd::dup2_stdout(output).context(|| "dup2")?;
