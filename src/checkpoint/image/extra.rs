@@ -24,6 +24,15 @@ records! {
         memory_policy: optional uint32 = 10,
         memory_nodes: optional bytes = 11,
         dispatch: optional message(ThreadDispatch) = 12,
+        placement: repeated message(MappingPolicy) = 13,
+    }
+
+    /// The NUMA policy of a mapping, as mbind(2) takes it. A process's are with its leader.
+    MappingPolicy = "mapping_policy" {
+        start: required uint64 = 1,
+        end: required uint64 = 2,
+        mode: required uint32 = 3,
+        nodes: optional bytes = 4,
     }
 
     /// Syscall user dispatch: the range of addresses as the kernel tells it by ptrace(2).

@@ -16,6 +16,7 @@ pub mod credentials;
 pub mod freeze;
 pub mod limits;
 pub mod modes;
+pub mod placement;
 pub mod policy;
 pub mod process;
 pub mod registers;

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
-use super::{freeze, limits, modes, registers, seccomp, sharing, signals, timers, tree};
+use super::{freeze, limits, modes, placement, registers, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
     CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry, TaskRlimitsEntry,
@@ -144,6 +144,7 @@ fn alive(task: &mut LiveTask, mut captured: Vec<Captured>) -> Result<Vec<(i32, C
     asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
     let features = results.u64(asked.0.features, 0) & registers::ON_REQUEST;
+    captured[0].extra.placement = placement::dump(task.pid, &mut injection)?;
     captured[0].extra.core_filter = modes::core_filter(task.pid)?;
     captured[0].extra.features = (features != 0).then_some(features);
     for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {

@@ -21,7 +21,7 @@ use prost::Message;
 
 use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
 use super::tree::Step;
-use super::{credentials, limits, modes, registers, scheduling, seccomp, signals, timers};
+use super::{credentials, limits, modes, placement, registers, scheduling, seccomp, signals, timers};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
@@ -229,8 +229,11 @@ impl<'a> Revival<'a> {
             limits::restore(leader, &rlimits.rlimits)?;
         }
         limits::restore_files(pid, tc);
-        if let Some(filter) = self.extra(entry.pid).and_then(|extra| extra.core_filter) {
-            modes::restore_core_filter(pid, filter)?;
+        if let Some(extra) = self.extra(entry.pid) {
+            placement::restore(leader, &extra.placement)?;
+            if let Some(filter) = extra.core_filter {
+                modes::restore_core_filter(pid, filter)?;
+            }
         }
         if let Some(all) = &tc.timers {
             timers::restore_posix(leader, all)?;

@@ -10,14 +10,14 @@ const ATTR: usize = 56;
 /// Bytes of a processor set: 8192 processors.
 const CPUS: usize = 1024;
 /// Bytes of a set of NUMA nodes: 1024 nodes, the most that a kernel can be built for.
-const NODES: usize = 128;
+pub(super) const NODES: usize = 128;
 /// The kernel takes one bit less than the number it is given.
-const NODE_BITS: usize = NODES * 8 + 1;
+pub(super) const NODE_BITS: usize = NODES * 8 + 1;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const SCHED_DEADLINE: u32 = 6;
-const MPOL_DEFAULT: u32 = 0;
+pub(super) const MPOL_DEFAULT: u32 = 0;
 /// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
 const RESET_ON_FORK: u64 = 1;
 

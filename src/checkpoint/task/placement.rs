@@ -1,0 +1,77 @@
+//! NUMA policies of single mappings, as mbind(2) sets them: from which nodes their memory comes.
+//!
+//! ```text
+//!   maps ──> get_mempolicy(MPOL_F_ADDR) of each: mode ──> of those that have one: nodes ──> extension `task`
+//! ```
+//!
+//! `numa_maps` has the same, but walks all page tables, and cannot tell a mapping's policy from that of the thread.
+
+use crate::checkpoint::image::MappingPolicy;
+use crate::checkpoint::memory::maps::{self, Mapping};
+use crate::checkpoint::remote::{Batch, Injection};
+use crate::checkpoint::task::scheduling::{MPOL_DEFAULT, NODE_BITS, NODES};
+use crate::checkpoint::{Error, Result};
+
+const MPOL_F_ADDR: u64 = 2;
+/// Pages that are there go where the policy says.
+const MPOL_MF_MOVE: u64 = 2;
+/// Mappings asked for at once.
+const CHUNK: usize = 512;
+
+/// Asks the process for the mappings that have a policy of their own.
+pub fn dump(pid: i32, injection: &mut Injection) -> Result<Vec<MappingPolicy>> {
+    let mut found = Vec::new();
+    for chunk in maps::read(pid)?.chunks(CHUNK) {
+        for (mapping, mode) in modes(chunk, injection)? {
+            let nodes = nodes(mapping, injection)?;
+            found.push(MappingPolicy { start: mapping.start, end: mapping.end, mode, nodes });
+        }
+    }
+    Ok(found)
+}
+
+fn modes<'a>(chunk: &'a [Mapping], injection: &mut Injection) -> Result<Vec<(&'a Mapping, u32)>> {
+    let mut batch = Batch::new();
+    let mut asked = Vec::with_capacity(chunk.len());
+    for mapping in chunk {
+        let mode = batch.out(4);
+        let args = [mode.arg(), 0.into(), 0.into(), mapping.start.into(), MPOL_F_ADDR.into()];
+        let call = batch.call(libc::SYS_get_mempolicy, &args);
+        // A kernel without NUMA has no policies, and [vsyscall] is no mapping.
+        asked.push((mapping, mode, batch.tolerate(call)));
+    }
+    let results = injection.run(&batch)?;
+    let asked = asked.into_iter().filter(|(_, _, call)| results.ret(*call) == 0);
+    let told = asked.map(|(mapping, mode, _)| (mapping, results.u32(mode, 0)));
+    Ok(told.filter(|(_, mode)| *mode != MPOL_DEFAULT).collect())
+}
+
+fn nodes(mapping: &Mapping, injection: &mut Injection) -> Result<Option<Vec<u8>>> {
+    let mut batch = Batch::new();
+    batch.about("cannot read the NUMA policy of a mapping");
+    let nodes = batch.out(NODES);
+    let args = [0.into(), nodes.arg(), NODE_BITS.into(), mapping.start.into(), MPOL_F_ADDR.into()];
+    batch.call(libc::SYS_get_mempolicy, &args);
+    let results = injection.run(&batch)?;
+    let nodes = results.out(nodes);
+    Ok(nodes.iter().any(|b| *b != 0).then(|| nodes.to_vec()))
+}
+
+/// Sets them again.
+pub fn restore(injection: &mut Injection, policies: &[MappingPolicy]) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.about("cannot restore the NUMA policy of a mapping");
+    for policy in policies {
+        let length = policy.end.checked_sub(policy.start).ok_or_else(|| {
+            Error::new(format!("the image has a policy of a mapping that ends before {:#x}", policy.start))
+        })?;
+        let (nodes, bits) = match policy.nodes.as_ref().filter(|nodes| nodes.len() == NODES) {
+            Some(nodes) => (batch.data(nodes), NODE_BITS),
+            None => (0.into(), 0),
+        };
+        let to = [policy.mode.into(), nodes, bits.into(), MPOL_MF_MOVE.into()];
+        let [mode, nodes, bits, flags] = to;
+        batch.call(libc::SYS_mbind, &[policy.start.into(), length.into(), mode, nodes, bits, flags]);
+    }
+    if batch.is_empty() { Ok(()) } else { injection.run(&batch).map(|_| ()) }
+}
