@@ -59,9 +59,13 @@ fn nodes(mapping: &Mapping, injection: &mut Injection) -> Result<Option<Vec<u8>>
 
 /// Sets them again.
 pub fn restore(injection: &mut Injection, policies: &[MappingPolicy]) -> Result<()> {
+    policies.chunks(CHUNK).try_for_each(|chunk| set(chunk, injection))
+}
+
+fn set(chunk: &[MappingPolicy], injection: &mut Injection) -> Result<()> {
     let mut batch = Batch::new();
     batch.about("cannot restore the NUMA policy of a mapping");
-    for policy in policies {
+    for policy in chunk {
         let length = policy.end.checked_sub(policy.start).ok_or_else(|| {
             Error::new(format!("the image has a policy of a mapping that ends before {:#x}", policy.start))
         })?;
@@ -73,5 +77,5 @@ pub fn restore(injection: &mut Injection, policies: &[MappingPolicy]) -> Result<
         let [mode, nodes, bits, flags] = to;
         batch.call(libc::SYS_mbind, &[policy.start.into(), length.into(), mode, nodes, bits, flags]);
     }
-    if batch.is_empty() { Ok(()) } else { injection.run(&batch).map(|_| ()) }
+    injection.run(&batch).map(|_| ())
 }
