@@ -52,7 +52,12 @@ pub fn load(path: &Path) -> Result<Spec> {
         }
         text => text.context(|| format!("open {}", path.display()))?,
     };
-    let spec: Spec = parse(&text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
+    read(&text)
+}
+
+/// Understands the text of a config.json, and checks what needs no bundle to be checked.
+pub fn read(text: &[u8]) -> Result<Spec> {
+    let spec: Spec = parse(text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
     match spec.process() {
         Some(process) => validate_process(process)?,
         None => return Err(Error::new("process property must not be empty")),

@@ -68,6 +68,11 @@ pub struct Namespace {
 }
 
 impl State {
+    /// Understands the text of a state.json.
+    pub fn read(text: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(text)
+    }
+
     /// Directory of the bundle.
     pub fn bundle(&self) -> &Path {
         Path::new(self.label("bundle").unwrap_or_default())

@@ -138,7 +138,7 @@ impl Dir {
             }
             Err(e) => return Err(e).context(|| format!("open {}", path.display())).map_err(Into::into),
         };
-        serde_json::from_slice(&text).map_err(|e| Error::new(format!("{} is damaged: {e}", path.display())))
+        State::read(&text).map_err(|e| Error::new(format!("{} is damaged: {e}", path.display())))
     }
 
     /// Replaces state.json.

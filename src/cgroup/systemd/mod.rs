@@ -25,7 +25,7 @@ use self::wire::{Value, Writer};
 use super::devices::Policy;
 use crate::sys::{Error, Result};
 
-pub use properties::of_annotations;
+pub use properties::{of_annotations, of_resources};
 
 /// A unit that a container's processes are in.
 #[derive(Debug, Clone, PartialEq, Eq)]
