@@ -16,7 +16,7 @@ BINARY := $(TARGET)/x86_64-unknown-linux-gnu/release/stasis
 
 BUILD_NEEDS := gcc libc6-dev libseccomp-dev
 DEMO_NEEDS := $(BUILD_NEEDS) busybox-static python3
-TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf docker.io containerd podman conmon uidmap iptables nftables
+TEST_NEEDS := $(DEMO_NEEDS) iproute2 util-linux criu python3-protobuf python3-grpcio docker.io containerd podman conmon buildah uidmap iptables nftables
 
 .PHONY: all build check demo test lint unit engine interop integration programs test-vm bench manual install uninstall clean needs-build needs-demo needs-test
 

@@ -404,9 +404,9 @@ def forward_signals():
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
-def oci_archive(name):
+def oci_archive(name, tag="test", command=("/bin/sh",)):
     """The root file system NAME as an OCI image in a tar, for programs that import nothing else. Made once."""
-    source, archive = pathlib.Path(f"{rootfs(name)}.tar"), pathlib.Path(f"{rootfs(name)}.oci.tar")
+    source, archive = pathlib.Path(f"{rootfs(name)}.tar"), pathlib.Path(f"{rootfs(name)}.{tag}.oci.tar")
     if archive.exists() and archive.stat().st_mtime >= source.stat().st_mtime:
         return archive
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
@@ -418,7 +418,7 @@ def oci_archive(name):
         blobs[f"blobs/sha256/{key}"] = data
         return {"digest": f"sha256:{key}", "size": len(data)}
 
-    settings = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": ["/bin/sh"]}
+    settings = {"Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "Cmd": list(command)}
     image = blob({"architecture": "amd64", "os": "linux", "config": settings,
                   "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]}})
     manifest = blob({
@@ -429,7 +429,7 @@ def oci_archive(name):
     index = {"schemaVersion": 2, "manifests": [{
         "mediaType": "application/vnd.oci.image.manifest.v1+json", **manifest,
         "platform": {"architecture": "amd64", "os": "linux"},
-        "annotations": {"io.containerd.image.name": f"localhost/{name}:test", "org.opencontainers.image.ref.name": "test"}}]}
+        "annotations": {"io.containerd.image.name": f"localhost/{name}:{tag}", "org.opencontainers.image.ref.name": tag}}]}
     blobs["oci-layout"] = b'{"imageLayoutVersion": "1.0.0"}'
     blobs["index.json"] = json.dumps(index).encode()
     new = f"{archive}.{os.getpid()}"
