@@ -1,5 +1,6 @@
 //! The engine: checkpoint and restore of a container, from outside, without a program injected into it.
 
+pub mod arch;
 pub mod check;
 pub mod context;
 pub mod dump;

@@ -5,7 +5,6 @@
 //! the runtime with [`Error`], the engine with its own.
 
 pub mod bpf;
-pub mod cpu;
 pub mod credentials;
 pub mod epoll;
 pub mod error;

@@ -95,7 +95,12 @@ impl FsContext {
         self.config(FSCONFIG_CMD_RECONFIGURE, std::ptr::null(), std::ptr::null())
     }
 
-    fn config(&self, command: libc::c_uint, key: *const i8, value: *const i8) -> Result<(), Errno> {
+    fn config(
+        &self,
+        command: libc::c_uint,
+        key: *const libc::c_char,
+        value: *const libc::c_char,
+    ) -> Result<(), Errno> {
         let fd = self.0.as_raw_fd();
         // SAFETY: key and value are null or C strings, as the command wants them.
         check(unsafe { libc::syscall(libc::SYS_fsconfig, fd, command, key, value, 0) }).map(drop)

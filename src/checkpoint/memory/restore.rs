@@ -16,6 +16,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 
+use crate::checkpoint::arch;
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
@@ -34,7 +35,6 @@ use crate::sys::{pidfd, userfaultfd};
 const RSEQ_FLAG_UNREGISTER: i32 = 1;
 /// Size of `struct robust_list_head`.
 const ROBUST_LIST_HEAD: i32 = 24;
-const ARCH_MAP_VDSO_64: i32 = 0x2003;
 const USERFAULTFD_FLAGS: i32 = libc::O_CLOEXEC | userfaultfd::UFFD_USER_MODE_ONLY;
 
 /// Gives the file of an id of the model.
@@ -222,7 +222,7 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
         Step::Lock(range, prot) => lock::lock(batch, range, *prot, &OnFault::new()),
         Step::Vdso(start) => {
             batch.about("cannot map the vdso");
-            batch.call(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64.into(), (*start).into()]);
+            arch::map_vdso(batch, *start);
         }
     }
     Ok(())

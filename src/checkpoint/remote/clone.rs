@@ -7,11 +7,10 @@ use std::time::Instant;
 use super::batch::{Arg, Batch};
 use super::injection::Injection;
 use super::memory::{Memory, Status};
-use super::start::{enter, pack};
-use super::stub::Place;
 use super::thread::Thread;
 use super::wait::Stop;
 use super::{ptrace, signals};
+use crate::checkpoint::arch::stub::Place;
 use crate::checkpoint::error::{Error, Result};
 
 /// What clone3(2) is asked for. The child goes on with a copy of the stub (or shares it, with `CLONE_VM`), so that
@@ -96,18 +95,18 @@ impl Injection {
 
         let is_thread = args.flags & libc::CLONE_THREAD as u64 != 0;
         let ids = match args.set_tid.first() {
-            Some(&inner) if is_thread => pack((self.ids >> 32) as i32, inner),
-            Some(&inner) => pack(inner, inner),
-            None if is_thread => pack((self.ids >> 32) as i32, in_parent),
-            None if args.flags & libc::CLONE_NEWPID as u64 == 0 => pack(in_parent, in_parent),
+            Some(&inner) if is_thread => (self.ids.0, inner),
+            Some(&inner) => (inner, inner),
+            None if is_thread => (self.ids.0, in_parent),
+            None if args.flags & libc::CLONE_NEWPID as u64 == 0 => (in_parent, in_parent),
             None => {
                 let status = Status::read(tid)?;
-                pack(status.tgid, status.tid)
+                (status.tgid, status.tid)
             }
         };
         let mut template = self.template;
         if args.flags & libc::CLONE_SETTLS as u64 != 0 {
-            template.fs_base = args.tls;
+            template.set_tls(args.tls);
         }
         let child = Self {
             thread: thread.clone(),
@@ -133,9 +132,8 @@ impl Injection {
         let deadline = Instant::now() + self.patience;
         let passed = match exit {
             Exit::Code(code) => {
-                let mut regs = enter(&self, Place::Boot);
-                regs.rax = libc::SYS_exit_group.cast_unsigned();
-                regs.rdi = u64::from(code.cast_unsigned());
+                let mut regs = self.enter(Place::Boot);
+                regs.make_call(libc::SYS_exit_group, [u64::from(code.cast_unsigned()), 0, 0, 0, 0, 0]);
                 self.thread.set_regs(&regs)?;
                 0
             }

@@ -4,16 +4,15 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use libc::user_regs_struct;
 use nix::errno::Errno;
 
 use super::batch::{Arg, Batch, ENTRY, Placing, RESULT, Results};
 use super::memory::Memory;
-use super::start::enter;
-use super::stub::{self, Place};
 use super::thread::{Dispatch, Thread};
 use super::wait::Stop;
 use super::{pin, ptrace, signals};
+use crate::checkpoint::arch::Regs;
+use crate::checkpoint::arch::stub::{self, Place};
 use crate::checkpoint::error::{Error, Result};
 
 /// Entries are placed in windows of at most this size.
@@ -35,12 +34,12 @@ pub struct Injection {
     pub(super) code: u64,
     pub(super) scratch: u64,
     pub(super) scratch_len: u64,
-    /// As the stub wants them, see [`super::start::pack`].
-    pub(super) ids: u64,
+    /// Thread group and thread, in the innermost pid namespace.
+    pub(super) ids: (i32, i32),
     /// X
     pub(super) signal: i32,
     /// Segment registers, thread pointer and stack pointer.
-    pub(super) template: user_regs_struct,
+    pub(super) template: Regs,
     /// What a live thread gets back.
     pub(super) home: Option<Home>,
     /// Base of the window of a task being restored, else 0.
@@ -59,7 +58,7 @@ pub struct Injection {
 pub(super) struct Home {
     pub(super) slot: u64,
     /// Raw, apart from an interrupted restartable sequence.
-    pub(super) regs: user_regs_struct,
+    pub(super) regs: Regs,
     pub(super) mask: u64,
     pub(super) dispatch: Option<Dispatch>,
     /// SIGSTOP arrived meanwhile.
@@ -147,12 +146,11 @@ impl Injection {
             }
             self.memory.write(base, &bytes)?;
 
-            let mut regs = enter(self, Place::Run);
-            regs.rbx = base;
-            regs.rbp = end;
+            let mut regs = self.enter(Place::Run);
+            stub::set_entries(&mut regs, base, end);
             let after = self.drive(&regs, || batch.strace(results.len(), &results))?;
 
-            let done = usize::try_from((after.rbx - base) / ENTRY as u64).unwrap_or(0);
+            let done = usize::try_from((stub::next_entry(&after) - base) / ENTRY as u64).unwrap_or(0);
             let mut entries = vec![0u8; usize::try_from(end - base).unwrap_or(0)];
             self.memory.read(base, &mut entries)?;
             for &entry in &window.entries {
@@ -171,11 +169,7 @@ impl Injection {
     }
 
     /// Lets the thread run from `regs` until the stub stops it.
-    pub(super) fn drive(
-        &mut self,
-        regs: &user_regs_struct,
-        doing: impl Fn() -> String,
-    ) -> Result<user_regs_struct> {
+    pub(super) fn drive(&mut self, regs: &Regs, doing: impl Fn() -> String) -> Result<Regs> {
         let deadline = Instant::now() + self.patience;
         self.thread.set_regs(regs)?;
         self.thread.set_sigmask(!signals::bit(self.signal))?;
@@ -185,7 +179,7 @@ impl Injection {
             match self.thread.wait_stop(deadline) {
                 Ok(Stop::Signal(signal)) if signal == self.signal => {
                     let regs = self.thread.regs()?;
-                    if regs.rip == stopped_at {
+                    if regs.ip() == stopped_at {
                         self.processor = stub::processor(&regs);
                         return Ok(regs);
                     }
@@ -199,7 +193,7 @@ impl Injection {
                     return Err(Error::new(format!(
                         "the task cannot make {}: {why} (signal {signal} at {:#x})",
                         doing(),
-                        regs.rip
+                        regs.ip()
                     )));
                 }
                 Ok(Stop::Signal(libc::SIGSTOP)) => {
@@ -249,9 +243,22 @@ impl Injection {
         }
     }
 
+    /// Runs instructions that are no system call in a task being restored, behind the stub; see [`stub::set_code`].
+    pub(in crate::checkpoint) fn run_code(&mut self, code: &[u8], data: &[u8], doing: &str) -> Result<()> {
+        if self.window == 0 {
+            return Err(Error::new(format!("{doing} is for tasks that are being restored")));
+        }
+        let at = self.code + (stub::code().len() as u64).next_multiple_of(16);
+        self.memory.force(at, code)?;
+        self.memory.write(self.scratch, data)?;
+        let mut regs = self.enter(Place::Stop);
+        stub::set_code(&mut regs, at, self.scratch);
+        self.drive(&regs, || doing.to_owned()).map(drop)
+    }
+
     /// Makes a thread that stands anywhere in the stub continue at its stop.
     fn park(&self) -> Result<()> {
-        if self.thread.is_gone() { Ok(()) } else { self.thread.set_regs(&enter(self, Place::Stop)) }
+        if self.thread.is_gone() { Ok(()) } else { self.thread.set_regs(&self.enter(Place::Stop)) }
     }
 
     /// Makes sure that the scratch has `len` bytes.
@@ -266,35 +273,26 @@ impl Injection {
             )));
         }
         let len = len.next_power_of_two();
-        let mut regs = enter(self, Place::Boot);
-        regs.rbp = len;
-        let call = if self.scratch == 0 {
-            regs.rax = libc::SYS_mmap.cast_unsigned();
-            regs.rdi = 0;
-            regs.rsi = len;
-            // Not readable by name, which on this architecture is the same: so that it never merges with a mapping
+        let (nr, args, call) = if self.scratch == 0 {
+            // Not readable by name, which on most architectures is the same: so that it never merges with a mapping
             // of the task's.
-            regs.rdx = number(libc::PROT_WRITE);
-            regs.r10 = number(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            regs.r8 = u64::MAX;
-            regs.r9 = 0;
-            format!("mmap(NULL, {len}, PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)")
+            let (prot, flags) = (number(libc::PROT_WRITE), number(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS));
+            let call = format!("mmap(NULL, {len}, PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)");
+            (libc::SYS_mmap, [0, len, prot, flags, u64::MAX, 0], call)
         } else {
-            regs.rax = libc::SYS_mremap.cast_unsigned();
-            regs.rdi = self.scratch;
-            regs.rsi = self.scratch_len;
-            regs.rdx = len;
-            regs.r10 = number(libc::MREMAP_MAYMOVE);
-            format!("mremap({:#x}, {}, {len}, MREMAP_MAYMOVE)", self.scratch, self.scratch_len)
+            let (from, old, may_move) = (self.scratch, self.scratch_len, number(libc::MREMAP_MAYMOVE));
+            let call = format!("mremap({from:#x}, {old}, {len}, MREMAP_MAYMOVE)");
+            (libc::SYS_mremap, [from, old, len, may_move, 0, 0], call)
         };
+        let mut regs = self.enter(Place::Boot);
+        stub::set_boot(&mut regs, nr, args, len);
         let after = self.drive(&regs, || call.clone())?;
-        let answer = after.rbx.cast_signed();
+        let answer = stub::boot_answer(&after);
         if (-4095..0).contains(&answer) {
             let errno = Errno::from_raw(i32::try_from(-answer).unwrap_or(0));
             return Err(Error::new("no memory for the system calls of the task").call(call, errno));
         }
-        self.scratch = after.r14;
-        self.scratch_len = after.r15;
+        (self.scratch, self.scratch_len) = stub::scratch(&after);
         Ok(())
     }
 
@@ -303,12 +301,9 @@ impl Injection {
         if self.scratch == 0 || self.window != 0 {
             return Ok(());
         }
-        let mut regs = enter(self, Place::Boot);
-        regs.rax = libc::SYS_munmap.cast_unsigned();
-        regs.rdi = self.scratch;
-        regs.rsi = self.scratch_len;
+        let mut regs = self.enter(Place::Boot);
         // The result, 0, becomes the address of the scratch.
-        regs.rbp = 0;
+        stub::set_boot(&mut regs, libc::SYS_munmap, [self.scratch, self.scratch_len, 0, 0, 0, 0], 0);
         let call = format!("munmap({:#x}, {})", self.scratch, self.scratch_len);
         self.drive(&regs, || call.clone())?;
         self.scratch = 0;

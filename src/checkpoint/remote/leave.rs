@@ -5,22 +5,18 @@
 
 use std::time::Instant;
 
-use libc::user_regs_struct;
-
 use super::injection::Injection;
 use super::memory;
 use super::thread::Thread;
 use super::wait::Stop;
+use crate::checkpoint::arch::{Regs, SYSCALL};
 use crate::checkpoint::error::{Error, Result};
-
-/// The `syscall` instruction.
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// What a restored thread starts with.
 #[derive(Debug, Clone, Copy)]
 pub struct Final {
     /// General registers, as an image keeps them.
-    pub regs: user_regs_struct,
+    pub regs: Regs,
     /// Blocked signals.
     pub sigmask: u64,
     /// Unmaps the window: to be asked of the last thread of its process, when the others have left.
@@ -36,7 +32,7 @@ impl Injection {
         }
         let mut regs = last.regs;
         // It is no system call that we return from.
-        regs.orig_rax = u64::MAX;
+        regs.outside_calls();
         thread.set_sigmask(last.sigmask)?;
         thread.set_regs(&regs)?;
         Ok(thread)
@@ -46,12 +42,8 @@ impl Injection {
         let deadline = Instant::now() + self.patience;
         let what = "cannot unmap the restore's window";
         let mut regs = self.template;
-        regs.rip = self.syscall_instruction()?;
-        regs.orig_rax = u64::MAX;
-        regs.eflags = 0x202;
-        regs.rax = libc::SYS_munmap.cast_unsigned();
-        regs.rdi = self.window;
-        regs.rsi = Self::FOOTPRINT;
+        regs.set_ip(self.syscall_instruction()?);
+        regs.make_call(libc::SYS_munmap, [self.window, Self::FOOTPRINT, 0, 0, 0, 0]);
         self.thread.set_sigmask(u64::MAX)?;
         self.thread.set_regs(&regs)?;
         for _entry_and_return in 0..2 {
@@ -69,7 +61,7 @@ impl Injection {
                 }
             }
         }
-        match self.thread.regs()?.rax.cast_signed() {
+        match self.thread.regs()?.answer() {
             0 => Ok(()),
             errno => Err(Error::new(what).call(
                 format!("munmap({:#x}, {})", self.window, Self::FOOTPRINT),
@@ -95,7 +87,7 @@ impl Injection {
                 if self.memory.read(at, &mut bytes).is_err() {
                     break;
                 }
-                if let Some(found) = bytes.windows(2).position(|pair| pair == SYSCALL) {
+                if let Some(found) = bytes.windows(SYSCALL.len()).position(|pair| pair == SYSCALL) {
                     return Ok(at + found as u64);
                 }
                 at += len;

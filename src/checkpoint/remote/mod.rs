@@ -22,14 +22,12 @@
 //! | `ptrace`      | the requests, one function each                                   |
 //! | `wait`        | waiting for one thread with a deadline                            |
 //! | `thread`      | a seized thread                                                   |
-//! | `regs`        | interrupted system calls and rseq sections in register sets       |
+//! | `rseq`        | interrupted restartable sequences                                 |
 //! | `batch`       | a batch as data, and its placing in memory                        |
 //! | `names`       | system calls as strace prints them                                |
-//! | `stub_x86_64` | the assembly                                                      |
 //! | `vdso`        | the zero tail of the vdso and its slots                           |
 //! | `injection`   | running batches: live tasks, and tasks being restored             |
 //! | `clone`       | children and threads of a task being restored; zombies            |
-//! | `tiles`       | the first use of AMX in a restored thread                         |
 //! | `leave`       | the last step of a restore                                        |
 //! | `conduit`     | passing descriptors into a task                                   |
 
@@ -41,15 +39,11 @@ mod leave;
 mod memory;
 mod names;
 mod pin;
-mod ptrace;
-mod regs;
+pub(super) mod ptrace;
+mod rseq;
 mod signals;
 mod start;
-#[cfg(target_arch = "x86_64")]
-#[path = "stub_x86_64.rs"]
-mod stub;
 mod thread;
-mod tiles;
 mod vdso;
 mod wait;
 
@@ -61,6 +55,5 @@ pub use clone::{CloneArgs, Exit};
 pub use conduit::Conduit;
 pub use injection::Injection;
 pub use leave::Final;
-pub use regs::{cooked_for_image, cooked_for_stub};
 pub use thread::{Dispatch, RseqConfig, Thread};
 pub use wait::Stop;

@@ -1,8 +1,10 @@
 //! Names of the system calls that batches make, for errors that read like lines of strace.
 
+use crate::checkpoint::arch;
+
 /// The name of a call, or `syscall_N`.
 pub(super) fn name(nr: i64) -> String {
-    known(nr).map_or_else(|| format!("syscall_{nr}"), str::to_owned)
+    known(nr).or_else(|| arch::call_name(nr)).map_or_else(|| format!("syscall_{nr}"), str::to_owned)
 }
 
 macro_rules! names {
@@ -17,19 +19,19 @@ macro_rules! names {
 }
 
 names! {
-    SYS_accept4 SYS_arch_prctl SYS_bind SYS_brk SYS_capget SYS_capset SYS_chdir SYS_chroot SYS_clock_gettime
-    SYS_clock_settime SYS_clone SYS_clone3 SYS_close SYS_close_range SYS_connect SYS_dup SYS_dup2 SYS_dup3
+    SYS_accept4 SYS_bind SYS_brk SYS_capget SYS_capset SYS_chdir SYS_chroot SYS_clock_gettime
+    SYS_clock_settime SYS_clone SYS_clone3 SYS_close SYS_close_range SYS_connect SYS_dup SYS_dup3
     SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait SYS_eventfd2 SYS_execve SYS_execveat SYS_exit SYS_exit_group
     SYS_fallocate SYS_fchdir SYS_fchmod SYS_fchown SYS_fcntl SYS_flock SYS_fstat SYS_fsync SYS_ftruncate SYS_futex
     SYS_get_robust_list SYS_getcwd SYS_getegid SYS_geteuid SYS_getgid SYS_getgroups SYS_getitimer SYS_getpgid
-    SYS_getpgrp SYS_getpid SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid SYS_getrlimit
+    SYS_getpid SYS_getppid SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid SYS_getrlimit
     SYS_getsid SYS_getsockname SYS_getsockopt SYS_gettid SYS_getuid SYS_inotify_add_watch SYS_inotify_init1
     SYS_ioctl SYS_ioprio_get SYS_ioprio_set SYS_kcmp SYS_keyctl SYS_kill SYS_listen SYS_lseek SYS_madvise
     SYS_mbind SYS_membarrier SYS_memfd_create SYS_mincore SYS_mkdirat SYS_mknodat SYS_mlock SYS_mlock2
     SYS_mlockall SYS_mmap SYS_mount SYS_mprotect SYS_mq_open SYS_mremap SYS_mseal SYS_msgctl SYS_msgget
-    SYS_msgrcv SYS_msgsnd SYS_msync SYS_munlock SYS_munmap SYS_nanosleep SYS_newfstatat SYS_open SYS_openat
+    SYS_msgrcv SYS_msgsnd SYS_msync SYS_munlock SYS_munmap SYS_nanosleep SYS_newfstatat SYS_openat
     SYS_openat2 SYS_personality SYS_pidfd_getfd SYS_pidfd_open SYS_pidfd_send_signal SYS_pipe2 SYS_pivot_root
-    SYS_pkey_alloc SYS_pkey_mprotect SYS_poll SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_prlimit64
+    SYS_pkey_alloc SYS_pkey_mprotect SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_prlimit64
     SYS_process_vm_readv SYS_process_vm_writev SYS_pwrite64 SYS_pwritev SYS_read SYS_readlinkat SYS_readv
     SYS_recvfrom SYS_recvmsg SYS_renameat2 SYS_rseq SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask
     SYS_rt_sigqueueinfo SYS_rt_sigtimedwait SYS_rt_tgsigqueueinfo SYS_sched_getaffinity SYS_sched_setaffinity

@@ -1,14 +1,12 @@
 //! The ptrace requests that the engine uses, one function each. They know nothing of what they are used for.
 
 use std::ffi::c_void;
-use std::mem::{size_of, zeroed};
+use std::mem::size_of;
 use std::ptr::null_mut;
 
-use libc::{c_uint, user_regs_struct};
+use libc::c_uint;
 use nix::errno::Errno;
 
-/// Register set with everything that xsave keeps.
-const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_GETSIGMASK: c_uint = 0x420a;
 const PTRACE_SETSIGMASK: c_uint = 0x420b;
 const PTRACE_PEEKSIGINFO: c_uint = 0x4209;
@@ -26,13 +24,16 @@ pub(super) const O_EXITKILL: i32 = 0x10_0000;
 pub(super) const O_BIRTHS: i32 =
     libc::PTRACE_O_TRACECLONE | libc::PTRACE_O_TRACEFORK | libc::PTRACE_O_TRACEVFORK;
 
-/// Largest xsave area accepted: AMX takes 11 KiB.
-const XSTATE_MAX: usize = 64 << 10;
 /// Classic BPF programs have at most 4096 instructions.
 const FILTER_MAX: usize = 4096;
 
 /// Calls ptrace(2) with pointers or numbers as the request wants them.
-fn raw(request: c_uint, tid: i32, addr: usize, data: *mut c_void) -> nix::Result<usize> {
+pub(in crate::checkpoint) fn request(
+    request: c_uint,
+    tid: i32,
+    addr: usize,
+    data: *mut c_void,
+) -> nix::Result<usize> {
     // SAFETY: each caller below passes memory that is as large as its request reads or writes, and that lives
     // longer than the call; requests without pointers ignore both or take them as numbers.
     let answer = unsafe { libc::ptrace(request, tid, addr as *mut c_void, data) };
@@ -44,67 +45,45 @@ fn number(value: usize) -> *mut c_void {
 }
 
 pub(super) fn seize(tid: i32, options: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_SEIZE, tid, 0, number(options as usize)).map(drop)
+    request(libc::PTRACE_SEIZE, tid, 0, number(options as usize)).map(drop)
 }
 pub(super) fn interrupt(tid: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_INTERRUPT, tid, 0, null_mut()).map(drop)
+    request(libc::PTRACE_INTERRUPT, tid, 0, null_mut()).map(drop)
 }
 pub(super) fn cont(tid: i32, signal: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_CONT, tid, 0, number(signal as usize)).map(drop)
+    request(libc::PTRACE_CONT, tid, 0, number(signal as usize)).map(drop)
 }
 /// Goes on to the next entry or return of a system call.
 pub(super) fn to_syscall(tid: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_SYSCALL, tid, 0, null_mut()).map(drop)
+    request(libc::PTRACE_SYSCALL, tid, 0, null_mut()).map(drop)
 }
 pub(super) fn listen(tid: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_LISTEN, tid, 0, null_mut()).map(drop)
+    request(libc::PTRACE_LISTEN, tid, 0, null_mut()).map(drop)
 }
 pub(super) fn detach(tid: i32, signal: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_DETACH, tid, 0, number(signal as usize)).map(drop)
+    request(libc::PTRACE_DETACH, tid, 0, number(signal as usize)).map(drop)
 }
 pub(super) fn set_options(tid: i32, options: i32) -> nix::Result<()> {
-    raw(libc::PTRACE_SETOPTIONS, tid, 0, number(options as usize)).map(drop)
+    request(libc::PTRACE_SETOPTIONS, tid, 0, number(options as usize)).map(drop)
 }
 pub(super) fn event_message(tid: i32) -> nix::Result<u64> {
     let mut message: u64 = 0;
-    raw(libc::PTRACE_GETEVENTMSG, tid, 0, (&raw mut message).cast())?;
+    request(libc::PTRACE_GETEVENTMSG, tid, 0, (&raw mut message).cast())?;
     Ok(message)
 }
 pub(super) fn siginfo(tid: i32) -> nix::Result<[u8; 128]> {
     let mut info = [0u8; 128];
-    raw(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr().cast())?;
+    request(libc::PTRACE_GETSIGINFO, tid, 0, info.as_mut_ptr().cast())?;
     Ok(info)
-}
-
-pub(super) fn regs(tid: i32) -> nix::Result<user_regs_struct> {
-    // SAFETY: a plain structure of integers, for which zero is a value.
-    let mut regs: user_regs_struct = unsafe { zeroed() };
-    raw(libc::PTRACE_GETREGS, tid, 0, (&raw mut regs).cast())?;
-    Ok(regs)
-}
-pub(super) fn set_regs(tid: i32, regs: &user_regs_struct) -> nix::Result<()> {
-    raw(libc::PTRACE_SETREGS, tid, 0, std::ptr::from_ref(regs).cast_mut().cast()).map(drop)
-}
-
-pub(super) fn xstate(tid: i32) -> nix::Result<Vec<u8>> {
-    let mut area = vec![0u8; XSTATE_MAX];
-    let mut iov = libc::iovec { iov_base: area.as_mut_ptr().cast(), iov_len: area.len() };
-    raw(libc::PTRACE_GETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast())?;
-    area.truncate(iov.iov_len);
-    Ok(area)
-}
-pub(super) fn set_xstate(tid: i32, area: &[u8]) -> nix::Result<()> {
-    let mut iov = libc::iovec { iov_base: area.as_ptr().cast_mut().cast(), iov_len: area.len() };
-    raw(libc::PTRACE_SETREGSET, tid, NT_X86_XSTATE, (&raw mut iov).cast()).map(drop)
 }
 
 pub(super) fn sigmask(tid: i32) -> nix::Result<u64> {
     let mut mask: u64 = 0;
-    raw(PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast())?;
+    request(PTRACE_GETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast())?;
     Ok(mask)
 }
 pub(super) fn set_sigmask(tid: i32, mut mask: u64) -> nix::Result<()> {
-    raw(PTRACE_SETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()).map(drop)
+    request(PTRACE_SETSIGMASK, tid, size_of::<u64>(), (&raw mut mask).cast()).map(drop)
 }
 
 /// At most `slots.len()` queued signals from position `from` on; how many there were.
@@ -117,20 +96,20 @@ pub(super) fn peek_siginfo(tid: i32, shared: bool, from: u64, slots: &mut [[u8; 
     }
     let nr = i32::try_from(slots.len()).unwrap_or(i32::MAX);
     let args = PeekSiginfo { off: from, flags: u32::from(shared), nr };
-    raw(PTRACE_PEEKSIGINFO, tid, (&raw const args) as usize, slots.as_mut_ptr().cast())
+    request(PTRACE_PEEKSIGINFO, tid, (&raw const args) as usize, slots.as_mut_ptr().cast())
 }
 
 /// The instructions of a seccomp filter, the newest filter has index 0. ENOENT past the last.
 pub(super) fn seccomp_filter(tid: i32, index: usize) -> nix::Result<Vec<u64>> {
     let mut program = vec![0u64; FILTER_MAX];
-    let len = raw(PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr().cast())?;
+    let len = request(PTRACE_SECCOMP_GET_FILTER, tid, index, program.as_mut_ptr().cast())?;
     program.truncate(len);
     Ok(program)
 }
 /// The flags that a seccomp filter was loaded with.
 pub(super) fn seccomp_flags(tid: i32, index: u64) -> nix::Result<u64> {
     let mut metadata: [u64; 2] = [index, 0];
-    raw(PTRACE_SECCOMP_GET_METADATA, tid, size_of::<[u64; 2]>(), metadata.as_mut_ptr().cast())?;
+    request(PTRACE_SECCOMP_GET_METADATA, tid, size_of::<[u64; 2]>(), metadata.as_mut_ptr().cast())?;
     Ok(metadata[1])
 }
 
@@ -146,7 +125,7 @@ pub(super) struct RawRseq {
 }
 pub(super) fn rseq(tid: i32) -> nix::Result<RawRseq> {
     let mut config = RawRseq::default();
-    raw(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RawRseq>(), (&raw mut config).cast())?;
+    request(PTRACE_GET_RSEQ_CONFIGURATION, tid, size_of::<RawRseq>(), (&raw mut config).cast())?;
     Ok(config)
 }
 
@@ -164,7 +143,12 @@ pub(super) struct RawDispatch {
 }
 pub(super) fn dispatch(tid: i32) -> nix::Result<RawDispatch> {
     let mut config = RawDispatch::default();
-    raw(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<RawDispatch>(), (&raw mut config).cast())?;
+    request(
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of::<RawDispatch>(),
+        (&raw mut config).cast(),
+    )?;
     Ok(config)
 }
 pub(super) fn set_dispatch(tid: i32, mut config: RawDispatch) -> nix::Result<()> {
@@ -172,6 +156,6 @@ pub(super) fn set_dispatch(tid: i32, mut config: RawDispatch) -> nix::Result<()>
     if config.offset != 0 && end <= config.offset {
         config = RawDispatch { mode: 2, offset: end, len: config.len.wrapping_neg(), ..config };
     }
-    raw(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<RawDispatch>(), (&raw mut config).cast())
+    request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, tid, size_of::<RawDispatch>(), (&raw mut config).cast())
         .map(drop)
 }

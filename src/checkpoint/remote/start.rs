@@ -13,20 +13,17 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use libc::user_regs_struct;
-
 use super::injection::{Home, Injection};
 use super::memory::{Memory, Status};
-use super::stub::{self, Place};
 use super::thread::Thread;
 use super::wait::Stop;
-use super::{pin, ptrace, regs, signals, vdso};
+use super::{pin, ptrace, rseq, signals, vdso};
+use crate::checkpoint::arch::Regs;
+use crate::checkpoint::arch::stub::{self, Frame, Place};
 use crate::checkpoint::error::{Error, Result};
 
 /// How long a batch may take before it is given up.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// Code segment of 64-bit programs.
-const USER64_CS: u64 = 0x33;
 /// First scratch of a live task.
 const FIRST_SCRATCH: u64 = 64 << 10;
 
@@ -39,7 +36,7 @@ impl Injection {
     pub fn start(thread: &Thread) -> Result<Self> {
         let tid = thread.tid();
         let raw = thread.regs()?;
-        if raw.cs != USER64_CS {
+        if !raw.is_native() {
             return Err(Error::new("the task runs a 32-bit program, which is not supported yet"));
         }
         let mask = thread.sigmask()?;
@@ -50,11 +47,11 @@ impl Injection {
             .ok_or_else(|| Error::new("the thread leaves no signal free that could stop it after a batch"))?;
         let memory = Memory::new(tid);
         let mut home_regs = raw;
-        if let Some(abort) = section_abort(thread, &memory, raw.rip)? {
-            home_regs.rip = abort;
+        if let Some(abort) = section_abort(thread, &memory, raw.ip())? {
+            home_regs.set_ip(abort);
         }
-        let slot = vdso::free_slot(vdso::tail(tid, &memory)?, thread, &memory, raw.rip)?;
-        memory.force(slot, &stub::slot(tid, mask, &regs::cooked_for_stub(&home_regs)))?;
+        let slot = vdso::free_slot(vdso::tail(tid, &memory)?, thread, &memory, raw.ip())?;
+        memory.force(slot, &stub::slot(tid, mask, &home_regs.for_stub()))?;
 
         let dispatch = thread.dispatch()?;
         if dispatch.is_some() {
@@ -67,7 +64,7 @@ impl Injection {
             code: slot,
             scratch: 0,
             scratch_len: 0,
-            ids: pack(status.tgid, status.tid),
+            ids: (status.tgid, status.tid),
             signal,
             template: raw,
             home: Some(home),
@@ -111,8 +108,8 @@ impl Injection {
     }
 
     /// Registers of the thread's own program, as an image keeps them.
-    pub fn image_regs(&self) -> Option<user_regs_struct> {
-        self.home.as_ref().map(|home| regs::cooked_for_image(&home.regs))
+    pub fn image_regs(&self) -> Option<Regs> {
+        self.home.as_ref().map(|home| home.regs.for_image())
     }
 
     /// Signal mask of the thread's own program.
@@ -133,18 +130,13 @@ impl Injection {
 impl Thread {
     /// Registers as an image keeps them: an interrupted system call is made again or sees EINTR, an interrupted
     /// restartable sequence starts again. Not for a thread with an injection: ask that.
-    pub fn image_regs(&self) -> Result<user_regs_struct> {
+    pub fn image_regs(&self) -> Result<Regs> {
         let mut raw = self.regs()?;
-        if let Some(abort) = section_abort(self, &Memory::new(self.tid()), raw.rip)? {
-            raw.rip = abort;
+        if let Some(abort) = section_abort(self, &Memory::new(self.tid()), raw.ip())? {
+            raw.set_ip(abort);
         }
-        Ok(regs::cooked_for_image(&raw))
+        Ok(raw.for_image())
     }
-}
-
-/// Both ids of a thread in the register that the stub keeps them in.
-pub(super) fn pack(tgid: i32, tid: i32) -> u64 {
-    u64::from(tgid.cast_unsigned()) << 32 | u64::from(tid.cast_unsigned())
 }
 
 /// True while the process is stopped by job control.
@@ -163,7 +155,7 @@ fn section_abort(thread: &Thread, memory: &Memory, rip: u64) -> Result<Option<u6
     let mut descriptor = [0u8; 32];
     // A stale pointer to memory that is gone is legal as long as no sequence is entered.
     match memory.read(section, &mut descriptor) {
-        Ok(()) => Ok(regs::abort_ip(&descriptor, rip)),
+        Ok(()) => Ok(rseq::abort_ip(&descriptor, rip)),
         Err(_) => Ok(None),
     }
 }
@@ -171,16 +163,15 @@ fn section_abort(thread: &Thread, memory: &Memory, rip: u64) -> Result<Option<u6
 /// True for a thread inside a stub: its driver died, and it was stopped again before it had healed.
 pub(super) fn is_in_stub(thread: &Thread) -> Result<bool> {
     let regs = thread.regs()?;
-    if regs.r12 & !0xff == stub::MARKER {
+    if stub::signal_inside(&regs).is_some() {
         return Ok(true);
     }
-    // The last instruction has restored r12 already.
     let memory = Memory::new(thread.tid());
-    let mut code = [0u8; 2];
-    if memory.read(regs.rip, &mut code).is_err() || code != [0xff, 0x25] {
+    let mut code = stub::JUMP;
+    if memory.read(regs.ip(), &mut code).is_err() || code != stub::JUMP {
         return Ok(false);
     }
-    let magic = regs.rip.wrapping_sub(stub::offset(Place::Jump)).wrapping_add(stub::magic_offset());
+    let magic = regs.ip().wrapping_sub(stub::offset(Place::Jump)).wrapping_add(stub::magic_offset());
     Ok(memory.word(magic).is_ok_and(|word| word == stub::MAGIC))
 }
 
@@ -188,7 +179,7 @@ pub(super) fn is_in_stub(thread: &Thread) -> Result<bool> {
 pub(super) fn let_out(thread: &Thread, deadline: Instant) -> Result<()> {
     loop {
         let regs = thread.regs()?;
-        let signal = i32::try_from(regs.r12 & 0xff).unwrap_or(0);
+        let signal = stub::signal_inside(&regs).unwrap_or(0);
         thread.cont(0)?;
         match thread.wait_stop(deadline)? {
             // The segment has ended; what follows heals without stopping again.
@@ -210,16 +201,15 @@ pub(super) fn let_out(thread: &Thread, deadline: Instant) -> Result<()> {
     }
 }
 
-/// Registers that enter the stub at `place`.
-pub(super) fn enter(injection: &Injection, place: Place) -> user_regs_struct {
-    let mut regs = injection.template;
-    regs.orig_rax = u64::MAX;
-    // Direction and trap flags off, interrupts on.
-    regs.eflags = 0x202;
-    regs.rip = injection.code + stub::offset(place);
-    regs.r12 = stub::MARKER | u64::from(injection.signal.cast_unsigned());
-    regs.r13 = injection.ids;
-    regs.r14 = injection.scratch;
-    regs.r15 = injection.scratch_len;
-    regs
+impl Injection {
+    /// Registers that enter the stub at `place`.
+    pub(super) fn enter(&self, place: Place) -> Regs {
+        let frame = Frame {
+            code: self.code,
+            signal: self.signal,
+            ids: self.ids,
+            scratch: (self.scratch, self.scratch_len),
+        };
+        stub::enter(&self.template, &frame, place)
+    }
 }

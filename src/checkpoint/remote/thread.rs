@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use libc::user_regs_struct;
 use nix::errno::Errno;
 
 use super::wait::{self, Stop};
 use super::{memory, ptrace};
+use crate::checkpoint::arch::{Regs, requests};
 use crate::checkpoint::error::{Context, Error, Result};
 
 /// A seized thread. Clones are the same seizure; when the last one is dropped, the thread is detached.
@@ -189,24 +189,24 @@ impl Thread {
     }
 
     /// General registers, raw: an interrupted system call still shows as -512, -513, -514 or -516 in `rax`.
-    /// See [`super::cooked_for_image`].
-    pub fn regs(&self) -> Result<user_regs_struct> {
+    /// See [`Regs::for_image`].
+    pub fn regs(&self) -> Result<Regs> {
         let tid = self.tid();
-        ptrace::regs(tid).during("cannot read the registers", || format!("ptrace(PTRACE_GETREGS, {tid})"))
+        requests::regs(tid).during("cannot read the registers", || format!("ptrace(PTRACE_GETREGS, {tid})"))
     }
 
     /// Sets the general registers.
-    pub fn set_regs(&self, regs: &user_regs_struct) -> Result<()> {
+    pub fn set_regs(&self, regs: &Regs) -> Result<()> {
         let tid = self.tid();
-        ptrace::set_regs(tid, regs).during("cannot set the registers", || {
-            format!("ptrace(PTRACE_SETREGS, {tid}, rip={:#x})", regs.rip)
+        requests::set_regs(tid, regs).during("cannot set the registers", || {
+            format!("ptrace(PTRACE_SETREGS, {tid}, ip={:#x})", regs.ip())
         })
     }
 
     /// Floating point, vector and tile registers: the xsave area in its standard format.
     pub fn xstate(&self) -> Result<Vec<u8>> {
         let tid = self.tid();
-        ptrace::xstate(tid).during("cannot read the vector registers", || {
+        requests::extended(tid).during("cannot read the vector registers", || {
             format!("ptrace(PTRACE_GETREGSET, {tid}, NT_X86_XSTATE)")
         })
     }
@@ -214,7 +214,7 @@ impl Thread {
     /// Sets what [`Self::xstate`] read.
     pub fn set_xstate(&self, area: &[u8]) -> Result<()> {
         let tid = self.tid();
-        ptrace::set_xstate(tid, area).during("cannot set the vector registers", || {
+        requests::set_extended(tid, area).during("cannot set the vector registers", || {
             format!("ptrace(PTRACE_SETREGSET, {tid}, NT_X86_XSTATE, {} bytes)", area.len())
         })
     }

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::memory::{self, Memory};
-use super::{ptrace, stub, thread::Thread};
+use super::thread::Thread;
+use crate::checkpoint::arch::{requests, stub};
 use crate::checkpoint::error::{Error, Result};
 
 const PAGE: u64 = 4096;
@@ -101,8 +102,8 @@ fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64, stopping: bool) -> boo
         return is_elsewhere(rip);
     }
     match memory::shares_memory(owner, tid) {
-        Ok(true) => match ptrace::regs(owner) {
-            Ok(regs) => is_elsewhere(regs.rip),
+        Ok(true) => match requests::regs(owner) {
+            Ok(regs) => is_elsewhere(regs.ip()),
             Err(_) => stopping && has_healed(owner).unwrap_or(false),
         },
         Ok(false) | Err(Errno::ESRCH) => true,
@@ -146,7 +147,7 @@ mod tests {
     fn a_slot_is_taken_while_its_thread_may_be_in_it() {
         let me = i32::try_from(std::process::id()).unwrap();
         // SAFETY: a plain structure of integers, for which zero is a value.
-        let regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+        let regs: crate::checkpoint::arch::Regs = unsafe { std::mem::zeroed() };
         let slot = stub::slot(me, 0, &regs);
         assert!(!is_abandoned(&slot, 0x1000, me, 0x1010, false), "this thread is in it");
         assert!(is_abandoned(&slot, 0x1000, me, 0x9000, false), "this thread is elsewhere");

@@ -19,7 +19,6 @@ pub mod modes;
 pub mod placement;
 pub mod policy;
 pub mod process;
-pub mod registers;
 pub mod revive;
 pub mod scheduling;
 pub mod seccomp;

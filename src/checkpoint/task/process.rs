@@ -6,7 +6,8 @@ use prost::Message;
 
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
-use super::{freeze, limits, modes, placement, registers, seccomp, sharing, signals, timers, tree};
+use super::{freeze, limits, modes, placement, seccomp, sharing, signals, timers, tree};
+use crate::checkpoint::arch::features;
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
     CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry, TaskRlimitsEntry,
@@ -24,7 +25,6 @@ pub const STOPPED: u32 = 3;
 /// The name of this room's extension in stasis.img.
 pub const EXTENSION: &str = "task";
 
-const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_GET_CHILD_SUBREAPER: u64 = 37;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
@@ -143,10 +143,10 @@ fn alive(task: &mut LiveTask, mut captured: Vec<Captured>) -> Result<Vec<(i32, C
     asked.0.answer(&results, &mut tc);
     asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
-    let features = results.u64(asked.0.features, 0) & registers::ON_REQUEST;
+    let features = features::on_request(results.u64(asked.0.features, 0));
     captured[0].extra.placement = placement::dump(task.pid, &mut injection)?;
     captured[0].extra.core_filter = modes::core_filter(task.pid)?;
-    captured[0].extra.features = (features != 0).then_some(features);
+    captured[0].extra.features = features;
     for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {
         let mut injection = Injection::start(thread)?;
         let mut batch = Batch::new();
@@ -177,9 +177,7 @@ impl Ask {
         let membarrier =
             batch.call(libc::SYS_membarrier, &[MEMBARRIER_GET_REGISTRATIONS.into(), 0.into(), 0.into()]);
         batch.tolerate(membarrier);
-        let features = batch.out(8);
-        let call = batch.call(libc::SYS_arch_prctl, &[ARCH_GET_XCOMP_PERM.into(), features.arg()]);
-        batch.tolerate(call);
+        let features = features::ask(batch);
         Ok(Self {
             actions: signals::AskActions::new(batch),
             timers: timers::Ask::new(batch, pid, threads)?,

@@ -6,7 +6,7 @@
 //!              threads; actions, limits, timers
 //!              zombies die; what their death has sent to the parent is taken away
 //!              queued signals; seccomp; credentials         (see `credentials` for that order)
-//!              registers, masks; a stopped process is stopped
+//!              masks; a stopped process is stopped
 //!        ──> ready() ──> detach
 //! ```
 //!
@@ -21,7 +21,8 @@ use prost::Message;
 
 use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
 use super::tree::Step;
-use super::{credentials, limits, modes, placement, registers, scheduling, seccomp, signals, timers};
+use super::{credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
+use crate::checkpoint::arch::{features, record};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
@@ -31,7 +32,6 @@ use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injecti
 use crate::checkpoint::{Error, Result};
 use crate::sys;
 
-const ARCH_REQ_XCOMP_PERM: u64 = 0x1023;
 const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_DUMPABLE: u64 = 4;
 const PR_SET_NAME: u64 = 15;
@@ -264,12 +264,7 @@ impl<'a> Revival<'a> {
     /// Asks for the parts of the processor's state that the process had asked for.
     fn ask_for_features(&self, entry: &PstreeEntry, injection: &mut Injection) -> Result<()> {
         let had = self.extra(entry.pid).and_then(|extra| extra.features).unwrap_or(0);
-        if had & registers::ON_REQUEST != 0 {
-            injection
-                .syscall(libc::SYS_arch_prctl, &[ARCH_REQ_XCOMP_PERM.into(), registers::TILES.into()])
-                .map_err(|e| e.remedy("restore on a machine with AMX"))?;
-        }
-        Ok(())
+        features::request(injection, had)
     }
 
     /// What a thread sets by itself, credentials last.
@@ -339,11 +334,9 @@ impl<'a> Revival<'a> {
         let info = core.thread_info.as_ref().ok_or_else(|| Error::new("the image has no registers"))?;
         let thread = injection.thread().clone();
         let extra = self.extra(vtid).map_or(&[][..], |e| &e.xstate);
-        if extra.iter().any(|component| component.number == registers::TILES) {
-            injection.use_tiles()?;
-        }
-        thread.set_xstate(&registers::restore_extended(&info.fpregs, extra, &thread.xstate()?)?)?;
-        let regs = registers::restore_general(&info.gpregs, &thread.regs()?)?;
+        features::make_room(&mut injection, extra)?;
+        thread.set_xstate(&record::restore_extended(info, extra, &thread.xstate()?)?)?;
+        let regs = record::restore_general(info, &thread.regs()?)?;
         injection.leave(&Final { regs, sigmask: mask(core), unmap_window: last })?;
         // The last thing: no batch gets through it.
         if let Some(d) = self.extra(vtid).and_then(|extra| extra.dispatch.as_ref()) {

@@ -5,15 +5,12 @@
 //!   injected    registers as they were; robust list, where its death is announced, alternate stack, securebits, ...
 //! ```
 
-use libc::user_regs_struct;
-
+use crate::checkpoint::arch::{MACHINE, Regs, record};
 use crate::checkpoint::context::LiveTask;
-use crate::checkpoint::image::{
-    CoreEntry, Machine, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra, ThreadInfoX86,
-};
+use crate::checkpoint::image::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
-use crate::checkpoint::task::{credentials, modes, registers, scheduling, seccomp, signals};
+use crate::checkpoint::task::{credentials, modes, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
 
 const PR_GET_PDEATHSIG: u64 = 2;
@@ -26,8 +23,8 @@ pub struct Captured {
     pub vtid: i32,
     /// `/proc/PID/task/TID/status`.
     pub status: Status,
-    /// Its general registers, as they were.
-    raw: user_regs_struct,
+    /// Its general as they were.
+    raw: Regs,
     /// Its core record, without what only a batch can tell.
     pub core: CoreEntry,
     /// What has no place in it.
@@ -41,8 +38,8 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
     let vtid = status.ns_tid.last().copied().unwrap_or(tid);
     let named = |e: Error| e.pid(task.vpid);
     let raw = thread.regs().map_err(named)?;
-    registers::check(&raw).map_err(named)?;
-    let (fpregs, xstate) = registers::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
+    record::check(&raw).map_err(named)?;
+    let (info, xstate) = record::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
     let mut thread_core = ThreadCoreEntry {
         blk_sigset: Some(thread.sigmask().map_err(named)?),
         signals_p: Some(signals::queue(&thread.pending(false).map_err(named)?, status.pending)),
@@ -57,12 +54,8 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
     });
     filters.dump(thread, status.seccomp, &mut thread_core).map_err(named)?;
     let core = CoreEntry {
-        mtype: Machine::X8664.into(),
-        thread_info: Some(ThreadInfoX86 {
-            fpregs,
-            tls: registers::no_segments(),
-            ..ThreadInfoX86::default()
-        }),
+        mtype: MACHINE.into(),
+        thread_info: Some(info),
         thread_core: Some(thread_core),
         ..CoreEntry::default()
     };
@@ -126,12 +119,12 @@ impl Ask {
     ) -> Result<()> {
         let Captured { status, raw, core, extra, .. } = captured;
         let read = |addr: u64, into: &mut [u8]| injection.read_mem(addr, into).is_ok();
-        let regs = registers::again(raw, &read).or_else(|| injection.image_regs());
+        let regs = raw.again(&read).or_else(|| injection.image_regs());
         let regs = regs.ok_or_else(|| Error::new("the thread's registers are lost"))?;
         let (Some(info), Some(thread)) = (&mut core.thread_info, &mut core.thread_core) else {
             return Ok(());
         };
-        info.gpregs = registers::dump_general(&regs);
+        record::dump_general(&regs, info);
         info.clear_tid_addr = results.u64(self.tid_address, 0);
         thread.pdeath_sig = Some(results.u32(self.death, 0));
         thread.futex_rla = results.u64(self.robust.0, 0);

@@ -19,14 +19,15 @@
 
 use std::arch::global_asm;
 
-use libc::user_regs_struct;
+use super::Regs;
+use super::regs::PLAIN_FLAGS;
 
 /// Marks a slot that is in use.
-pub(super) const MAGIC: u64 = 0x0153_4953_4154_53c7;
+pub const MAGIC: u64 = 0x0153_4953_4154_53c7;
 /// Upper bits of `r12` while a thread is inside a stub; the low byte is the signal X.
-pub(super) const MARKER: u64 = 0x5354_4153_4953_0100;
+const MARKER: u64 = 0x5354_4153_4953_0100;
 /// The number of the processor in `r8` at the stop.
-pub(super) fn processor(regs: &user_regs_struct) -> i32 {
+pub fn processor(Regs(regs): &Regs) -> i32 {
     (regs.r8 & 0xfff) as i32
 }
 
@@ -153,7 +154,7 @@ unsafe extern "C" {
 
 /// Places in the code, as bytes from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub enum Place {
     /// Makes the one call that the registers hold, whose result becomes the scratch.
     Boot,
     /// Walks entries.
@@ -166,7 +167,7 @@ pub(super) enum Place {
     Jump,
 }
 
-pub(super) fn offset(place: Place) -> u64 {
+pub fn offset(place: Place) -> u64 {
     let label = match place {
         Place::Boot => &raw const stasis_stub_begin,
         Place::Run => &raw const stasis_stub_run,
@@ -177,8 +178,75 @@ pub(super) fn offset(place: Place) -> u64 {
     (label as usize - &raw const stasis_stub_begin as usize) as u64
 }
 
+/// What the registers of a thread in the stub stand for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame {
+    /// Where the stub stands.
+    pub code: u64,
+    /// The signal X.
+    pub signal: i32,
+    /// Thread group and thread, as tgkill(2) takes them.
+    pub ids: (i32, i32),
+    /// Address and length of the scratch; 0 before there is one.
+    pub scratch: (u64, u64),
+}
+
+/// Registers that enter the stub at `place`. `template` gives segments, thread and stack pointer.
+pub fn enter(template: &Regs, frame: &Frame, place: Place) -> Regs {
+    let mut entering = *template;
+    entering.outside_calls();
+    let regs = &mut entering.0;
+    regs.eflags = PLAIN_FLAGS;
+    regs.rip = frame.code + offset(place);
+    regs.r12 = MARKER | u64::from(frame.signal.cast_unsigned());
+    regs.r13 = u64::from(frame.ids.0.cast_unsigned()) << 32 | u64::from(frame.ids.1.cast_unsigned());
+    (regs.r14, regs.r15) = frame.scratch;
+    entering
+}
+
+/// Entering at [`Place::Run`]: the entries to be walked.
+pub fn set_entries(Regs(regs): &mut Regs, start: u64, end: u64) {
+    (regs.rbx, regs.rbp) = (start, end);
+}
+
+/// Entering at code other than the stub's: it finds `data` in `rbx`, and the stub's stop in `rbp`.
+pub fn set_code(Regs(regs): &mut Regs, code: u64, data: u64) {
+    (regs.rbx, regs.rbp) = (data, regs.rip);
+    regs.rip = code;
+}
+
+/// At the stop: the entry that was not finished, or the end.
+pub fn next_entry(Regs(regs): &Regs) -> u64 {
+    regs.rbx
+}
+
+/// Entering at [`Place::Boot`]: a call whose result becomes the address of a scratch of `len` bytes, unless it is an
+/// error.
+pub fn set_boot(entering: &mut Regs, nr: libc::c_long, args: [u64; 6], len: u64) {
+    entering.make_call(nr, args);
+    entering.0.rbp = len;
+}
+
+/// At the stop: the result of the call at [`Place::Boot`].
+pub fn boot_answer(Regs(regs): &Regs) -> i64 {
+    regs.rbx.cast_signed()
+}
+
+/// At the stop: address and length of the scratch.
+pub fn scratch(Regs(regs): &Regs) -> (u64, u64) {
+    (regs.r14, regs.r15)
+}
+
+/// The signal X of a thread that is inside a stub.
+pub fn signal_inside(Regs(regs): &Regs) -> Option<i32> {
+    (regs.r12 & !0xff == MARKER).then_some((regs.r12 & 0xff) as i32)
+}
+
+/// The last instruction of the stub, at which `r12` has been restored already.
+pub const JUMP: [u8; 2] = [0xff, 0x25];
+
 /// The code, ready to be written anywhere.
-pub(super) fn code() -> &'static [u8] {
+pub fn code() -> &'static [u8] {
     let begin = &raw const stasis_stub_begin;
     let len = &raw const stasis_stub_code_end as usize - begin as usize;
     // SAFETY: the assembler put the code between the two symbols, in read-only memory that is never unmapped.
@@ -186,17 +254,17 @@ pub(super) fn code() -> &'static [u8] {
 }
 
 /// Bytes of a slot: code and record.
-pub(super) fn slot_len() -> u64 {
+pub fn slot_len() -> u64 {
     (code().len() + RECORD_WORDS * 8).next_multiple_of(16) as u64
 }
 
 /// Where the magic of a slot stands, as bytes from its start. The tid follows it.
-pub(super) fn magic_offset() -> u64 {
+pub fn magic_offset() -> u64 {
     code().len() as u64
 }
 
 /// A slot for this thread: it heals to `mask` and `regs`.
-pub(super) fn slot(tid: i32, mask: u64, regs: &user_regs_struct) -> Vec<u8> {
+pub fn slot(tid: i32, mask: u64, Regs(regs): &Regs) -> Vec<u8> {
     let record: [u64; RECORD_WORDS] = [
         MAGIC,
         i64::from(tid).cast_unsigned(),

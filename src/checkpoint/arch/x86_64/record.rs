@@ -1,4 +1,4 @@
-//! Registers: the general ones with an interrupted system call made good, and the whole extended state.
+//! A thread's record in the image: its general registers and the whole extended state.
 //!
 //! ```text
 //!  xsave area, standard format      image
@@ -10,28 +10,16 @@
 //!       component 9   PKRU          xsave.pkru                  have them elsewhere
 //!       others (AMX, APX, ...)      stasis.img, by number, when they are in use
 //! ```
-//!
-//! A system call that was interrupted by the dump has left one of the kernel's private codes in rax. A thread that
-//! lives on gets it back untouched and the kernel restarts the call; one that is restored elsewhere has no kernel that
-//! remembers the call, so the image says "about to make it again". With a timeout that is:
-//!
-//! ```text
-//!  until a moment              futex(FUTEX_WAIT_BITSET), clock_nanosleep(TIMER_ABSTIME)      the same call
-//!  for a while, rest is known  select, ppoll: written where the timeout stood                 the same call
-//!                              nanosleep, clock_nanosleep: written to the last argument       takes its timeout from there
-//!  for a while                 poll; futex(FUTEX_WAIT); a sleep without that argument         from the beginning
-//!  anything else                                                                              EINTR
-//! ```
 
 use libc::user_regs_struct;
 
+use super::Regs;
+use super::xsave::component;
 use crate::checkpoint::image::{
-    UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
-    XstateComponent,
+    ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
+    UserX86XsaveEntry, XstateComponent,
 };
-use crate::checkpoint::remote::cooked_for_image;
 use crate::checkpoint::{Error, Result};
-use crate::sys::cpu::xsave_component;
 
 const FXSAVE: usize = 512;
 const HEADER_END: usize = 576;
@@ -42,16 +30,16 @@ const SW_XFEATURES: usize = 464;
 const USER32_CS: u64 = 0x23;
 
 /// Says that a 32-bit program is not dumped yet.
-pub fn check(regs: &user_regs_struct) -> Result<()> {
-    match regs.cs {
+pub fn check(regs: &Regs) -> Result<()> {
+    match regs.0.cs {
         USER32_CS => Err(Error::new("a 32-bit program cannot be dumped").remedy("use its 64-bit build")),
         _ => Ok(()),
     }
 }
 
-/// The record of general registers.
-pub fn dump_general(regs: &user_regs_struct) -> UserX86RegsEntry {
-    UserX86RegsEntry {
+/// Puts the general registers into the record.
+pub fn dump_general(Regs(regs): &Regs, info: &mut ThreadInfoX86) {
+    info.gpregs = UserX86RegsEntry {
         r15: regs.r15,
         r14: regs.r14,
         r13: regs.r13,
@@ -80,15 +68,16 @@ pub fn dump_general(regs: &user_regs_struct) -> UserX86RegsEntry {
         fs: regs.fs,
         gs: regs.gs,
         mode: Some(UserX86RegsMode::Native.into()),
-    }
+    };
 }
 
 /// The general registers of the record. Segments are this kernel's own: an image may not choose them.
-pub fn restore_general(entry: &UserX86RegsEntry, current: &user_regs_struct) -> Result<user_regs_struct> {
+pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Regs> {
+    let entry = &info.gpregs;
     if entry.mode.is_some_and(|mode| mode != i32::from(UserX86RegsMode::Native)) || entry.cs == USER32_CS {
         return Err(Error::new("a 32-bit program cannot be restored"));
     }
-    let regs = user_regs_struct {
+    let regs = Regs(user_regs_struct {
         r15: entry.r15,
         r14: entry.r14,
         r13: entry.r13,
@@ -116,55 +105,14 @@ pub fn restore_general(entry: &UserX86RegsEntry, current: &user_regs_struct) -> 
         es: entry.es,
         fs: entry.fs,
         gs: entry.gs,
-    };
+    });
     // CRIU keeps the kernel's codes in its images.
-    Ok(again(&regs, &|_, _| false).unwrap_or_else(|| cooked_for_image(&regs)))
+    Ok(regs.again(&|_, _| false).unwrap_or_else(|| regs.for_image()))
 }
 
-/// The number of AMX's tiles among the xsave components.
-pub const TILES: u32 = 18;
-/// Components that a process may use only when it has asked for them.
-pub const ON_REQUEST: u64 = 1 << TILES;
-
-/// The kernel remembers the rest of the call.
-const ERESTART_RESTARTBLOCK: i64 = -516;
-/// `mov $NUMBER, %eax; syscall`
-const MOV_EAX: u8 = 0xb8;
-const SYSCALL: [u8; 2] = [0x0f, 0x05];
-const TIMER_ABSTIME: u64 = 1;
-
-/// The registers with which a thread makes the call again whose rest only the kernel remembers, if it can be made
-/// again. `read` fills a buffer from the thread's memory, and says whether it could.
-pub fn again(raw: &user_regs_struct, read: &dyn Fn(u64, &mut [u8]) -> bool) -> Option<user_regs_struct> {
-    if raw.orig_rax.cast_signed() < 0 || raw.rax.cast_signed() != ERESTART_RESTARTBLOCK {
-        return None;
-    }
-    let mut number = raw.orig_rax.cast_signed();
-    if number == libc::SYS_restart_syscall {
-        // It was interrupted before, and the kernel has put its own number there. The program's stands in its code.
-        let mut code = [0; 7];
-        if !read(raw.rip.wrapping_sub(7), &mut code) || code[0] != MOV_EAX || code[5..] != SYSCALL {
-            return None;
-        }
-        number = i64::from(i32::from_le_bytes([code[1], code[2], code[3], code[4]]));
-    }
-    let mut regs = *raw;
-    match number {
-        libc::SYS_poll | libc::SYS_futex => {}
-        libc::SYS_nanosleep if raw.rsi != 0 => regs.rdi = raw.rsi,
-        libc::SYS_nanosleep => {}
-        libc::SYS_clock_nanosleep if raw.rsi & TIMER_ABSTIME == 0 && raw.r10 != 0 => regs.rdx = raw.r10,
-        libc::SYS_clock_nanosleep => {}
-        _ => return None,
-    }
-    regs.rax = number.cast_unsigned();
-    regs.rip = raw.rip.wrapping_sub(2);
-    regs.orig_rax = u64::MAX;
-    Some(regs)
-}
-
-/// The records of an extended state as PTRACE_GETREGSET(NT_X86_XSTATE) gives it.
-pub fn dump_extended(area: &[u8]) -> Result<(UserX86FpregsEntry, Vec<XstateComponent>)> {
+/// The record of an extended state as PTRACE_GETREGSET(NT_X86_XSTATE) gives it, still without general registers; and
+/// what has no place in it.
+pub fn dump_extended(area: &[u8]) -> Result<(ThreadInfoX86, Vec<XstateComponent>)> {
     if area.len() < FXSAVE {
         return Err(Error::new(format!("the extended state has {} bytes, fewer than 512", area.len())));
     }
@@ -186,7 +134,7 @@ pub fn dump_extended(area: &[u8]) -> Result<(UserX86FpregsEntry, Vec<XstateCompo
     if area.len() >= HEADER_END {
         let used = quad(area, FXSAVE);
         let part = |number: u32| {
-            let c = xsave_component(number)?;
+            let c = component(number)?;
             area.get(c.offset..c.offset + c.size)
         };
         let words_of = |number| part(number).map(words).unwrap_or_default();
@@ -207,7 +155,7 @@ pub fn dump_extended(area: &[u8]) -> Result<(UserX86FpregsEntry, Vec<XstateCompo
             extras.push(XstateComponent { number, data });
         }
     }
-    Ok((entry, extras))
+    Ok((ThreadInfoX86 { fpregs: entry, tls: no_segments(), ..ThreadInfoX86::default() }, extras))
 }
 
 /// Components that CRIU's record has fields for.
@@ -215,11 +163,8 @@ const KNOWN: u64 = 0b10_1111_1111;
 
 /// Builds the area for PTRACE_SETREGSET. `current` is what this processor gives a fresh thread: its length and its mask
 /// of components say what can be restored here.
-pub fn restore_extended(
-    entry: &UserX86FpregsEntry,
-    extras: &[XstateComponent],
-    current: &[u8],
-) -> Result<Vec<u8>> {
+pub fn restore_extended(info: &ThreadInfoX86, extras: &[XstateComponent], current: &[u8]) -> Result<Vec<u8>> {
+    let entry = &info.fpregs;
     let mut area = vec![0; current.len()];
     if area.len() < FXSAVE || entry.st_space.len() != 32 || entry.xmm_space.len() != 64 {
         return Err(Error::new("the image's floating point state has the wrong size"));
@@ -258,7 +203,7 @@ pub fn restore_extended(
         if used & (1 << number) == 0 {
             return Ok(());
         }
-        let place = xsave_component(number)
+        let place = component(number)
             .filter(|c| c.size == bytes.len())
             .and_then(|c| area.get_mut(c.offset..c.offset + c.size))
             .ok_or_else(|| {
@@ -284,7 +229,7 @@ pub fn restore_extended(
 }
 
 /// The three empty thread-local segments of a 64-bit program, as CRIU writes them.
-pub fn no_segments() -> Vec<UserDescT> {
+fn no_segments() -> Vec<UserDescT> {
     (12..15)
         .map(|entry_number| UserDescT {
             entry_number,
@@ -337,118 +282,48 @@ fn bytes64(values: &[u64]) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::regs::tests::empty;
     use super::*;
 
-    fn regs() -> user_regs_struct {
-        dump_regs(0x1000, 0, u64::MAX)
+    fn general(gpregs: UserX86RegsEntry) -> ThreadInfoX86 {
+        ThreadInfoX86 { gpregs, ..ThreadInfoX86::default() }
     }
-    fn dump_regs(rip: u64, rax: u64, orig_rax: u64) -> user_regs_struct {
+    fn restored(rip: u64, rax: u64, orig_rax: u64) -> user_regs_struct {
         let zero = UserX86RegsEntry { ip: rip, ax: rax, orig_ax: orig_rax, ..UserX86RegsEntry::default() };
         let segments = user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() };
-        restore_general(&zero, &segments).unwrap()
+        restore_general(&general(zero), &Regs(segments)).unwrap().0
     }
-    fn empty() -> user_regs_struct {
-        user_regs_struct {
-            r15: 0,
-            r14: 0,
-            r13: 0,
-            r12: 0,
-            rbp: 0,
-            rbx: 0,
-            r11: 0,
-            r10: 0,
-            r9: 0,
-            r8: 0,
-            rax: 0,
-            rcx: 0,
-            rdx: 0,
-            rsi: 0,
-            rdi: 0,
-            orig_rax: u64::MAX,
-            rip: 0,
-            cs: 0,
-            eflags: 0,
-            rsp: 0,
-            ss: 0,
-            fs_base: 0,
-            gs_base: 0,
-            ds: 0,
-            es: 0,
-            fs: 0,
-            gs: 0,
-        }
-    }
-
     #[test]
     fn interrupted_calls() {
         let code = |n: i64| n.cast_unsigned();
-        let read = dump_regs(0x1000, code(-512), 0);
+        let read = restored(0x1000, code(-512), 0);
         assert_eq!((read.rip, read.rax, read.orig_rax), (0xffe, 0, u64::MAX));
-        let nanosleep = dump_regs(0x1000, code(-516), 35);
+        let nanosleep = restored(0x1000, code(-516), 35);
         assert_eq!((nanosleep.rip, nanosleep.rax), (0xffe, 35));
-        let unknown = dump_regs(0x1000, code(-516), 219);
+        let unknown = restored(0x1000, code(-516), 219);
         assert_eq!((unknown.rip, unknown.rax.cast_signed()), (0x1000, -4));
-        let finished = dump_regs(0x1000, 7, 0);
+        let finished = restored(0x1000, 7, 0);
         assert_eq!((finished.rip, finished.rax), (0x1000, 7));
         // Outside a call the same number in rax is the program's own.
-        let own = dump_regs(0x1000, code(-512), u64::MAX);
+        let own = restored(0x1000, code(-512), u64::MAX);
         assert_eq!((own.rip, own.rax.cast_signed()), (0x1000, -512));
-        assert_eq!(regs().cs, 0x33);
-    }
-
-    #[test]
-    fn a_sleep_goes_on_with_what_is_left() {
-        let mut raw = user_regs_struct {
-            rip: 0x1000,
-            rax: (-516_i64).cast_unsigned(),
-            orig_rax: 230,
-            r10: 0x70,
-            ..empty()
-        };
-        raw.rdx = 0x60;
-        let none = |_: u64, _: &mut [u8]| false;
-        assert_eq!(again(&raw, &none).unwrap().rdx, 0x70);
-        raw.rsi = TIMER_ABSTIME;
-        assert_eq!(again(&raw, &none).unwrap().rdx, 0x60);
-        raw.orig_rax = 1;
-        assert!(again(&raw, &none).is_none(), "write(2) is not among them");
-    }
-
-    #[test]
-    fn a_call_interrupted_before_is_known_by_its_code() {
-        let raw = user_regs_struct {
-            rip: 0x1000,
-            rax: (-516_i64).cast_unsigned(),
-            orig_rax: libc::SYS_restart_syscall.cast_unsigned(),
-            rdx: 1500,
-            ..empty()
-        };
-        let code = |bytes: [u8; 7]| {
-            move |at: u64, into: &mut [u8]| {
-                assert_eq!((at, into.len()), (0xff9, 7));
-                into.copy_from_slice(&bytes);
-                true
-            }
-        };
-        let poll = again(&raw, &code([0xb8, 7, 0, 0, 0, 0x0f, 0x05])).unwrap();
-        assert_eq!((poll.rax, poll.rip, poll.rdx), (7, 0xffe, 1500));
-        assert!(again(&raw, &code([0x90, 7, 0, 0, 0, 0x0f, 0x05])).is_none());
+        assert_eq!(own.cs, 0x33);
     }
 
     #[test]
     fn the_image_does_not_choose_segments() {
         let evil = UserX86RegsEntry { cs: 0x10, ss: 0x18, ..UserX86RegsEntry::default() };
-        let here = user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() };
-        let regs = restore_general(&evil, &here).unwrap();
+        let here = Regs(user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() });
+        let regs = restore_general(&general(evil.clone()), &here).unwrap().0;
         assert_eq!((regs.cs, regs.ss), (0x33, 0x2b));
-        assert!(restore_general(&UserX86RegsEntry { cs: 0x23, ..evil }, &here).is_err());
+        assert!(restore_general(&general(UserX86RegsEntry { cs: 0x23, ..evil }), &here).is_err());
     }
 
     fn sample() -> Vec<u8> {
-        let len = (2..20).filter_map(xsave_component).map(|c| c.offset + c.size).max().unwrap_or(HEADER_END);
+        let len = (2..20).filter_map(component).map(|c| c.offset + c.size).max().unwrap_or(HEADER_END);
         let mut area: Vec<u8> = (0..len).map(|i| u8::try_from(i % 251).unwrap()).collect();
         area[416..HEADER_END].fill(0);
-        let all = (2..20).filter(|n| xsave_component(*n).is_some()).fold(3_u64, |all, n| all | 1 << n);
+        let all = (2..20).filter(|n| component(*n).is_some()).fold(3_u64, |all, n| all | 1 << n);
         area[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&all.to_le_bytes());
         area[FXSAVE..FXSAVE + 8].copy_from_slice(&all.to_le_bytes());
         area
@@ -457,11 +332,11 @@ mod tests {
     #[test]
     fn everything_this_processor_has_survives() {
         let area = sample();
-        let (entry, extras) = dump_extended(&area).unwrap();
-        let back = restore_extended(&entry, &extras, &area).unwrap();
+        let (info, extras) = dump_extended(&area).unwrap();
+        let back = restore_extended(&info, &extras, &area).unwrap();
         assert_eq!(back[..416], area[..416]);
         assert_eq!(back[FXSAVE..FXSAVE + 8], area[FXSAVE..FXSAVE + 8]);
-        for c in (2..20).filter_map(xsave_component) {
+        for c in (2..20).filter_map(component) {
             assert_eq!(back[c.offset..c.offset + c.size], area[c.offset..c.offset + c.size], "{c:?}");
         }
     }
@@ -469,12 +344,12 @@ mod tests {
     #[test]
     fn features_that_are_missing_here_are_named() {
         let area = sample();
-        let (mut entry, extras) = dump_extended(&area).unwrap();
+        let (mut info, extras) = dump_extended(&area).unwrap();
         let mut poor = area.clone();
         poor[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&3_u64.to_le_bytes());
-        let error = restore_extended(&entry, &extras, &poor).unwrap_err().to_string();
+        let error = restore_extended(&info, &extras, &poor).unwrap_err().to_string();
         assert!(error.contains("AVX"), "{error}");
-        entry.st_space.pop();
-        assert!(restore_extended(&entry, &extras, &area).is_err());
+        info.fpregs.st_space.pop();
+        assert!(restore_extended(&info, &extras, &area).is_err());
     }
 }

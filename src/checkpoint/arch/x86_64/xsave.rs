@@ -10,8 +10,7 @@ pub struct Component {
 }
 
 /// Component `number` of the xsave area; None if this processor has none such, or keeps it for the kernel alone.
-#[cfg(target_arch = "x86_64")]
-pub fn xsave_component(number: u32) -> Option<Component> {
+pub fn component(number: u32) -> Option<Component> {
     #[allow(unused_unsafe)]
     // SAFETY: every x86-64 processor has the instruction; an unknown leaf answers zeros.
     let (size, offset, supervisor) = unsafe {
@@ -21,13 +20,13 @@ pub fn xsave_component(number: u32) -> Option<Component> {
     (number >= 2 && size != 0 && !supervisor).then_some(Component { offset, size })
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
 mod tests {
     #[test]
     fn avx_follows_the_header() {
         if std::arch::is_x86_feature_detected!("avx") {
-            assert_eq!(super::xsave_component(2), Some(super::Component { offset: 576, size: 256 }));
+            assert_eq!(super::component(2), Some(super::Component { offset: 576, size: 256 }));
         }
-        assert_eq!(super::xsave_component(0), None);
+        assert_eq!(super::component(0), None);
     }
 }

@@ -1,0 +1,18 @@
+//! x86-64.
+
+mod calls;
+pub mod features;
+pub mod record;
+mod regs;
+pub(in crate::checkpoint) mod requests;
+pub(in crate::checkpoint) mod stub;
+mod xsave;
+
+pub use calls::{call_name, map_vdso};
+pub use regs::{Regs, SYSCALL};
+
+use crate::checkpoint::image::Machine;
+pub use crate::checkpoint::image::ThreadInfoX86 as ThreadInfo;
+
+/// This architecture, as a core image names it.
+pub const MACHINE: Machine = Machine::X8664;
