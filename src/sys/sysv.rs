@@ -176,7 +176,7 @@ pub fn make_queue(perm: &Perm) -> Result<i32, Errno> {
 fn own(to: &mut libc::ipc_perm, perm: &Perm) {
     (to.uid, to.gid) = (perm.uid, perm.gid);
     // Nine bits fit.
-    to.mode = (perm.mode & 0o777) as libc::c_ushort;
+    to.mode = (perm.mode & 0o777) as _;
 }
 
 /// Sets owner, group and permissions of a segment.

@@ -15,3 +15,6 @@ mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::*;
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!("src/checkpoint/arch has no directory for this architecture yet");
