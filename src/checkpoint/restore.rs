@@ -19,12 +19,11 @@ use crate::checkpoint::context::{NewTask, Options, Restore, Target};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::Files;
 use crate::checkpoint::image::{ImageDir, VmaEntry};
-use crate::checkpoint::memory::lazy::Lazy;
-use crate::checkpoint::memory::shmem::Shared;
+use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
-use crate::checkpoint::task::revive::Revival;
+use crate::checkpoint::task::revive::{Moment, Revival};
 use crate::checkpoint::task::{freeze, limits, policy, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
 use crate::sys;
@@ -81,7 +80,11 @@ fn run(
     let number = limits::make_room(&mut stub.injection, highest.into(), u64::from(highest) + ROOM)?;
     let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
-    revival.grow(stub, tree, &mut |task| files.take_terminal(task, &conduit))?;
+    let mut memories = Memories::open(restore, revival.forks())?;
+    revival.grow(stub, tree, &mut |task, moment| match moment {
+        Moment::Leads => files.take_terminal(task, &conduit),
+        Moment::Forks(child) => memories.bequeath(task, child, &|id| files.vma_file(id), &conduit),
+    })?;
     namespaces::place(restore, tree)?;
     phases.end("tree");
 
@@ -95,14 +98,12 @@ fn run(
         }
     }
     phases.end("descriptors");
-    let shared = Shared::open(model, restore.images)?;
-    let mut lazy = Lazy::default();
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
-            memory::restore::restore(restore, task, &|id| files.vma_file(id), &shared, &conduit, &mut lazy)?;
+            memories.restore(task, &|id| files.vma_file(id), &conduit)?;
         }
     }
-    lazy.start(restore.target)?;
+    memories.start()?;
     phases.end("memory");
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {

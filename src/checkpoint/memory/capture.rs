@@ -43,6 +43,8 @@ pub struct TaskPages {
     inherited: Vec<Placed>,
     /// What only the process itself has.
     own: Vec<Placed>,
+    /// What it has may be shared copy-on-write with another process.
+    pub(super) related: bool,
     /// What the kernel has.
     vdso: Option<Placed>,
     /// The file, once there is one.
@@ -68,6 +70,7 @@ impl TaskPages {
             kept: 0,
             inherited: Vec::new(),
             own: Vec::new(),
+            related: false,
             vdso: None,
             file: None,
         };
@@ -126,7 +129,8 @@ impl TaskPages {
             self.write_own(images)?;
         }
         let Some(file) = &self.file else { return Ok(()) };
-        let sharing = if self.source == self.pid { Sharing::Own } else { Sharing::Shared };
+        let own = self.source == self.pid && !self.related;
+        let sharing = if own { Sharing::Own } else { Sharing::Shared };
         copy::to_file(self.source, sharing, std::mem::take(&mut self.inherited), file)?;
         let Some((range, offset)) = self.vdso.take() else { return Ok(()) };
         write_vdso(self.source, range, offset, vdso, file)

@@ -18,7 +18,7 @@ use crate::checkpoint::memory::capture::{Earlier, TaskPages};
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{layout, lock, mm, shmem, track};
+use crate::checkpoint::memory::{inherit, layout, lock, mm, shmem, track};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -32,6 +32,10 @@ pub fn capture(dump: &mut Dump<'_>, register: Register<'_>) -> Result<Capture> {
         let vpid = task.vpid;
         let pages = task_memory(dump, index, register, &mut shared).map_err(|e| e.pid(vpid))?;
         capture.tasks.push(pages);
+    }
+    let relatives = inherit::relatives(&dump.model.mm);
+    for pages in &mut capture.tasks {
+        pages.related = relatives.contains(&pages.vpid);
     }
     Ok(capture)
 }

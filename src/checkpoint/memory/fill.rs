@@ -168,7 +168,7 @@ pub fn fill_later(pid: i32, uffd: OwnedFd, pages: Pages, goals: &Goals, lazy: &m
         let there = map.present(goal.clone())?;
         while let Some(run) = later.next_if(|run| run.range.start < goal.end) {
             // Somebody may have looked at /proc/PID/cmdline before: what is there already is written over now.
-            for (part, is_there) in divide(&run, &there) {
+            for (part, is_there) in run.divide(&there) {
                 if is_there {
                     write_now(&memory, &part, &now.files)?;
                 } else {
@@ -179,26 +179,6 @@ pub fn fill_later(pid: i32, uffd: OwnedFd, pages: Pages, goals: &Goals, lazy: &m
     }
     lazy.add(uffd, left.into_iter(), now.files);
     Ok(())
-}
-
-/// Cuts a run into what lies within `ranges`, which are in order, and what does not.
-fn divide(run: &Run, ranges: &[Range<u64>]) -> Vec<(Run, bool)> {
-    let mut parts = Vec::new();
-    let mut at = run.range.start;
-    let mut push = |range: Range<u64>, within: bool| {
-        if range.start < range.end {
-            let offset = run.offset + (range.start - run.range.start);
-            parts.push((Run { range, file: run.file, offset }, within));
-        }
-    };
-    for range in ranges.iter().filter(|r| r.start < run.range.end && run.range.start < r.end) {
-        let (start, end) = (range.start.max(at), range.end.min(run.range.end));
-        push(at..start, false);
-        push(start..end, true);
-        at = end;
-    }
-    push(at..run.range.end, false);
-    parts
 }
 
 fn write_now(memory: &Memory, run: &Run, files: &[File]) -> Result<()> {

@@ -28,6 +28,7 @@
 //! | `dump`    | from live tasks to model and images                               |
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
+//! | `inherit` | memory that a child has from its parent                          |
 //! | `fill`    | filling its memory                                                |
 //! | `lazy`    | filling it while the program already runs                         |
 
@@ -35,6 +36,7 @@ pub mod capture;
 pub mod copy;
 pub mod dump;
 pub mod fill;
+pub mod inherit;
 pub mod layout;
 pub mod lazy;
 pub mod lock;
@@ -57,5 +59,5 @@ mod tests;
 pub use self::capture::Capture;
 pub use self::dump::capture;
 pub use self::layout::refusals as check;
-pub use self::restore::{free_window, restore};
+pub use self::restore::{Memories, free_window};
 pub use self::shmem::Shared;

@@ -46,6 +46,29 @@ pub struct Run {
     pub offset: u64,
 }
 
+impl Run {
+    /// Cuts it into what lies within `ranges`, which are in order, and what does not.
+    pub fn divide(&self, ranges: &[Range<u64>]) -> Vec<(Self, bool)> {
+        let mut parts = Vec::new();
+        let mut at = self.range.start;
+        let mut push = |range: Range<u64>, within: bool| {
+            if range.start < range.end {
+                let offset = self.offset + (range.start - self.range.start);
+                parts.push((Self { range, file: self.file, offset }, within));
+            }
+        };
+        let first = ranges.partition_point(|range| range.end <= self.range.start);
+        for range in ranges[first..].iter().take_while(|range| range.start < self.range.end) {
+            let (start, end) = (range.start.max(at), range.end.min(self.range.end));
+            push(at..start, false);
+            push(start..end, true);
+            at = end;
+        }
+        push(at..self.range.end, false);
+        parts
+    }
+}
+
 /// A pagemap that was read.
 #[derive(Debug)]
 pub struct Pages {
@@ -65,7 +88,7 @@ impl Pages {
     }
 
     /// The parts of `range`, in order.
-    fn within(&self, range: &Range<u64>) -> Vec<Run> {
+    pub fn within(&self, range: &Range<u64>) -> Vec<Run> {
         let first = self.runs.partition_point(|run| run.range.end <= range.start);
         let after = self.runs[first..].iter().take_while(|run| run.range.start < range.end);
         after

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::inherit::Kept;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::vmas::{self, MAP_DROPPABLE};
 
@@ -61,6 +62,8 @@ pub enum Step {
     },
     /// `munmap`
     Unmap(Range<u64>),
+    /// `mremap`, to a new end, in place
+    Grow(Range<u64>, u64),
     /// `mprotect`
     Protect(Range<u64>, u32),
     /// `madvise`
@@ -82,6 +85,19 @@ pub struct Plan {
     pub vdso: Option<Range<u64>>,
     /// Where the image has the vdso's data.
     pub vvar: Option<Range<u64>>,
+}
+
+impl Plan {
+    /// Leaves alone what the task has already.
+    pub fn keep(&mut self, kept: &[Kept]) {
+        let find = |start: u64| kept.binary_search_by_key(&start, |kept| kept.range.start).ok();
+        self.map.retain_mut(|step| {
+            let Step::Map { range, .. } = step else { return true };
+            let Some(kept) = find(range.start).and_then(|index| kept.get(index)) else { return true };
+            *step = Step::Grow(kept.range.clone(), kept.end);
+            kept.range.end < kept.end
+        });
+    }
 }
 
 /// Plans the mappings of one task. `window` is where the code that carries the plan out stands; `segment_size` gives

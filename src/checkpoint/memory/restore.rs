@@ -5,9 +5,10 @@
 //!     ──> the plan's first steps ──> pages ──> the plan's last steps
 //! ```
 //!
-//! Private pages that a parent and its children shared copy-on-write become pages of each of them.
+//! A process whose children have memory of it is filled before it forks them (see `inherit`).
 
 use std::collections::BTreeMap;
+use std::iter::once;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -21,6 +22,7 @@ use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
 use crate::checkpoint::memory::fill::{self, Goals};
+use crate::checkpoint::memory::inherit;
 use crate::checkpoint::memory::lazy::{self, Lazy};
 use crate::checkpoint::memory::lock::{self, OnFault};
 use crate::checkpoint::memory::pagemap::{self, Pages};
@@ -45,44 +47,114 @@ pub fn free_window(model: &Model, size: u64) -> Result<u64> {
     plan::free_window(model.mm.values().flat_map(|mm| &mm.vmas), size)
 }
 
-/// Replaces the memory of a task whose injection has settled.
-pub fn restore<'a>(
-    restore: &Restore<'_>,
-    task: &mut NewTask,
-    files: OpenFile<'a>,
-    shared: &'a Shared,
-    conduit: &Conduit,
-    lazy: &mut Lazy,
-) -> Result<()> {
-    let vpid = task.vpid;
-    replace(restore, task, files, shared, conduit, lazy).map_err(|e| e.pid(vpid))
+/// The memory of all tasks, as far as it is in place.
+pub struct Memories<'a> {
+    restore: &'a Restore<'a>,
+    shared: Shared,
+    lazy: Lazy,
+    /// Who has memory of whom.
+    heirs: BTreeMap<i32, i32>,
+    /// The processes that have been filled, with what is left to do.
+    filled: BTreeMap<i32, Plan>,
 }
 
-fn replace<'a>(
-    restore: &Restore<'_>,
-    task: &mut NewTask,
-    files: OpenFile<'a>,
-    shared: &'a Shared,
-    conduit: &Conduit,
-    lazy: &mut Lazy,
-) -> Result<()> {
-    let vpid = task.vpid.cast_unsigned();
-    let mm = restore.model.mm.get(&vpid);
-    let mm = mm.ok_or_else(|| Error::new("the images have no memory for the process"))?;
-    let pages = pagemap::open(restore.images, &pagemap::of_task(vpid))?;
-    let (start, end) = task.injection.footprint();
-    let plan = plan::plan(&mm.vmas, &(start..end), |id| segment_size(restore.model, id))?;
-    Vdso::own()?.check(&plan, vdso_code(&plan, &pages)?.as_deref())?;
-    clear(task, start..end)?;
-    let uffd = map(task, mm, &plan, files, shared, conduit)?;
-    let later = if restore.options.lazy { lazy::userfaultfd(task, conduit)? } else { None };
-    let goals = Goals::new(&mm.vmas, later.is_some());
-    match later {
-        Some(later) => fill::fill_later(task.pid, later, pages, &goals, lazy)?,
-        None => fill::fill(task.pid, uffd.as_ref(), &pages, &goals)?,
+impl<'a> Memories<'a> {
+    /// Opens the shared memory. `forks`: which process forks which.
+    pub fn open(restore: &'a Restore<'a>, forks: impl Iterator<Item = (i32, i32)>) -> Result<Self> {
+        let shared = Shared::open(restore.model, restore.images)?;
+        // Who is filled later has nothing to pass on yet.
+        let heirs = if restore.options.lazy { BTreeMap::new() } else { inherit::heirs(restore.model, forks) };
+        Ok(Self { restore, shared, lazy: Lazy::default(), heirs, filled: BTreeMap::new() })
     }
-    drop(uffd);
-    finish(&mut task.injection, mm, &plan, &lock::of(restore.model, vpid)?)
+
+    /// Fills a process that is about to fork `child`, if the child has memory of it.
+    pub fn bequeath(
+        &mut self,
+        task: &mut NewTask,
+        child: i32,
+        files: OpenFile<'_>,
+        conduit: &Conduit,
+    ) -> Result<()> {
+        let inherits = self.heirs.get(&child) == Some(&task.vpid);
+        if inherits && !self.filled.contains_key(&task.vpid) {
+            self.fill(task, files, conduit)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Replaces the memory of a task whose injection has settled.
+    pub fn restore(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<()> {
+        if !self.filled.contains_key(&task.vpid) {
+            self.fill(task, files, conduit)?;
+        }
+        let Some(plan) = self.filled.remove(&task.vpid) else { return Ok(()) };
+        self.finish(task, &plan).map_err(|e| e.pid(task.vpid))
+    }
+
+    /// Starts what fills the memory later.
+    pub fn start(self) -> Result<()> {
+        self.lazy.start(self.restore.target)
+    }
+
+    fn fill(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<()> {
+        let plan = self.replace(task, files, conduit).map_err(|e| e.pid(task.vpid))?;
+        self.filled.insert(task.vpid, plan);
+        Ok(())
+    }
+
+    fn mm(&self, vpid: i32) -> Result<&'a MmEntry> {
+        let mm = self.restore.model.mm.get(&vpid.cast_unsigned());
+        mm.ok_or_else(|| Error::new("the images have no memory for the process"))
+    }
+
+    fn replace(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<Plan> {
+        let mm = self.mm(task.vpid)?;
+        let images = |pid: i32| pagemap::open(self.restore.images, &pagemap::of_task(pid.cast_unsigned()));
+        let mut pages = images(task.vpid)?;
+        let (start, end) = task.injection.footprint();
+        let model = self.restore.model;
+        let mut plan = plan::plan(&mm.vmas, &(start..end), |id| segment_size(model, id))?;
+        Vdso::own()?.check(&plan, vdso_code(&plan, &pages)?.as_deref())?;
+        let parent = self.heirs.get(&task.vpid).copied();
+        let kept = match parent {
+            Some(parent) => inherit::kept(self.mm(parent)?, mm),
+            None => Vec::new(),
+        };
+        plan.keep(&kept);
+        let stay = kept.iter().map(|kept| kept.range.clone()).chain(once(start..end)).collect();
+        clear(task, stay)?;
+        let own_exe = parent.is_none();
+        let uffd = map(task, (mm, own_exe), &plan, files, &self.shared, conduit)?;
+        if let Some(parent) = parent {
+            let difference = inherit::compare(pages, &images(parent)?, &kept)?;
+            take_away(task, &difference.gone)?;
+            pages = difference.pages;
+        }
+        let later = if self.restore.options.lazy { lazy::userfaultfd(task, conduit)? } else { None };
+        let goals = Goals::new(&mm.vmas, later.is_some());
+        match later {
+            Some(later) => fill::fill_later(task.pid, later, pages, &goals, &mut self.lazy)?,
+            None => fill::fill(task.pid, uffd.as_ref(), &pages, &goals)?,
+        }
+        Ok(plan)
+    }
+
+    fn finish(&self, task: &mut NewTask, plan: &Plan) -> Result<()> {
+        let on_fault = lock::of(self.restore.model, task.vpid.cast_unsigned())?;
+        finish(&mut task.injection, self.mm(task.vpid)?, plan, &on_fault)
+    }
+}
+
+/// Takes pages away that the parent has and the process has not.
+fn take_away(task: &mut NewTask, gone: &[Range<u64>]) -> Result<()> {
+    let mut batch = Batch::new();
+    batch.about("cannot take away the parent's pages");
+    for range in gone {
+        let args = [range.start.into(), (range.end - range.start).into(), libc::MADV_DONTNEED.into()];
+        batch.call(libc::SYS_madvise, &args);
+    }
+    if batch.is_empty() { Ok(()) } else { task.injection.run(&batch).map(drop) }
 }
 
 fn segment_size(model: &Model, id: u64) -> Option<u64> {
@@ -104,8 +176,9 @@ fn vdso_code(plan: &Plan, pages: &Pages) -> Result<Option<Vec<u8>>> {
     Ok(Some(code))
 }
 
-/// Unmaps everything but the window, after what the kernel writes to by itself has been taken out of its hands.
-fn clear(task: &mut NewTask, window: Range<u64>) -> Result<()> {
+/// Unmaps everything but what stays, after what the kernel writes to by itself has been taken out of its hands.
+fn clear(task: &mut NewTask, mut stay: Vec<Range<u64>>) -> Result<()> {
+    stay.sort_unstable_by_key(|range| range.start);
     let mut batch = Batch::new();
     if let Some(rseq) = task.injection.thread().rseq()? {
         batch.about("cannot unregister restartable sequences");
@@ -116,43 +189,42 @@ fn clear(task: &mut NewTask, window: Range<u64>) -> Result<()> {
     batch.call(libc::SYS_set_robust_list, &[0.into(), ROBUST_LIST_HEAD.into()]);
     batch.call(libc::SYS_set_tid_address, &[0.into()]);
     batch.about("cannot unmap the memory of the new process");
-    let mut gap: Option<Range<u64>> = None;
-    for mapping in maps::read(task.pid)? {
-        let special = mapping.end > plan::TASK_SIZE && mapping.name() == b"[vsyscall]";
-        if special || (window.start <= mapping.start && mapping.end <= window.end) {
-            continue;
-        }
-        match &mut gap {
-            Some(gap)
-                if gap.end <= mapping.start && !(gap.end <= window.start && window.end <= mapping.start) =>
-            {
-                gap.end = mapping.end;
-            }
-            other => {
-                unmap(&mut batch, other.replace(mapping.start..mapping.end));
+    let mut mapped = maps::read(task.pid)?;
+    mapped.retain(|m| m.end <= plan::TASK_SIZE || m.name() != b"[vsyscall]");
+    let (mut at, end) = (0, mapped.last().map_or(0, |m| m.end));
+    for range in stay.into_iter().chain(once(end..end)) {
+        // One call takes everything that lies between two ranges.
+        let first = mapped.partition_point(|m| m.end <= at);
+        let after = mapped.partition_point(|m| m.start < range.start);
+        if let Some((first, last)) = mapped.get(first..after).and_then(|m| m.first().zip(m.last())) {
+            let gap = first.start.max(at)..last.end.min(range.start);
+            if gap.start < gap.end {
+                unmap(&mut batch, gap);
             }
         }
+        at = at.max(range.end);
     }
-    unmap(&mut batch, gap);
     task.injection.run(&batch).map(drop)
 }
 
-fn unmap(batch: &mut Batch, range: Option<Range<u64>>) {
-    if let Some(range) = range {
-        batch.call(libc::SYS_munmap, &[range.start.into(), (range.end - range.start).into()]);
-    }
+fn unmap(batch: &mut Batch, range: Range<u64>) {
+    batch.call(libc::SYS_munmap, &[range.start.into(), (range.end - range.start).into()]);
 }
 
-/// Carries out the first steps, and brings back a userfaultfd of the task's memory where the kernel gives one.
-fn map<'a>(
+/// Carries out the first steps, and brings back a userfaultfd of the task's memory where the kernel gives one. `exe`:
+/// whether the executable is not the one that the process has.
+fn map(
     task: &mut NewTask,
-    mm: &MmEntry,
+    (mm, exe): (&MmEntry, bool),
     plan: &Plan,
-    files: OpenFile<'a>,
-    shared: &'a Shared,
+    files: OpenFile<'_>,
+    shared: &Shared,
     conduit: &Conduit,
 ) -> Result<Option<OwnedFd>> {
-    let sources = Sources::open(plan, mm, files, shared)?;
+    let mut sources = Sources::open(plan, files, shared)?;
+    if exe {
+        sources.add_executable(mm.exe_file_id, files)?;
+    }
     let mut batch = Batch::new();
     let numbers = sources.send(task, conduit)?;
     let exe = numbers.get(&Source::File(mm.exe_file_id, EXECUTABLE)).copied();
@@ -209,7 +281,13 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
             let call = batch.call(libc::SYS_shmat, &[(*segment).into(), (*at).into(), (*flags).into()]);
             batch.expect(call, *at);
         }
-        Step::Unmap(range) => unmap(batch, Some(range.clone())),
+        Step::Unmap(range) => unmap(batch, range.clone()),
+        Step::Grow(range, end) => {
+            batch.about("cannot grow the memory that a child has inherited");
+            let size = Arg::from(end - range.start);
+            let call = batch.call(libc::SYS_mremap, &[range.start.into(), len(range), size, 0.into()]);
+            batch.expect(call, range.start);
+        }
         Step::Protect(range, prot) => {
             batch.about("cannot protect the memory of the images");
             batch.call(libc::SYS_mprotect, &[range.start.into(), len(range), (*prot).into()]);
@@ -264,12 +342,8 @@ impl Held<'_> {
 }
 
 impl<'a> Sources<'a> {
-    fn open(plan: &Plan, mm: &MmEntry, files: OpenFile<'a>, shared: &'a Shared) -> Result<Self> {
+    fn open<'f: 'a>(plan: &Plan, files: OpenFile<'f>, shared: &'a Shared) -> Result<Self> {
         let mut held = BTreeMap::new();
-        held.insert(
-            Source::File(mm.exe_file_id, EXECUTABLE),
-            reopened(files(mm.exe_file_id)?, libc::O_RDONLY.cast_unsigned())?,
-        );
         for step in &plan.map {
             let Step::Map { source, .. } = step else { continue };
             if held.contains_key(source) {
@@ -287,8 +361,17 @@ impl<'a> Sources<'a> {
         Ok(Self(held))
     }
 
+    fn add_executable<'f: 'a>(&mut self, id: u32, files: OpenFile<'f>) -> Result<()> {
+        let file = reopened(files(id)?, libc::O_RDONLY.cast_unsigned())?;
+        self.0.insert(Source::File(id, EXECUTABLE), file);
+        Ok(())
+    }
+
     /// Passes them to the task; their numbers there.
     fn send(&self, task: &mut NewTask, conduit: &Conduit) -> Result<BTreeMap<Source, i32>> {
+        if self.0.is_empty() {
+            return Ok(BTreeMap::new());
+        }
         let fds: Vec<BorrowedFd<'_>> = self.0.values().map(Held::as_fd).collect();
         let numbers = conduit.send(&mut task.injection, &fds)?;
         Ok(self.0.keys().copied().zip(numbers).collect())

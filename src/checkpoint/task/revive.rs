@@ -49,6 +49,15 @@ pub struct Revival<'a> {
     runtimes_filter: bool,
 }
 
+/// When others have something to do with a process, while the tree is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// It has come to lead a session, and has no children yet.
+    Leads,
+    /// It is about to fork this child.
+    Forks(i32),
+}
+
 impl<'a> Revival<'a> {
     /// Checks the images against each other and against config.json.
     pub fn plan(restore: &'a Restore<'a>, filters: seccomp::Policy) -> Result<Self> {
@@ -97,14 +106,21 @@ impl<'a> Revival<'a> {
         )
     }
 
-    /// Makes the tree out of `stub`. What was made is in the result even when something failed, to be killed.
-    ///
-    /// `leads` is called for every process that has come to lead a session, before it has children.
+    /// Which process forks which.
+    pub fn forks(&self) -> impl Iterator<Item = (i32, i32)> {
+        self.steps.iter().filter_map(|step| match *step {
+            Step::Fork { by, pid, .. } => Some((by, pid)),
+            _ => None,
+        })
+    }
+
+    /// Makes the tree out of `stub`. What was made is in the result even when something failed, to be killed. Others
+    /// have something to do at certain moments.
     pub fn grow(
         &self,
         stub: NewTask,
         tree: &mut BTreeMap<i32, NewTask>,
-        leads: &mut dyn FnMut(&mut NewTask) -> Result<()>,
+        meanwhile: &mut dyn FnMut(&mut NewTask, Moment) -> Result<()>,
     ) -> Result<()> {
         let root = stub.vpid;
         tree.insert(root, stub);
@@ -116,11 +132,14 @@ impl<'a> Revival<'a> {
             .remedy("restore into a container with a pid namespace of its own"));
         }
         self.lead_session(tree)?;
-        leads(get(tree, root)?)?;
+        meanwhile(get(tree, root)?, Moment::Leads)?;
         for step in &self.steps {
+            if let Step::Fork { by, pid, .. } = *step {
+                meanwhile(get(tree, by)?, Moment::Forks(pid))?;
+            }
             self.step(*step, tree)?;
             if let Step::Setsid { pid } = *step {
-                leads(get(tree, pid)?)?;
+                meanwhile(get(tree, pid)?, Moment::Leads)?;
             }
         }
         Ok(())

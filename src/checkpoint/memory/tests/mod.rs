@@ -152,10 +152,10 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
     };
     let options = Options::default();
     let context = Restore { options: &options, target: &target, model: &saved.model, images };
-    let shared = shmem::Shared::open(&saved.model, images)?;
+    let mut memories = Memories::open(&context, std::iter::empty())?;
     let files = paths.open();
     let open = |id: u32| files.get(&id).map(File::as_fd).ok_or_else(|| Error::new("no such file"));
-    restore::restore(&context, &mut task, &open, &shared, &conduit, &mut lazy::Lazy::default())?;
+    memories.restore(&mut task, &open, &conduit)?;
     conduit.close(&mut task.injection)?;
     task.injection.leave(&saved.last)?.detach()?;
     drop(thread);
