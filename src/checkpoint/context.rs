@@ -113,6 +113,8 @@ pub struct Dump<'a> {
     pub parent: Option<crate::checkpoint::memory::parent::Parent>,
     /// What the room of descriptors remembers between files.
     pub files: crate::checkpoint::files::Registry,
+    /// The namespaces that the container has made.
+    pub spaces: crate::checkpoint::namespaces::nested::Spaces,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
     next_id: u32,
 }
@@ -133,6 +135,7 @@ impl<'a> Dump<'a> {
             images,
             parent: None,
             files: crate::checkpoint::files::Registry::default(),
+            spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,
         }
     }
@@ -178,6 +181,8 @@ pub struct Restore<'a> {
     pub model: &'a Model,
     /// Where the images are, for pages and other bulk data.
     pub images: &'a crate::checkpoint::image::ImageDir,
+    /// The namespaces that the container had made, as far as they have been made again.
+    pub made: crate::checkpoint::namespaces::nested::Made,
 }
 
 /// A process being restored: it exists under its old pid, runs batches, and has no memory or descriptors of its own yet.

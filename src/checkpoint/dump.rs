@@ -237,6 +237,8 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     namespaces::dump(dump)?;
     phases.end("namespaces");
     files::dump(dump)?;
+    // A descriptor may be all that keeps a namespace.
+    namespaces::nested::contents(dump)?;
     phases.end("files");
     let capture = pages(dump)?;
     phases.end("memory");

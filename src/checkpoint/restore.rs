@@ -21,6 +21,7 @@ use crate::checkpoint::files::Files;
 use crate::checkpoint::image::{ImageDir, VmaEntry};
 use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::nested::{self, Made};
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::revive::{Moment, Revival};
@@ -44,7 +45,7 @@ pub fn restore(
     log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
     let (mut tree, mut threads) = (BTreeMap::new(), Vec::new());
     let result = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
-        let restore = Restore { options, target, model: &model, images };
+        let restore = Restore { options, target, model: &model, images, made: Made::default() };
         run(&restore, &mut tree, &mut threads, ready)
     });
     match &result {
@@ -72,6 +73,7 @@ fn run(
     phases.end("plan");
     let mut stub = seize(restore)?;
     namespaces::restore(restore)?;
+    nested::make(restore, &mut stub)?;
     phases.end("namespaces");
     let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
     phases.end("files");
@@ -86,6 +88,7 @@ fn run(
         Moment::Forks(child) => memories.bequeath(task, child, &|id| files.vma_file(id), &conduit),
     })?;
     namespaces::place(restore, tree)?;
+    nested::enter(restore, tree, &conduit)?;
     phases.end("tree");
 
     let live: Vec<i32> =

@@ -17,6 +17,10 @@ const TIOCSPTLCK: libc::c_ulong = 0x4004_5431;
 const TIOCGLCKTRMIOS: libc::c_ulong = 0x5456;
 const TIOCSLCKTRMIOS: libc::c_ulong = 0x5457;
 const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
+const SIOCGSKNS: libc::c_ulong = 0x894C;
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
+const NS_GET_PARENT: libc::c_ulong = 0xb702;
+const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
 /// What a terminal is set to, the kernel's own layout (`struct termios`, 19 control characters).
 #[repr(C)]
@@ -184,9 +188,40 @@ pub fn tty_session(fd: impl AsFd) -> nix::Result<i32> {
     get(fd, libc::TIOCGSID, 0)
 }
 
+/// The network namespace that a socket is in. Needs CAP_NET_ADMIN there.
+pub fn socket_namespace(fd: impl AsFd) -> nix::Result<OwnedFd> {
+    plain(fd, SIOCGSKNS, 0).map(owned)
+}
+
+/// The user namespace that owns a namespace. EPERM where it is not ours or one below.
+pub fn namespace_owner(fd: impl AsFd) -> nix::Result<OwnedFd> {
+    plain(fd, NS_GET_USERNS, 0).map(owned)
+}
+
+/// The namespace around a pid or user namespace.
+pub fn namespace_parent(fd: impl AsFd) -> nix::Result<OwnedFd> {
+    plain(fd, NS_GET_PARENT, 0).map(owned)
+}
+
+/// The CLONE_NEW* flag of a namespace's kind.
+pub fn namespace_kind(fd: impl AsFd) -> nix::Result<i32> {
+    plain(fd, NS_GET_NSTYPE, 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_namespace_tells_its_kind_and_owner() {
+        let net = std::fs::File::open("/proc/self/ns/net").unwrap();
+        assert_eq!(namespace_kind(&net).unwrap(), libc::CLONE_NEWNET);
+        if let Ok(owner) = namespace_owner(&net) {
+            assert_eq!(namespace_kind(&owner).unwrap(), libc::CLONE_NEWUSER);
+            let around = namespace_parent(&owner);
+            assert!(around.is_ok() || around.err() == Some(Errno::EPERM));
+        }
+    }
 
     #[test]
     fn a_pty_is_made_and_read() {

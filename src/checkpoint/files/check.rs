@@ -11,6 +11,7 @@ use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::{
     KINDS, Surroundings, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
 };
+use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
@@ -33,7 +34,11 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
                 Ok(Some(live)) => {
                     let outcome =
                         locks::check(options, &live).and_then(|()| refuse(source, &around, &mounts, &live));
-                    connected |= inet::is_connection(&live);
+                    if inet::is_connection(&live) {
+                        connected = true;
+                        let outcome = nested::check_connection(source.init, &live.file);
+                        found.extend(outcome.err().filter(|_| !options.tcp_close).map(|e| live.name(e)));
+                    }
                     match outcome {
                         Ok(true) if tty::is(&live) => terminals.push(live),
                         Ok(true) => sockets.push(live),
@@ -100,9 +105,6 @@ pub fn unsupported(live: &Live) -> Error {
         "anon_inode:[perf_event]" => "a performance counter (perf_event)".to_owned(),
         "anon_inode:bpf-map" | "anon_inode:bpf-prog" | "anon_inode:bpf_link" => {
             format!("a BPF object ({link})")
-        }
-        l if l.starts_with("mnt:[") || l.contains(":[40") && !l.starts_with("socket:") => {
-            format!("a namespace descriptor ({link})")
         }
         l if l.starts_with("socket:") => format!("a socket of an unsupported family ({link})"),
         _ => format!("an open file of an unsupported kind ({link})"),

@@ -60,6 +60,15 @@ impl Diag {
         Ok(diag)
     }
 
+    /// Asks in all network namespaces of a container: that of init, and those of these processes.
+    pub fn of(init: i32, others: &[i32]) -> Result<Self> {
+        let mut all = Self::read(init)?;
+        for pid in others {
+            all.unix.extend(Self::read(*pid)?.unix);
+        }
+        Ok(all)
+    }
+
     /// The listener that has not accepted the connection of this socket yet.
     pub fn listener_of(&self, client: u32) -> Option<u32> {
         self.unix.iter().find(|(_, s)| s.waiting.contains(&client)).map(|(inode, _)| *inode)

@@ -189,12 +189,13 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     entry.ino = live.stat.st_ino as u32;
     entry.flags = live.info.flags;
     entry.fown = live.fown(&dump.files.pids)?;
-    entry.ns_id = dump.model.ids.values().find_map(|ids| ids.net_ns_id);
+    let (network, inhabitant) = dump.spaces.of_socket(dump.source.init, &live.file)?;
+    entry.ns_id = network;
     if let Some(SocketAddr::V6(a)) =
         seen.local.filter(|a| matches!(a, SocketAddr::V6(a) if a.scope_id() != 0))
     {
         let index = a.scope_id();
-        let name = inside::in_network(dump.source.init, || {
+        let name = inside::in_network(inhabitant, || {
             nix::net::if_::if_indextoname(index)
                 .during("cannot name a network device", || format!("if_indextoname({index})"))
         })?;
@@ -222,7 +223,13 @@ fn shut_down(dump: &mut Dump<'_>, live: &Live, seen: &Seen) -> Result<Option<i32
         let of = (seen.family, seen.protocol);
         let listed = match dump.files.shut.entry(of) {
             Entry::Occupied(listed) => listed.into_mut(),
-            Entry::Vacant(place) => place.insert(shut::read(dump.source.init, of.0, of.1)?),
+            Entry::Vacant(place) => {
+                let mut all = shut::read(dump.source.init, of.0, of.1)?;
+                for pid in dump.spaces.in_networks() {
+                    all.extend(shut::read(pid, of.0, of.1)?);
+                }
+                place.insert(all)
+            }
         };
         // In the image's numbers, which are the kernel's.
         if let Some(how) = listed.get(&(live.stat.st_ino as u32)) {

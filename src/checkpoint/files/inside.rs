@@ -3,7 +3,7 @@
 //! Sockets belong to the namespace they are made in, and a unix socket's path is looked up by the kernel as a string.
 //! A thread that has unshared its file system state may change both without the rest of this process noticing.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
@@ -11,11 +11,19 @@ use crate::checkpoint::context::Target;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::{Error, Result};
 
-/// Runs `work` on a thread in the network namespace of the target's init, with the target's root as its own.
-pub fn inside<T: Send>(target: &Target, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+/// Runs `work` on a thread in a network namespace, that of the target's init if there is none, with the target's root
+/// as its own.
+pub fn inside<T: Send>(
+    target: &Target,
+    network: Option<OwnedFd>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     let (root, init) = (target.root.as_fd(), target.init);
     on_thread(move || {
-        enter_network(init)?;
+        match &network {
+            Some(door) => through(door)?,
+            None => enter_network(init)?,
+        }
         let what = "cannot enter the container's root";
         unshare(CloneFlags::CLONE_FS).during(what, || "unshare(CLONE_FS)".into())?;
         nix::unistd::fchdir(root).during(what, || "fchdir(root)".into())?;
@@ -48,6 +56,17 @@ fn on_thread<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 
 fn enter_network(pid: i32) -> Result<()> {
     enter(pid, "net", CloneFlags::CLONE_NEWNET)
+}
+
+/// Moves this thread into the network namespace behind a door.
+pub fn through(door: &OwnedFd) -> Result<()> {
+    let flag = CloneFlags::CLONE_NEWNET;
+    setns(door, flag).during("cannot enter a namespace of the container", || format!("setns(_, {flag:?})"))
+}
+
+/// Moves this thread into the network namespace of process `pid`.
+pub fn into_network(pid: i32) -> Result<()> {
+    enter_network(pid)
 }
 
 fn enter(pid: i32, name: &str, flag: CloneFlags) -> Result<()> {

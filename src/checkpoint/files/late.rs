@@ -16,6 +16,10 @@ impl Files<'_> {
                 self.open_pidfd(pidfd, pids).map_err(|e| e.of("pidfd"))?;
                 continue;
             }
+            if let Some(space) = entry.and_then(|f| f.nsf.as_ref()) {
+                self.open_space(space).map_err(|e| e.of("namespace"))?;
+                continue;
+            }
             let reg = entry
                 .and_then(|f| f.reg.as_ref())
                 .ok_or_else(|| Error::new(format!("the images lack file {id}")))?;

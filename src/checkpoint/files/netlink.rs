@@ -64,7 +64,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         ino: live.stat.st_ino as u32,
         flags: live.info.flags,
         fown: live.fown(&dump.files.pids)?,
-        ns_id: dump.model.ids.values().find_map(|ids| ids.net_ns_id),
+        ns_id: dump.spaces.of_socket(dump.source.init, &live.file)?.0,
         ..entry(&live.file)?
     };
     dump.model.files.push(FileEntry {
@@ -101,11 +101,13 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
-    let made = inside::inside(opener.restore.target, || {
-        entries.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()
-    })?;
-    for (entry, file) in entries.iter().zip(made) {
-        opener.put_owned(entry.id, file, &entry.fown, entry.flags);
+    for (network, some) in opener.by_network(entries, |e| e.ns_id)? {
+        let made = inside::inside(opener.restore.target, network, || {
+            some.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()
+        })?;
+        for (entry, file) in some.iter().zip(made) {
+            opener.put_owned(entry.id, file, &entry.fown, entry.flags);
+        }
     }
     Ok(())
 }

@@ -159,6 +159,19 @@ impl<'f, 'a> Opener<'f, 'a> {
         self.numbers.get(&id).copied()
     }
 
+    /// Sockets by the network namespace that they are in, each with a door to it where it is not that of init.
+    pub fn by_network<T>(
+        &self,
+        all: Vec<T>,
+        network: impl Fn(&T) -> Option<u32>,
+    ) -> Result<Vec<(Option<OwnedFd>, Vec<T>)>> {
+        let mut groups: BTreeMap<u32, Vec<T>> = BTreeMap::new();
+        for one in all {
+            groups.entry(network(&one).unwrap_or(0)).or_default().push(one);
+        }
+        groups.into_iter().map(|(id, some)| Ok((self.restore.made.door(id)?, some))).collect()
+    }
+
     /// Keeps an open file.
     pub fn put(&mut self, id: u32, file: OwnedFd) {
         self.files.opened.insert(id, file);

@@ -98,8 +98,14 @@ pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], connected: bool, live: &Live, id
         })?;
         dump.files.fresh.insert(key, fresh);
     }
-    let init = dump.source.init;
-    let groups = dump.files.groups.get_or_insert_with(|| multicast::groups(init));
+    let (init, (_, inhabitant)) = (dump.source.init, dump.spaces.of_socket(dump.source.init, &live.file)?);
+    let mut inner = Vec::new();
+    let groups = if inhabitant == init {
+        dump.files.groups.get_or_insert_with(|| multicast::groups(init))
+    } else {
+        inner.extend(multicast::groups(inhabitant));
+        &mut inner
+    };
     let groups = multicast::of(&live.file, key[0] == libc::AF_INET6, groups)?;
     if let Some(fresh) = dump.files.fresh.get(&key) {
         let mut more = More { groups, ..different(&live.file, id, fresh) };

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
+use crate::checkpoint::namespaces::nested::{EXTENSION, Space};
 use crate::checkpoint::task::process::DEAD;
 
 /// Most processes and threads of a set: the kernel's own limit.
@@ -156,7 +157,9 @@ impl Model {
 
     /// The ids that processes have in one field.
     fn distinct(&self, field: impl Fn(&TaskKobjIdsEntry) -> Option<u32>) -> BTreeSet<u32> {
-        self.ids.values().chain(&self.inventory.root_ids).filter_map(field).collect()
+        let held = self.extension::<Vec<Space>>(EXTENSION).unwrap_or_default();
+        let held = held.into_iter().map(|space| space.record()).collect::<Vec<_>>();
+        self.ids.values().chain(&self.inventory.root_ids).chain(&held).filter_map(field).collect()
     }
 }
 

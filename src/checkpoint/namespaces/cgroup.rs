@@ -11,6 +11,7 @@
 //! no group has more than the one around it.
 
 mod properties;
+mod roots;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use crate::checkpoint::image::{
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::vpid;
 use crate::checkpoint::remote::Thread;
+pub use roots::save as save_root;
 use tree::{Hierarchy, hierarchies};
 
 /// The set that CRIU means by "where the one who made the images is". The container's sets come after it.
@@ -150,7 +152,7 @@ impl<'a> Places<'a> {
 }
 
 /// Makes the groups inside, and puts each process into its own. `tree` has them by their pids inside.
-pub fn place(restore: &Restore<'_>, tree: &BTreeMap<i32, NewTask>) -> Result<()> {
+pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
     let Some(places) = Places::of(restore)? else { return Ok(()) };
     places.each(&mut |controller, group, dir| {
         let inside = !controller.dirs.first().is_some_and(|top| std::ptr::eq(top, group));
@@ -159,6 +161,9 @@ pub fn place(restore: &Restore<'_>, tree: &BTreeMap<i32, NewTask>) -> Result<()>
         }
         Ok(())
     })?;
+    if let Some(stub) = tree.get_mut(&INIT) {
+        roots::make(restore, stub, &places)?;
+    }
     let set_of = |vpid: i32| restore.model.cores.get(&vpid.cast_unsigned())?.tc.as_ref()?.cg_set;
     let init = set_of(INIT);
     for (vpid, task) in tree {

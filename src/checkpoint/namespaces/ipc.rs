@@ -3,7 +3,7 @@
 //! ```text
 //!   enter the IPC namespace ──▶ limits, then segments, queues, sets by index         ipcns-{var,shm,msg,sem}-N.img
 //!                               pages of segments, as files                          pagemap-shmem-ID.img
-//!                               POSIX queues, through a mount of our own             extension `mqueue`
+//!                               POSIX queues, through a mount of our own             extension `mqueue`, `mqueue-N`
 //! ```
 //!
 //! Objects come back under their ids: the kernel takes the next id from `*_next_id`. What only a process of the
@@ -18,11 +18,13 @@ mod var;
 
 pub use shm::finish;
 
+use std::os::fd::OwnedFd;
+
 use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::IpcDescEntry;
 use crate::checkpoint::model::IpcNamespace;
-use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::namespaces::enter::{Doors, doors, through, within};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::sysv::Perm;
 
@@ -30,7 +32,10 @@ use crate::sys::sysv::Perm;
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     match Kind::Ipc.owned(source.init, &source.spec) {
         Ok(true) => {
-            let mut found = sem::check(source.init, pids);
+            let mut found = match doors(source.init, &[Kind::Ipc]) {
+                Ok(doors) => sem::check(doors, &inhabitants(source.init, pids)),
+                Err(e) => vec![e],
+            };
             found.extend(within(source.init, &[Kind::Ipc], mq::check).err());
             found
         }
@@ -46,27 +51,57 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         return Ok(());
     }
     let pids: Vec<i32> = dump.tasks.iter().filter(|t| !t.zombie).map(|t| t.pid).collect();
-    if let Some(e) = sem::check(init, &pids).into_iter().next() {
+    let pids = inhabitants(init, &pids);
+    save(dump, Kind::Ipc.id(true), doors(init, &[Kind::Ipc])?, &pids)
+}
+
+/// Of these processes, those in the namespace of init.
+fn inhabitants(init: i32, pids: &[i32]) -> Vec<i32> {
+    let of = |pid: i32| Kind::Ipc.of(&pid.to_string()).ok().flatten();
+    let inits = of(init);
+    pids.iter().copied().filter(|pid| of(*pid) == inits).collect()
+}
+
+/// What of a namespace that the container has made cannot be saved.
+pub fn check_inside(door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+    let look = || -> Result<Vec<Error>> {
+        let mut found = sem::check(enter_by(door)?, pids);
+        found.extend(through(enter_by(door)?, mq::check).err());
+        Ok(found)
+    };
+    look().unwrap_or_else(|e| vec![e])
+}
+
+fn enter_by(door: &OwnedFd) -> Result<Doors> {
+    let door = door.try_clone().during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+    Ok(vec![(door, Kind::Ipc)])
+}
+
+/// Saves everything in a namespace; `pids` are in it.
+pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<()> {
+    let [(door, _)] = &doors[..] else { return Ok(()) };
+    if let Some(e) = sem::check(enter_by(door)?, pids).into_iter().next() {
         return Err(e);
     }
-    let (namespace, segments, queues) = within(init, &[Kind::Ipc], || {
+    let (namespace, segments, queues) = through(doors, || {
         let (shm, files) = shm::dump()?;
         let (var, sem, msg) = (Some(var::dump()?), sem::dump()?, msg::dump()?);
         Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?))
     })?;
     if !queues.is_empty() {
-        dump.model.set_extension(mq::EXTENSION, &queues)?;
+        dump.model.set_extension(&mq::extension(id), &queues)?;
     }
-    shm::write(dump, segments)?;
-    dump.model.ipcns.insert(Kind::Ipc.id(true), namespace);
+    shm::write(dump, id, segments)?;
+    dump.model.ipcns.insert(id, namespace);
     Ok(())
 }
 
 /// Makes everything again in the new namespace.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let (init, spec) = (restore.target.init, &restore.target.spec);
-    let Some(namespace) = restore.model.ipcns.values().next() else { return Ok(()) };
-    let queues = mq::read(restore.model)?;
+    let id = Kind::Ipc.inits(restore.model);
+    let Some(namespace) = restore.model.ipcns.get(&id) else { return Ok(()) };
+    let queues = mq::read(restore.model, id)?;
     if !Kind::Ipc.owned(init, spec)? {
         let system_v = namespace.shm.is_empty() && namespace.sem.is_empty() && namespace.msg.is_empty();
         let empty = system_v && queues.is_empty();
@@ -78,7 +113,14 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
             )),
         };
     }
-    let segments = within(init, &[Kind::Ipc], || {
+    put_back(restore, id, doors(init, &[Kind::Ipc])?)
+}
+
+/// Makes everything again in one namespace.
+pub fn put_back(restore: &Restore<'_>, id: u32, doors: Doors) -> Result<()> {
+    let Some(namespace) = restore.model.ipcns.get(&id) else { return Ok(()) };
+    let (queues, spec) = (mq::read(restore.model, id)?, &restore.target.spec);
+    let segments = through(doors, || {
         if let Some(entry) = &namespace.var {
             var::restore(entry, spec)?;
         }
@@ -87,7 +129,7 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
         mq::restore(&queues)?;
         shm::restore(&namespace.shm)
     })?;
-    shm::fill(restore, segments)
+    shm::fill(restore, id, segments)
 }
 
 fn describe(id: i32, perm: &Perm) -> IpcDescEntry {

@@ -4,21 +4,22 @@
 //!   root_ids in inventory.img    1 ... 8     the namespaces of whoever made the images
 //!   ids-N.img                    1 ... 8     where a process is in the same one: nothing to save
 //!                               11 ... 18    where the container has its own
+//!                               21 ...       what it has made itself: see `nested`
 //! ```
-//!
-//! All processes of a container are in the namespaces of its init, others are refused by [`check`](super::check).
-//! So ids need no counter.
 
 use std::path::PathBuf;
 
 use nix::sched::CloneFlags;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::TaskKobjIdsEntry;
+use crate::checkpoint::model::Model;
 
 /// A kind of namespace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u32)]
 pub enum Kind {
     /// Process ids.
@@ -101,6 +102,22 @@ impl Kind {
             Self::Cgroup => &mut ids.cgroup_ns_id,
             Self::Time => &mut ids.time_ns_id,
         }
+    }
+
+    /// The id that images call init's by.
+    pub fn inits(self, model: &Model) -> u32 {
+        let init = model.pstree.first().and_then(|init| model.ids.get(&init.pid));
+        init.and_then(|ids| self.get(ids)).unwrap_or(0)
+    }
+
+    /// What a record of ids has.
+    pub fn get(self, ids: &TaskKobjIdsEntry) -> Option<u32> {
+        *self.field(&mut ids.clone())
+    }
+
+    /// The one with that flag.
+    pub fn with_flag(flag: i32) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.flag().bits() == flag)
     }
 
     /// What the kernel calls the namespace of a process (`self` for ours); none where the kernel has no such kind.

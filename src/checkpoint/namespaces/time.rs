@@ -8,7 +8,7 @@
 
 use nix::time::{ClockId, clock_gettime};
 
-use crate::checkpoint::context::Dump;
+use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{TimensEntry, Timespec};
 use crate::checkpoint::model::Model;
@@ -67,29 +67,57 @@ impl Offsets {
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let init = dump.source.init;
     let own = Kind::Time.private(init)?;
-    let now = here()?;
-    let there = Offsets::of(&init.to_string())?;
-    let shown =
-        Offsets { monotonic: now.monotonic + there.monotonic, boottime: now.boottime + there.boottime };
-    let entry = TimensEntry { monotonic: timespec(shown.monotonic)?, boottime: timespec(shown.boottime)? };
+    let entry = shown(init)?;
     // CRIU looks for 0 where the container has no time namespace of its own.
     dump.model.timens.insert(if own { Kind::Time.id(true) } else { 0 }, entry);
     Ok(())
 }
 
+/// What the clocks of a process show.
+fn shown(pid: i32) -> Result<TimensEntry> {
+    let now = here()?;
+    let there = Offsets::of(&pid.to_string())?;
+    let shown =
+        Offsets { monotonic: now.monotonic + there.monotonic, boottime: now.boottime + there.boottime };
+    Ok(TimensEntry { monotonic: timespec(shown.monotonic)?, boottime: timespec(shown.boottime)? })
+}
+
+/// Notes what the clocks show in a namespace that the container has made; `pids` are in it.
+pub fn save(dump: &mut Dump<'_>, id: u32, pids: &[i32]) -> Result<()> {
+    let Some(pid) = pids.first() else {
+        return Err(Error::new("a time namespace without a process cannot be checkpointed")
+            .remedy("let the program close its descriptor of it"));
+    };
+    dump.model.timens.insert(id, shown(*pid)?);
+    Ok(())
+}
+
+/// Sets the clocks that the children of a process will see, where none has been born yet.
+pub fn put_back(restore: &Restore<'_>, id: u32, pid: i32) -> Result<()> {
+    let Some(shown) = restore.model.timens.get(&id) else { return Ok(()) };
+    let (path, lines) = (format!("/proc/{pid}/timens_offsets"), since(shown)?.lines());
+    std::fs::write(&path, &lines).during("cannot set the clocks", || format!("write({path:?}, {lines:?})"))
+}
+
 /// The offsets under which the container's clocks go on where they stopped, if the images and the kernel know of
 /// such things. Whoever makes the container's init writes them before anything enters the new time namespace.
 pub fn offsets(model: &Model) -> Result<Option<Offsets>> {
-    let Some(shown) = model.timens.values().next_back() else { return Ok(None) };
+    let own = model.timens.get(&Kind::Time.inits(model)).or_else(|| model.timens.get(&0));
+    let Some(shown) = own else { return Ok(None) };
     if Kind::Time.of("self")?.is_none() {
         return Ok(None);
     }
+    since(shown).map(Some)
+}
+
+/// The offsets under which clocks show that now.
+fn since(shown: &TimensEntry) -> Result<Offsets> {
     let now = here()?;
     let of = |t: &Timespec| i128::from(t.tv_sec) * SECOND + i128::from(t.tv_nsec);
-    Ok(Some(Offsets {
+    Ok(Offsets {
         monotonic: of(&shown.monotonic) - now.monotonic,
         boottime: of(&shown.boottime) - now.boottime,
-    }))
+    })
 }
 
 /// The machine's clocks, without the offsets that we are under.

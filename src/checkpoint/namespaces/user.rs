@@ -31,7 +31,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 /// Refuses a container whose mappings are not those of the images, naming both.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let init = restore.target.init;
-    let saved = restore.model.userns.values().next();
+    let saved = restore.model.userns.get(&Kind::User.inits(restore.model));
     let here = match Kind::User.private(init)? {
         true => Some(maps(init)?),
         false => None,

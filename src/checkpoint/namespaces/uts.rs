@@ -5,7 +5,7 @@ use nix::unistd::sethostname;
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::UtsnsEntry;
-use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::namespaces::enter::{Doors, through, within};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::uts::set_domainname;
 
@@ -22,9 +22,23 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 /// Sets both names, where this container has its own.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let (init, spec) = (restore.target.init, &restore.target.spec);
-    match restore.model.utsns.values().next() {
+    match restore.model.utsns.get(&Kind::Uts.inits(restore.model)) {
         Some(entry) if Kind::Uts.owned(init, spec)? => within(init, &[Kind::Uts], || write(entry)),
         _ => Ok(()),
+    }
+}
+
+/// Reads both names of a namespace that the container has made.
+pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors) -> Result<()> {
+    dump.model.utsns.insert(id, through(doors, read)?);
+    Ok(())
+}
+
+/// Sets both names there.
+pub fn put_back(restore: &Restore<'_>, id: u32, doors: Doors) -> Result<()> {
+    match restore.model.utsns.get(&id) {
+        Some(entry) => through(doors, || write(entry)),
+        None => Ok(()),
     }
 }
 

@@ -28,13 +28,16 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     let more = options::read(opener.restore.model)?;
     let close = opener.restore.options.tcp_close;
     let streams = if close { &BTreeMap::new() } else { &opener.restore.model.tcp_streams };
-    let made = inside::inside(opener.restore.target, || {
-        entries
-            .iter()
-            .map(|e| make(e, more.get(&e.id), streams.get(&e.ino)).map_err(|err| named(err, e)))
-            .collect::<Result<Vec<OwnedFd>>>()
-    })?;
-    for (entry, file) in entries.iter().zip(made) {
+    let mut made = Vec::new();
+    for (network, some) in opener.by_network(entries, |e| e.ns_id)? {
+        let files = inside::inside(opener.restore.target, network, || {
+            some.iter()
+                .map(|e| make(e, more.get(&e.id), streams.get(&e.ino)).map_err(|err| named(err, e)))
+                .collect::<Result<Vec<OwnedFd>>>()
+        })?;
+        made.extend(some.into_iter().zip(files));
+    }
+    for (entry, file) in made {
         if streams.contains_key(&entry.ino) {
             opener.files.connections.push((entry.id, entry.opts.reuseaddr == Some(true)));
         }

@@ -54,11 +54,25 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     let (first, last) = plan(&sockets, opener.restore.options.ext_unix_sk)?;
     let (target, files) = (opener.restore.target, &opener.files.opened);
     let queues = &opener.restore.model.sk_queues;
+    let doors = opener.restore.made.networks()?;
     let made = inside::in_network(target.init, || {
         let mut names = Names::on_this_thread(target.root.as_fd())?;
         let mut made = Made::default();
-        let all = |steps: &[Step], made: &mut Made, names: &mut Names<'_>| {
-            steps.iter().try_for_each(|s| step(*s, &sockets, made, names))
+        let mut here = None;
+        let mut all = |steps: &[Step], made: &mut Made, names: &mut Names<'_>| {
+            steps.iter().try_for_each(|s| {
+                // Each is made in its own network namespace.
+                let there =
+                    sockets.by_id.get(&s.id()).and_then(|e| e.ns_id).and_then(|id| doors.get_key_value(&id));
+                if here != there.map(|(id, _)| *id) {
+                    match there {
+                        Some((_, door)) => inside::through(door)?,
+                        None => inside::into_network(target.init)?,
+                    }
+                    here = there.map(|(id, _)| *id);
+                }
+                step(*s, &sockets, made, names)
+            })
         };
         all(&first, &mut made, &mut names)?;
         fill(queues, &sockets, &made, files, &mut names)?;
@@ -88,13 +102,7 @@ pub fn like(e: &UnixSkEntry) -> Result<OwnedFd> {
 }
 
 fn step(step: Step, sockets: &Sockets<'_>, made: &mut Made, names: &mut Names<'_>) -> Result<()> {
-    let (Step::Pair(id, _)
-    | Step::Orphan(id)
-    | Step::Accepted(id, _)
-    | Step::Bound(id)
-    | Step::Knock(id, _)
-    | Step::Direct(id, _)
-    | Step::Leave(id, _)) = step;
+    let id = step.id();
     let e = *sockets.by_id.get(&id).ok_or_else(|| Error::new(WHAT))?;
     // What SO_PEERCRED of this socket says: whoever is at its other end.
     let peer = |id: u32| sockets.more(id).and_then(|more| more.peer);

@@ -41,6 +41,7 @@ use crate::checkpoint::files::{inet, locks, sockopts};
 use crate::checkpoint::image::{
     FdTypes, FileEntry, FownEntry, ScmEntry, SkOptsEntry, SkPacketEntry, SkShutdown, UnixSkEntry,
 };
+use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
 use crate::sys::sockopt::{self, get_bytes, get_int};
 use more::{Credentials, Sender};
@@ -104,7 +105,7 @@ pub fn check(
     if sockets.is_empty() {
         return Vec::new();
     }
-    let diag = match Diag::read(source.init) {
+    let diag = match Diag::of(source.init, &nested::in_networks(source.init, tasks)) {
         Ok(diag) => diag,
         Err(e) => return vec![e],
     };
@@ -192,7 +193,9 @@ fn outsider(options: &Options, peer: &Peer, holder: Option<&String>) -> Result<(
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let diag = match &dump.files.unix.diag {
         Some(diag) => Arc::clone(diag),
-        None => Arc::clone(dump.files.unix.diag.insert(Arc::new(Diag::read(dump.source.init)?))),
+        None => Arc::clone(
+            dump.files.unix.diag.insert(Arc::new(Diag::of(dump.source.init, &dump.spaces.in_networks())?)),
+        ),
     };
     let seen = supported(live, &diag)?;
     let kind = kind(live)?;
@@ -249,7 +252,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         file_perms: place.perms,
         name_dir: place.dir.as_ref().map(utf8).transpose()?,
         deleted: place.deleted.then_some(true),
-        ns_id: network(dump),
+        ns_id: dump.spaces.of_socket(dump.source.init, &live.file)?.0,
         mnt_id: None,
     };
     push(dump, entry);

@@ -39,6 +39,21 @@ pub enum Step {
     Leave(u32, u32),
 }
 
+impl Step {
+    /// The socket that it is about, or the first of them.
+    pub fn id(self) -> u32 {
+        match self {
+            Self::Pair(id, _)
+            | Self::Orphan(id)
+            | Self::Accepted(id, _)
+            | Self::Bound(id)
+            | Self::Knock(id, _)
+            | Self::Direct(id, _)
+            | Self::Leave(id, _) => id,
+        }
+    }
+}
+
 /// The sockets of the images.
 pub struct Sockets<'a> {
     /// In the images' order.

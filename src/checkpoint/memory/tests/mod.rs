@@ -14,6 +14,7 @@ use crate::checkpoint::context::{Dump, LiveTask, NewTask, Options, Restore, Sour
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{ImageDir, vma as status};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::nested::Made;
 use crate::checkpoint::remote::{Conduit, Final, Injection, Thread};
 use crate::sys::pidfd;
 
@@ -151,7 +152,8 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
         console: None,
     };
     let options = Options::default();
-    let context = Restore { options: &options, target: &target, model: &saved.model, images };
+    let context =
+        Restore { options: &options, target: &target, model: &saved.model, images, made: Made::default() };
     let mut memories = Memories::open(&context, std::iter::empty())?;
     let files = paths.open();
     let open = |id: u32| files.get(&id).map(File::as_fd).ok_or_else(|| Error::new("no such file"));

@@ -55,7 +55,7 @@ pub(super) fn hierarchies(cgroups: &BTreeMap<String, PathBuf>, init: i32) -> Res
 }
 
 /// Names and paths of /proc/PID/cgroup.
-fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
         rest.split_once(':')

@@ -13,12 +13,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::mount::FsContext;
 use crate::sys::mqueue::{self, Attributes, Message};
 use crate::sys::sysv;
 
-/// Name of the extension in stasis.img.
-pub(super) const EXTENSION: &str = "mqueue";
+/// Name of the extension in stasis.img: that of the container's own namespace, or of one that it has made.
+pub(super) fn extension(id: u32) -> String {
+    if id > Kind::Time.id(true) { format!("mqueue-{id}") } else { "mqueue".into() }
+}
 
 /// A queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,8 +111,8 @@ fn one(name: String) -> Result<Queue> {
 }
 
 /// The queues of these images.
-pub(super) fn read(model: &Model) -> Result<Vec<Queue>> {
-    model.extension(EXTENSION)
+pub(super) fn read(model: &Model, id: u32) -> Result<Vec<Queue>> {
+    model.extension(&extension(id))
 }
 
 /// Makes and fills them, in this thread's namespace. Their owners make them, for it is counted whose they are.

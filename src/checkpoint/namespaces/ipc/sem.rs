@@ -4,16 +4,15 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::IpcSemEntry;
-use crate::checkpoint::namespaces::enter::within;
-use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::enter::{Doors, through};
 use crate::checkpoint::namespaces::vpid;
 use crate::sys::kcmp::{What, kcmp};
 use crate::sys::sysv;
 
 /// Processes with operations to undo at their exit: nobody can see which. Every process that has made a thread has a
 /// list of them, empty or not, so only those without threads can be told.
-pub(super) fn check(init: i32, pids: &[i32]) -> Vec<Error> {
-    let lists = within(init, &[Kind::Ipc], || {
+pub(super) fn check(doors: Doors, pids: &[i32]) -> Vec<Error> {
+    let lists = through(doors, || {
         if sysv::sets().during("cannot list the semaphore sets", stat)?.is_empty() {
             return Ok(Vec::new());
         }

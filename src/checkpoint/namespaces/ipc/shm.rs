@@ -9,7 +9,8 @@ use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::IpcShmEntry;
 use crate::checkpoint::memory::shmem;
-use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::model::IpcNamespace;
+use crate::checkpoint::namespaces::enter::{Doors, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::vpid;
 use crate::sys::sysv;
@@ -63,9 +64,9 @@ pub(super) fn dump() -> Result<(Segments, Vec<Contents>)> {
 }
 
 /// Writes the pages of all segments.
-pub(super) fn write(dump: &mut Dump<'_>, segments: Vec<Contents>) -> Result<()> {
+pub(super) fn write(dump: &mut Dump<'_>, space: u32, segments: Vec<Contents>) -> Result<()> {
     for (id, file) in segments {
-        shmem::write(dump.images, id.into(), dump.new_id(), &file)?;
+        shmem::write(dump.images, number(space, id), dump.new_id(), &file)?;
     }
     Ok(())
 }
@@ -95,13 +96,30 @@ pub(super) fn restore(segments: &[(IpcShmEntry, Vec<u8>)]) -> Result<Vec<Content
 }
 
 /// Puts the pages back.
-pub(super) fn fill(restore: &Restore<'_>, segments: Vec<Contents>) -> Result<()> {
-    segments.iter().try_for_each(|(id, file)| shmem::fill(restore.images, (*id).into(), file))
+pub(super) fn fill(restore: &Restore<'_>, space: u32, segments: Vec<Contents>) -> Result<()> {
+    segments.iter().try_for_each(|(id, file)| shmem::fill(restore.images, number(space, *id), file))
+}
+
+/// What the images call the pages of a segment: by its id in the container's own namespace, which may be that of
+/// another segment in one that the container has made.
+fn number(space: u32, id: u32) -> u64 {
+    let made = if space > Kind::Time.id(true) { u64::from(space) << 32 } else { 0 };
+    made | u64::from(id)
 }
 
 /// Marks segments for removal and locks them, once every process has attached what it had attached.
 pub fn finish(restore: &Restore<'_>) -> Result<()> {
-    let Some(namespace) = restore.model.ipcns.values().next() else { return Ok(()) };
+    for (id, namespace) in &restore.model.ipcns {
+        let doors = match restore.made.door(*id)? {
+            Some(door) => vec![(door, Kind::Ipc)],
+            None => doors(restore.target.init, &[Kind::Ipc])?,
+        };
+        mark(namespace, doors)?;
+    }
+    Ok(())
+}
+
+fn mark(namespace: &IpcNamespace, doors: Doors) -> Result<()> {
     let marked: Vec<_> = namespace
         .shm
         .iter()
@@ -111,7 +129,7 @@ pub fn finish(restore: &Restore<'_>) -> Result<()> {
     if marked.is_empty() {
         return Ok(());
     }
-    within(restore.target.init, &[Kind::Ipc], || {
+    through(doors, || {
         for desc in marked {
             let id = desc.id.cast_signed();
             let what = format!("cannot mark the shared memory segment {id}");

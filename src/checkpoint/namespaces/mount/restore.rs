@@ -31,7 +31,7 @@ use crate::sys::resolve::open_in_root;
 /// Compares the tables, makes what is missing and fills each tmpfs.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let target = restore.target;
-    let Some(images) = restore.model.mountpoints.values().next() else { return Ok(()) };
+    let Some(images) = restore.model.mountpoints.get(&Kind::Mnt.inits(restore.model)) else { return Ok(()) };
     if !Kind::Mnt.private(target.init)? {
         return Err(Error::new(
             "config.json gives the container no mount namespace, which the checkpoint has",

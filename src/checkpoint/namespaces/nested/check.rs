@@ -1,0 +1,145 @@
+//! What of the namespaces that a container has made cannot be checkpointed, looked at while it runs.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use super::KINDS;
+use super::spaces::{copy, kind_of, outside, unsupported};
+use crate::checkpoint::context::Source;
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::namespaces::enter::door;
+use crate::checkpoint::namespaces::kind::link;
+use crate::checkpoint::namespaces::{Kind, ipc, net, vpid};
+
+/// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
+pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
+    let (mut found, mut inside) = (Vec::new(), BTreeMap::new());
+    for pid in pids {
+        if let Err(e) = process(source.init, *pid, &mut inside) {
+            // What has ended meanwhile is no finding.
+            if std::fs::metadata(format!("/proc/{pid}/ns/mnt")).is_ok() {
+                found.push(e.pid(vpid(*pid)));
+            }
+        }
+    }
+    for ((kind, _), pids) in &inside {
+        let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
+        found.extend(contents(*kind, &door, pids));
+    }
+    found
+}
+
+/// By kind and name, who is in the namespaces that the container has made.
+type Inside = BTreeMap<(Kind, PathBuf), Vec<i32>>;
+
+fn process(init: i32, pid: i32, inside: &mut Inside) -> Result<()> {
+    let (init, name) = (init.to_string(), pid.to_string());
+    for kind in Kind::ALL {
+        // Of a zombie nothing is left to look at.
+        let Some(theirs) = kind.of(&name)? else { continue };
+        if Some(&theirs) == kind.of(&init)?.as_ref() {
+            continue;
+        }
+        if Some(&theirs) == kind.of("self")?.as_ref() {
+            return Err(outside(kind));
+        }
+        if !KINDS.contains(&kind) {
+            return Err(Error::new(format!(
+                "the process has a {} namespace of its own, which cannot be checkpointed yet",
+                kind.title()
+            )));
+        }
+        inside.entry((kind, theirs)).or_default().push(pid);
+    }
+    for (kind, children) in [(Kind::Pid, "pid_for_children"), (Kind::Time, "time_for_children")] {
+        // A process whose children will be in a new pid namespace has no link.
+        if link(&name, children)? != kind.of(&name)? {
+            return Err(Error::new(format!(
+                "the process has its children in a {} namespace of its own, which cannot be checkpointed yet",
+                kind.title()
+            )));
+        }
+    }
+    threads(pid)
+}
+
+/// Every thread must be in the namespaces of its process.
+fn threads(pid: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/task");
+    let list = std::fs::read_dir(&path).during("cannot list the threads", || format!("open({path:?})"))?;
+    for tid in list.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
+        if tid == pid.to_string() {
+            continue;
+        }
+        for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Mnt] {
+            // It may have ended.
+            let Ok(Some(theirs)) = link(&format!("{pid}/task/{tid}"), kind.name()) else { continue };
+            if Some(theirs) != kind.of(&pid.to_string())? {
+                return Err(Error::new(format!(
+                    "a thread of the process is in another {} namespace than its first one",
+                    kind.title()
+                ))
+                .remedy("let the thread go back, or end it"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A process of each network namespace that the container has made.
+pub fn in_networks(init: i32, pids: &[(i32, i32)]) -> Vec<i32> {
+    let of = |pid: i32| Kind::Net.of(&pid.to_string()).ok().flatten();
+    let inits = of(init);
+    let others = pids.iter().filter_map(|(pid, _)| Some((of(*pid)?, *pid)));
+    let all: BTreeMap<PathBuf, i32> = others.filter(|(net, _)| Some(net) != inits.as_ref()).collect();
+    all.into_values().collect()
+}
+
+/// Refuses a TCP connection in a network namespace that the container has made: its packets could not be held up.
+pub fn check_connection(init: i32, socket: &OwnedFd) -> Result<()> {
+    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|stat| stat.st_ino).ok();
+    let Ok(is) = crate::sys::ioctl::socket_namespace(socket) else { return Ok(()) };
+    if inode(&is) == inode(&door(init, Kind::Net)?) {
+        return Ok(());
+    }
+    Err(Error::new("there is a TCP connection in a network namespace that the container has made")
+        .remedy("have it closed with --tcp-close"))
+}
+
+/// What is in a namespace that the container has made.
+fn contents(kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+    match kind {
+        Kind::Ipc => ipc::check_inside(door, pids),
+        Kind::Net => {
+            copy(door).and_then(|door| net::check_inside(vec![(door, kind)])).err().into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Refuses a descriptor of a namespace that cannot be made again.
+pub fn check_door(init: i32, door: &OwnedFd) -> Result<()> {
+    let kind = kind_of(door)?;
+    let inode = |fd: &OwnedFd| {
+        nix::sys::stat::fstat(fd)
+            .map(|stat| stat.st_ino)
+            .during("cannot look at a namespace", || "fstat(_)".into())
+    };
+    let is = inode(door)?;
+    let of = |pid: i32| -> Result<bool> {
+        // None where the kernel has no such kind, or the process has ended.
+        let Some(_) = kind.of(&pid.to_string())? else { return Ok(false) };
+        Ok(inode(&super::super::enter::door(pid, kind)?)? == is)
+    };
+    if of(init)? {
+        return Ok(());
+    }
+    if of(std::process::id().cast_signed())? {
+        return Err(outside(kind));
+    }
+    if !KINDS.contains(&kind) {
+        return Err(unsupported(kind));
+    }
+    contents(kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
+}

@@ -1,0 +1,180 @@
+//! The namespaces of a live container, and what is in those that it has made.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use super::{EXTENSION, FIRST, KINDS, Made, Space};
+use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::namespaces::enter::{Doors, door};
+use crate::checkpoint::namespaces::{Kind, cgroup, ipc, net, time, uts};
+use crate::sys::ioctl;
+
+/// What a dump has met of the namespaces that the container has made.
+#[derive(Debug, Default)]
+pub struct Spaces {
+    /// What the kernel calls init's, and our own.
+    around: BTreeMap<Kind, [Option<PathBuf>; 2]>,
+    met: Vec<Met>,
+    numbers: BTreeMap<PathBuf, u32>,
+    /// How many of those met have been saved.
+    saved: usize,
+}
+
+/// A namespace that the container has made.
+#[derive(Debug)]
+struct Met {
+    space: Space,
+    door: OwnedFd,
+    /// Processes in it, as pids of this host.
+    pids: Vec<i32>,
+}
+
+impl Spaces {
+    /// The number of a process's namespace; none where the kernel has no such kind.
+    pub fn of_task(&mut self, init: i32, pid: i32, kind: Kind) -> Result<Option<u32>> {
+        let Some(link) = kind.of(&pid.to_string())? else { return Ok(None) };
+        if let Some(id) = self.known(init, kind, &link)? {
+            if let Some(met) = self.met.iter_mut().find(|met| met.space.id == id) {
+                met.pids.push(pid);
+            }
+            return Ok(Some(id));
+        }
+        let door = door(pid, kind)?;
+        self.meet(kind, link, door, vec![pid]).map(Some)
+    }
+
+    /// The number of the namespace behind a descriptor.
+    pub fn of_door(&mut self, init: i32, door: OwnedFd) -> Result<u32> {
+        let kind = kind_of(&door)?;
+        let path = format!("/proc/self/fd/{}", door.as_raw_fd());
+        let link =
+            std::fs::read_link(&path).during("cannot name a namespace", || format!("readlink({path:?})"))?;
+        match self.known(init, kind, &link)? {
+            Some(id) => Ok(id),
+            None => self.meet(kind, link, door, Vec::new()),
+        }
+    }
+
+    /// The number of the network namespace that a socket is in, and a process in it.
+    pub fn of_socket(&mut self, init: i32, socket: &OwnedFd) -> Result<(Option<u32>, i32)> {
+        let Ok(door) = ioctl::socket_namespace(socket) else {
+            // It cannot be asked, or we may not: then all are taken for the container's.
+            return Ok((Some(Kind::Net.id(Kind::Net.private(init)?)), init));
+        };
+        let id = self.of_door(init, door)?;
+        match self.met.iter().find(|met| met.space.id == id) {
+            None => Ok((Some(id), init)),
+            Some(met) => met.pids.first().map(|pid| (Some(id), *pid)).ok_or_else(|| {
+                Error::new("a socket is in a network namespace that no process is in")
+                    .remedy("let the program close it")
+            }),
+        }
+    }
+
+    /// A process of each network namespace that the container has made.
+    pub fn in_networks(&self) -> Vec<i32> {
+        let met = self.met.iter().filter(|met| met.space.kind == Kind::Net);
+        met.filter_map(|met| met.pids.first().copied()).collect()
+    }
+
+    fn known(&mut self, init: i32, kind: Kind, link: &PathBuf) -> Result<Option<u32>> {
+        if let std::collections::btree_map::Entry::Vacant(place) = self.around.entry(kind) {
+            place.insert([kind.of(&init.to_string())?, kind.of("self")?]);
+        }
+        let [inits, ours] = &self.around[&kind];
+        if inits.as_ref() == Some(link) {
+            return Ok(Some(kind.id(inits != ours)));
+        }
+        if ours.as_ref() == Some(link) {
+            return Err(outside(kind));
+        }
+        Ok(self.numbers.get(link).copied())
+    }
+
+    fn meet(&mut self, kind: Kind, link: PathBuf, door: OwnedFd, pids: Vec<i32>) -> Result<u32> {
+        if !KINDS.contains(&kind) {
+            return Err(unsupported(kind));
+        }
+        let id = FIRST + u32::try_from(self.met.len()).unwrap_or(u32::MAX - FIRST);
+        self.numbers.insert(link, id);
+        self.met.push(Met { space: Space { id, kind }, door, pids });
+        Ok(id)
+    }
+}
+
+/// The refusal of a kind.
+pub(super) fn unsupported(kind: Kind) -> Error {
+    Error::new(format!(
+        "the container has made a {} namespace of its own, which cannot be checkpointed yet",
+        kind.title()
+    ))
+}
+
+/// The refusal of what is neither the container's nor shared with it.
+pub(super) fn outside(kind: Kind) -> Error {
+    Error::new(format!("this is of the {} namespace of the host, which is not the container's", kind.title()))
+        .remedy("let the program close or leave it")
+}
+
+/// The kind of the namespace behind a descriptor.
+pub fn kind_of(door: &OwnedFd) -> Result<Kind> {
+    let flag = ioctl::namespace_kind(door).during("cannot tell the kind of a namespace", || {
+        format!("ioctl({}, NS_GET_NSTYPE)", door.as_raw_fd())
+    })?;
+    Kind::with_flag(flag).ok_or_else(|| Error::new(format!("there is a namespace of unknown kind {flag:#x}")))
+}
+
+pub(super) fn copy(door: &OwnedFd) -> Result<OwnedFd> {
+    door.try_clone().during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
+}
+
+/// Saves what is in the namespaces met since the last time.
+pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
+    while let Some(met) = dump.spaces.met.get(dump.spaces.saved) {
+        let Space { id, kind } = met.space;
+        let pids = met.pids.clone();
+        let doors: Doors = vec![(copy(&met.door)?, kind)];
+        match kind {
+            Kind::Uts => uts::save(dump, id, doors)?,
+            Kind::Ipc => ipc::save(dump, id, doors, &pids)?,
+            Kind::Net => net::save(dump, id, doors)?,
+            Kind::Time => time::save(dump, id, &pids)?,
+            Kind::Cgroup => cgroup::save_root(dump, id, doors)?,
+            Kind::Pid | Kind::Mnt | Kind::User => return Err(unsupported(kind)),
+        }
+        dump.spaces.saved += 1;
+    }
+    let all: Vec<Space> = dump.spaces.met.iter().map(|met| met.space).collect();
+    if !all.is_empty() {
+        dump.model.set_extension(EXTENSION, &all)?;
+    }
+    Ok(())
+}
+
+/// Puts back what was in a namespace that has just been made, through a process that is in it.
+pub(super) fn fill(restore: &Restore<'_>, space: Space, helper: i32) -> Result<()> {
+    let doors = vec![(door(helper, space.kind)?, space.kind)];
+    match space.kind {
+        Kind::Uts => uts::put_back(restore, space.id, doors),
+        Kind::Ipc => ipc::put_back(restore, space.id, doors),
+        Kind::Net => net::put_back(restore, space.id, doors),
+        Kind::Time | Kind::Cgroup | Kind::Pid | Kind::Mnt | Kind::User => Ok(()),
+    }
+}
+
+impl Made {
+    /// Doors to all that have been made, by their numbers.
+    pub fn networks(&self) -> Result<BTreeMap<u32, OwnedFd>> {
+        self.doors().iter().map(|(id, door)| Ok((*id, copy(door)?))).collect()
+    }
+
+    /// A door to the namespace with that number; none where it is init's.
+    pub fn door(&self, id: u32) -> Result<Option<OwnedFd>> {
+        match self.doors().get(&id) {
+            Some(door) => copy(door).map(Some),
+            None => Ok(None),
+        }
+    }
+}
