@@ -5,6 +5,7 @@
 //!   id parent dev root point options  optional fields     type source    super options
 //! ```
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
@@ -44,11 +45,37 @@ pub struct Mount {
     pub options: String,
 }
 
-/// The mounts that a process sees, in the order of the kernel's list.
+/// The mounts that a process sees: each after the one that it lies on, otherwise in the order of the kernel's list.
 pub fn of(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
     let text = std::fs::read(&path).during("cannot read the mount table", || format!("read({path:?})"))?;
-    parse(&text)
+    Ok(parents_first(parse(&text)?))
+}
+
+/// Since Linux 6.8 the list is by age: a tree that was made before it was attached comes before what it lies on.
+fn parents_first(mut left: Vec<Mount>) -> Vec<Mount> {
+    let all: BTreeSet<u32> = left.iter().map(|m| m.id).collect();
+    let mut placed = BTreeSet::new();
+    let mut sorted = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let before = left.len();
+        let mut later = Vec::new();
+        for mount in left {
+            let parent = mount.parent;
+            if parent == mount.id || !all.contains(&parent) || placed.contains(&parent) {
+                placed.insert(mount.id);
+                sorted.push(mount);
+            } else {
+                later.push(mount);
+            }
+        }
+        left = later;
+        if left.len() == before {
+            // The kernel changed it while we read.
+            sorted.append(&mut left);
+        }
+    }
+    sorted
 }
 
 /// Reads a whole table.
@@ -188,6 +215,17 @@ mod tests {
             MsFlags::MS_NOSUID | NOSYMFOLLOW | MsFlags::MS_NOATIME | MsFlags::MS_SHARED | MsFlags::MS_SLAVE
         ));
         assert!(m.read_only() && !m.flags.contains(MsFlags::MS_RDONLY));
+    }
+
+    #[test]
+    fn what_was_made_before_it_was_attached_comes_after_what_it_lies_on() {
+        let line = |id, parent, point| format!("{id} {parent} 8:1 / {point} rw - ext4 x rw\n");
+        let table =
+            [line(1, 3, "/a/b"), line(2, 4, "/a"), line(3, 4, "/a"), line(4, 9, "/"), line(5, 1, "/a/b/c")];
+        let sorted = parents_first(parse(table.concat().as_bytes()).unwrap());
+        assert_eq!(sorted.iter().map(|m| m.id).collect::<Vec<_>>(), [4, 2, 3, 1, 5]);
+        let torn = [line(1, 2, "/a"), line(2, 1, "/b"), line(3, 3, "/")];
+        assert_eq!(parents_first(parse(torn.concat().as_bytes()).unwrap()).len(), 3);
     }
 
     #[test]
