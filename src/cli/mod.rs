@@ -329,7 +329,7 @@ fn rootless() -> bool {
     if !nix::unistd::geteuid().is_root() {
         return true;
     }
-    !all_ids() && std::env::var("USER").is_ok_and(|user| user != "root")
+    !all_ids() && std::env::var_os("USER").is_none_or(|user| user != "root")
 }
 
 /// An absolute path without `.` and `..`, which need not exist: commands change their directory.
