@@ -4,8 +4,8 @@ import os
 import re
 import time
 
-from harness import (RUNTIME, Failed, Host, Skip, check, equal, need, oci_archive, real_checkpoints, remove_cgroup, sh, tail,
-                     until)
+from harness import (RUNTIME, Failed, Host, Skip, Terminal, check, equal, need, oci_archive, real_checkpoints, remove_cgroup, session,
+                     sh, tail, until)
 
 _daemon = {}
 
@@ -20,6 +20,7 @@ class Containerd:
         os.makedirs(self.short, exist_ok=True)
         host.undo.append(lambda: sh("rm", "-rf", self.short))
         self.namespace = f"stasis{os.getpid()}"
+        self.client = ["ctr", "--address", f"{self.short}/containerd.sock", "--namespace", self.namespace]
         host.undo.append(lambda: remove_cgroup(self.namespace))
         (host.dir / "containerd.toml").write_text(
             f'version = 2\nroot = "{host.dir}/containerd"\nstate = "{self.short}/state"\n'
@@ -32,7 +33,7 @@ class Containerd:
         self("images", "import", oci_archive("busybox"))
 
     def __call__(self, *words, **how):
-        return sh("ctr", "--address", f"{self.short}/containerd.sock", "--namespace", self.namespace, *words, **how)
+        return sh(*self.client, *words, **how)
 
     def run(self, *words, **how):
         return self("run", "--runc-binary", RUNTIME, *words, **how)
@@ -96,6 +97,14 @@ def test_exec(host):
     check("memory" in ctr("tasks", "metrics", "exec").stdout, "metrics")
     ctr("tasks", "kill", "-s", "KILL", "exec")
     until(lambda: ctr.tasks()["exec"] == "STOPPED", "the task to end")
+
+
+def test_terminal(host):
+    """run -t and tasks exec -t, with somebody who types."""
+    ctr = containerd(host)
+    session(Terminal(host, *ctr.client, "run", "--runc-binary", RUNTIME, "--rm", "-t", IMAGE, "typed", "sh"))
+    ctr.run("-d", IMAGE, "exec", "sleep", "1000")
+    session(Terminal(host, *ctr.client, "tasks", "exec", "-t", "--exec-id", "typed", "exec", "sh"))
 
 
 def test_limits(host):

@@ -9,8 +9,8 @@ import threading
 import time
 
 from by_hand import KEYS, digest
-from harness import (RUNTIME, Failed, Redis, Skip, check, equal, need, real_checkpoints, remove_cgroup, rootfs, sh, tail,
-                     until)
+from harness import (RUNTIME, Failed, Redis, Skip, Terminal, check, equal, need, real_checkpoints, remove_cgroup, rootfs, session,
+                     sh, tail, until)
 
 CLIENT = "/usr/bin/docker"  # a newer one may stand first on the path
 _daemon = {}
@@ -19,19 +19,21 @@ _daemon = {}
 class Docker:
     """A containerd and a dockerd, in a network namespace of their own."""
 
-    def __init__(self, host):
+    def __init__(self, host, *flags, label="", images=("busybox", "redis")):
         need("dockerd", "containerd", "ip")
         if not os.path.exists(CLIENT):
             raise Skip(f"{CLIENT} is not installed")
         self.host = host
         self.dir = host.dir
-        self.short = f"/tmp/stasis-docker-{os.getpid()}"  # sockets' paths have to be short
+        self.short = f"/tmp/stasis-docker-{os.getpid()}{label}"  # sockets' paths have to be short
+        self.client = [CLIENT, "--host", f"unix://{self.short}/docker.sock"]
         os.makedirs(self.short, exist_ok=True)
         host.undo.append(lambda: sh("rm", "-rf", self.short))
         # Where dockerd has the network of the "host" mounted, if it was asked for.
         host.undo.append(lambda: sh("umount", "-l", f"{self.short}/exec/netns/default", ok=None))
         # A namespace is kept by a process that sleeps in it; Docker may do with bridges and rules there what it likes.
-        host.undo.append(lambda: remove_cgroup(f"stasis-docker-{os.getpid()}"))
+        cgroup = f"stasis-docker-{os.getpid()}{label}"
+        host.undo.append(lambda: remove_cgroup(cgroup))
         holder = host.daemon("unshare", "--net", "sleep", "infinity", log=self.dir / "holder.log")
         until(lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != os.readlink("/proc/self/ns/net"), "a network namespace")
         self.inside = ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
@@ -47,7 +49,7 @@ class Docker:
         daemon = host.daemon(*self.inside, "dockerd", "--config-file", self.dir / "daemon.json", "--containerd", f"{self.short}/containerd.sock",
                     "--host", f"unix://{self.short}/docker.sock", "--pidfile", f"{self.short}/docker.pid",
                     "--data-root", self.dir / "data", "--exec-root", f"{self.short}/exec", "--experimental",
-                    "--add-runtime", f"stasis={RUNTIME}", "--default-runtime", "stasis", "--cgroup-parent", f"stasis-docker-{os.getpid()}", *network,
+                    "--add-runtime", f"stasis={RUNTIME}", "--default-runtime", "stasis", "--cgroup-parent", cgroup, *network, *flags,
                     log=self.dir / "dockerd.log")
         host.undo.append(self.remove_all)
         try:
@@ -55,11 +57,11 @@ class Docker:
             check(daemon.poll() is None, "dockerd has ended")
         except Failed as e:
             raise Failed(f"{e}\n{tail(self.dir / 'dockerd.log')}") from None
-        for image in ("busybox", "redis"):
+        for image in images:
             self("import", str(rootfs(image)) + ".tar", f"{image}:test")
 
     def __call__(self, *words, **how):
-        return sh(CLIENT, "--host", f"unix://{self.short}/docker.sock", *words, **how)
+        return sh(*self.client, *words, **how)
 
     def remove_all(self):
         ids = self("ps", "-aq", ok=None).stdout.split()
@@ -154,6 +156,24 @@ def test_tty(host):
     equal(d("exec", "-t", "tty", "sh", "-c", "test -t 1 && echo terminal").stdout.strip(), "terminal", "exec -t")
 
 
+def test_terminal(host):
+    """run -it and exec -it, with somebody who types, and whose window changes its size."""
+    d = docker(host)
+    session(Terminal(host, *d.client, "run", "--rm", "-it", "busybox:test", "sh"))
+    d("run", "-d", "--name", "typed", "busybox:test", "sleep", "1000")
+    session(Terminal(host, *d.client, "exec", "-it", "typed", "sh"))
+    # Leaving with Ctrl-P Ctrl-Q, and coming back.
+    there = Terminal(host, *d.client, "run", "-it", "--name", "left", "busybox:test", "sh")
+    there.type("echo a$((1 + 1))b\n")
+    there.expect("a2b")
+    there.type("\x10\x11")
+    there.ends()
+    equal(d.status("left"), "running 0", "after leaving it")
+    back = Terminal(host, *d.client, "attach", "left")
+    session(back)
+    equal(d.status("left"), "exited 7", "at the end")
+
+
 def test_exec(host):
     """exec: output, environment, exit codes, detached, and into the same namespaces."""
     d = docker(host)
@@ -227,9 +247,42 @@ def test_limits(host):
     equal(read("memory", "memory.limit_in_bytes"), str(64 << 20), "memory limit")
     equal(read("pids", "pids.max"), "50", "pids limit")
     equal(int(read("cpu", "cpu.cfs_quota_us")) * 2, int(read("cpu", "cpu.cfs_period_us")), "cpu quota")
-    d("update", "--memory", "80m", "--memory-swap", "80m", "limits")
+    d("update", "--memory", "80m", "--memory-swap", "80m", "--cpus", "0.25", "--cpu-shares", "77", "--pids-limit", "40", "--cpuset-cpus", "0", "limits")
     equal(read("memory", "memory.limit_in_bytes"), str(80 << 20), "memory limit after update")
+    equal(int(read("cpu", "cpu.cfs_quota_us")) * 4, int(read("cpu", "cpu.cfs_period_us")), "cpu quota after update")
+    equal([read("cpu", "cpu.shares"), read("pids", "pids.max"), read("cpuset", "cpuset.cpus")], ["77", "40", "0"], "the rest after update")
     check("limits" in d("stats", "--no-stream", "limits").stdout, "docker stats")
+
+
+def test_user_namespaces(host):
+    """A daemon with --userns-remap: root inside is nobody special outside; checkpoints too."""
+    for name in "subuid", "subgid":
+        (host.dir / name).write_text("daemon:200000:65536\n")
+        if not os.path.exists(f"/etc/{name}"):
+            raise Skip(f"there is no /etc/{name} to mount one's own on")
+        sh("mount", "--bind", host.dir / name, f"/etc/{name}")
+        host.undo.append(lambda name=name: sh("umount", "-l", f"/etc/{name}"))
+    d = Docker(host, "--userns-remap", "daemon:daemon", label="r", images=("busybox",))
+    volume = host.dir / "volume"
+    volume.mkdir()
+    os.chown(volume, 200000, 200000)
+    said = d("run", "--rm", "-v", f"{volume}:/volume", "busybox:test", "sh", "-c",
+             "id -u; cat /proc/self/uid_map; stat -c %u /bin/sh; touch /volume/mine; mount -t tmpfs x /mnt 2>/dev/null || echo no")
+    equal(said.stdout.split(), ["0", "0", "200000", "65536", "0", "no"], "inside")
+    equal((volume / "mine").stat().st_uid, 200000, "owner outside")
+    d("run", "-d", "--name", "mapped", "busybox:test", "sh", "-c", COUNT)
+    until(lambda: len(numbers(d, "mapped")) > 5, "counting")
+    pid = d("inspect", "-f", "{{.State.Pid}}", "mapped").stdout.strip()
+    equal(os.stat(f"/proc/{pid}").st_uid, 200000, "who runs it")
+    equal(d("exec", "mapped", "sh", "-c", "id -u; cat /proc/self/uid_map").stdout.split(), ["0", "0", "200000", "65536"], "exec")
+    session(Terminal(host, *d.client, "exec", "-it", "mapped", "sh"))
+    d("run", "--rm", "--userns", "host", "busybox:test", "grep", "-q", "4294967295", "/proc/self/uid_map")
+    if os.path.basename(RUNTIME) not in ("runc", "crun"):
+        d("checkpoint", "create", "mapped", "one")
+        until(lambda: d.status("mapped").startswith("exited"), "the container to be shown as exited")
+        at = numbers(d, "mapped")
+        d.start_from("one", "mapped")
+        until(lambda: len(numbers(d, "mapped")) > len(at) + 5, "counting after the restore")
 
 
 def test_security(host):

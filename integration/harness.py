@@ -5,17 +5,21 @@ whether it passes or not; processes are ended by pid, and only those that were s
 """
 
 import ctypes
+import fcntl
 import hashlib
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 import time
 
@@ -383,6 +387,95 @@ class Redis:
         answers = [self._answer() for _ in commands]
         sender.join()
         return answers
+
+
+class Terminal:
+    """A command whose terminal somebody sits at."""
+
+    def __init__(self, host, *command, env=None, size=(24, 80)):
+        self.master, slave = os.openpty()
+        self.resize(*size)
+        self.command = [str(c) for c in command]
+        self.printed, self.seen = bytearray(), 0
+        self.process = subprocess.Popen(self.command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                                        env={**os.environ, **env} if env else None)
+        os.close(slave)
+        host.undo.append(self.close)
+        threading.Thread(target=self._drain, args=(os.dup(self.master),), daemon=True).start()
+
+    def _drain(self, fd):
+        try:
+            while data := os.read(fd, 65536):
+                self.printed += data
+        except OSError:
+            pass  # EIO: the command has ended
+
+    def resize(self, rows, columns):
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def type(self, keys):
+        os.write(self.master, keys.encode())
+
+    def expect(self, pattern, seconds=30):
+        """Waits until that is printed, after what was expected last."""
+        def found():
+            return re.compile(pattern.encode()).search(self.printed, self.seen)
+
+        try:
+            match = until(found, pattern, seconds)
+        except Failed as e:
+            raise Failed(f"{e}\n$ {' '.join(self.command)}\n{self.text()}") from None
+        self.seen = match.end()
+        return match
+
+    def ends(self, status=0):
+        """Waits for the end, with that status; None: any will do."""
+        try:
+            self.process.wait(30 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"$ {' '.join(self.command)}\ndid not end\n{self.text()}") from None
+        check(status in (None, self.process.returncode), f"$ {' '.join(self.command)}\nstatus {self.process.returncode}, not {status}\n{self.text()}")
+
+    def text(self):
+        return self.printed.decode(errors="replace")
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+
+
+def session(terminal, status=7, resize=True):
+    """What a shell with a terminal does in every container: what is typed arrives, a signal, a size that changes."""
+    # The echo of what is typed must not be taken for the answer.
+    terminal.type("echo a$((40 + 2))b; test -t 0 && test -t 1 && test -t 2 && echo t$((1 + 1))y\n")
+    terminal.expect("a42b")
+    terminal.expect("t2y")
+    if resize:
+        window(terminal)
+    terminal.type("sleep 1000; echo c$((1 + 2))d\n")
+    terminal.expect("sleep 1000")
+    until(lambda: b"\n" in terminal.printed[terminal.seen:], "the command")
+    time.sleep(0.1)  # the shell gives the terminal to it
+    terminal.type("\x03echo i$((2 + 3))t\n")
+    terminal.expect("i5t")
+    terminal.type("exit 7\n")
+    terminal.ends(status)
+
+
+def window(terminal):
+    """A new size arrives in the container."""
+    terminal.resize(33, 99)
+    # Again and again: a client that has just begun may not listen yet.
+    for _ in range(100):
+        terminal.process.send_signal(signal.SIGWINCH)
+        terminal.type("stty size\n")
+        if terminal.expect(r"\n(\d+ \d+)\r+\n")[1] == b"33 99":
+            return
+        time.sleep(0.05)
+    raise Failed(f"the new size has not arrived\n{terminal.text()}")
 
 
 def own_mounts():
