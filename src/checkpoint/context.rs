@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use crate::checkpoint::error::{Context, Result};
+use crate::checkpoint::image::RegFileEntry;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Injection, Thread};
 
@@ -183,6 +185,24 @@ pub struct Restore<'a> {
     pub images: &'a crate::checkpoint::image::ImageDir,
     /// The namespaces that the container had made, as far as they have been made again.
     pub made: crate::checkpoint::namespaces::nested::Made,
+}
+
+impl Restore<'_> {
+    /// The root directory from which a file is looked up: that of the mount namespace it was opened in.
+    pub fn root_of(&self, file: &RegFileEntry) -> Result<OwnedFd> {
+        let mount = file.mnt_id.and_then(|id| u32::try_from(id).ok());
+        let nested = self.made.roots()?.into_iter().find(|(id, _)| {
+            let table = self.model.mountpoints.get(id);
+            table.is_some_and(|table| table.iter().any(|entry| Some(entry.mnt_id) == mount))
+        });
+        match nested {
+            Some((_, root)) => Ok(root),
+            None => {
+                let root = self.target.root.try_clone();
+                root.during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
+            }
+        }
+    }
 }
 
 /// A process being restored: it exists under its old pid, runs batches, and has no memory or descriptors of its own yet.

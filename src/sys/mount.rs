@@ -36,6 +36,16 @@ pub fn attach(tree: impl AsFd, target: impl AsFd) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_move_mount, tree, empty, target, empty, flags) }).map(drop)
 }
 
+/// Brings a private mount into the peer group of another one of the same file system, and makes it a slave of whom that
+/// is one. Since Linux 5.15.
+pub fn set_group(from: impl AsFd, to: impl AsFd) -> Result<(), Errno> {
+    const MOVE_MOUNT_SET_GROUP: libc::c_uint = 0x100;
+    let flags = libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_EMPTY_PATH | MOVE_MOUNT_SET_GROUP;
+    let (from, to, empty) = (from.as_fd().as_raw_fd(), to.as_fd().as_raw_fd(), c"".as_ptr());
+    // SAFETY: both paths are empty C strings.
+    check(unsafe { libc::syscall(libc::SYS_move_mount, from, empty, to, empty, flags) }).map(drop)
+}
+
 /// What mount_setattr(2) changes: MOUNT_ATTR_* bits, propagation (MS_PRIVATE and so on), an id-mapping namespace.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Attributes {

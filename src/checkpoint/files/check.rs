@@ -18,12 +18,13 @@ use crate::sys::pidfd;
 /// Everything about the descriptors of these processes (pid on this host, pid inside) that can't be checkpointed.
 /// A process or descriptor that vanishes meanwhile is no finding.
 pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Error> {
-    let (root, mounts) = match (root_of(source.init), mounts_of(source.init)) {
+    let trees = nested::trees(source.init, tasks);
+    let (root, mut mounts) = match (root_of(source.init), mounts_of(source.init)) {
         (Ok(root), Ok(mounts)) => (root, mounts),
         (Err(e), _) | (_, Err(e)) => return vec![e],
     };
     let pids = tasks.iter().copied().collect();
-    let around = Surroundings { options, root: &root, init: source.init, pids: &pids };
+    mounts.extend(trees.iter().flat_map(|tree| &tree.mounts).filter_map(|m| i32::try_from(m.id).ok()));
     let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
     let mut connected = false;
     for &(pid, vpid) in tasks {
@@ -32,6 +33,15 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
         for fd in fds {
             match Live::look(pid, vpid, handle.as_fd(), fd) {
                 Ok(Some(live)) => {
+                    let tree = trees.iter().find(|tree| tree.has(live.info.mnt_id));
+                    let around = Surroundings {
+                        options,
+                        root: tree.map_or(&root, |tree| &tree.root),
+                        own: tree.is_none(),
+                        source: Some(source),
+                        init: source.init,
+                        pids: &pids,
+                    };
                     let outcome =
                         locks::check(options, &live).and_then(|()| refuse(source, &around, &mounts, &live));
                     if inet::is_connection(&live) {

@@ -64,7 +64,10 @@ pub(super) fn prepare(dump: &mut Dump<'_>) -> Result<()> {
     }
     let init = dump.source.init;
     dump.files.root = Some(check::root_of(init)?);
+    dump.files.trees = dump.spaces.trees();
     dump.files.mounts = check::mounts_of(init)?;
+    let nested = dump.files.trees.iter().flat_map(|tree| &tree.mounts);
+    dump.files.mounts.extend(nested.filter_map(|m| i32::try_from(m.id).ok()));
     dump.files.pids = dump.tasks.iter().map(|t| (t.pid, t.vpid)).collect();
     Ok(())
 }
@@ -118,7 +121,7 @@ pub(super) fn record(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, FdTypes)>
     }
     let kind = KINDS.iter().find(|k| (k.is)(live)).ok_or_else(|| check::unsupported(live))?;
     if new {
-        (kind.check)(live, &Surroundings::of(dump)?)?;
+        (kind.check)(live, &Surroundings::of(dump, live.info.mnt_id)?)?;
         (kind.dump)(dump, live, id).map_err(|e| live.name(e))?;
     }
     Ok((id, kind.r#type))

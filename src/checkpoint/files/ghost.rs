@@ -111,8 +111,7 @@ impl Ghosts {
             let entry = restore.model.ghosts.get(&ghost_id).ok_or_else(|| {
                 Error::new(format!("the images lack ghost file {ghost_id}")).path(&reg.name)
             })?;
-            let named =
-                make(restore, ghost_id, entry, Path::new(&reg.name)).map_err(|e| e.path(&reg.name))?;
+            let named = make(restore, ghost_id, entry, reg).map_err(|e| e.path(&reg.name))?;
             self.named.insert(ghost_id, named);
         }
         self.named.get(&ghost_id).map(|n| &n.node).ok_or_else(|| Error::new("ghost file lost"))
@@ -166,8 +165,9 @@ fn nearest(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
     Err(Error::new("a ghost file has no directory"))
 }
 
-fn make(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, path: &Path) -> Result<Named> {
-    let dir = nearest(&restore.target.root, path)?;
+fn make(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, reg: &RegFileEntry) -> Result<Named> {
+    let path = Path::new(&reg.name);
+    let dir = nearest(&restore.root_of(reg)?, path)?;
     let tmpfile = tmpfile(restore, id).filter(|_| entry.mode & libc::S_IFMT == libc::S_IFREG);
     if let Some(flags) = tmpfile {
         let made = openat(&dir, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR);

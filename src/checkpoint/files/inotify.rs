@@ -117,7 +117,7 @@ fn watch(line: &str, wanted: &Wanted) -> Result<InotifyWdEntry> {
 
 /// Records an instance.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let around = Surroundings::of(dump)?;
+    let around = Surroundings::of(dump, live.info.mnt_id)?;
     if live.pid == std::process::id().cast_signed() {
         // Found in a socket's queue.
         refuse_unread(live.file.as_fd())?;

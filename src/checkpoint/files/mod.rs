@@ -68,7 +68,7 @@ pub use tcp::{
 use std::os::fd::OwnedFd;
 
 use crate::checkpoint::Result;
-use crate::checkpoint::context::{Dump, Options};
+use crate::checkpoint::context::{Dump, Options, Source};
 use crate::checkpoint::image::FdTypes;
 use live::{Live, Pids};
 use opener::Opener;
@@ -93,8 +93,12 @@ struct Kind {
 struct Surroundings<'a> {
     /// What was asked of the dump.
     options: &'a Options,
-    /// Its root directory.
+    /// Its root directory; that of the mount namespace that the file was opened in.
     root: &'a OwnedFd,
+    /// It is the container's own, and not a mount namespace that the container has made.
+    own: bool,
+    /// The container.
+    source: Option<&'a Source>,
     /// Its first process, as a pid of this host.
     init: i32,
     /// What its processes are called inside.
@@ -106,14 +110,21 @@ impl<'a> Surroundings<'a> {
     #[cfg(test)]
     fn here(root: &'a OwnedFd, pids: &'a Pids) -> Self {
         static OPTIONS: std::sync::LazyLock<Options> = std::sync::LazyLock::new(Options::default);
-        Self { options: &OPTIONS, root, init: std::process::id().cast_signed(), pids }
+        let init = std::process::id().cast_signed();
+        Self { options: &OPTIONS, root, own: true, source: None, init, pids }
     }
 
-    /// Those of a dump under way.
-    fn of(dump: &'a Dump<'_>) -> Result<Self> {
+    /// Those of a dump under way, for a file that was opened through a mount.
+    fn of(dump: &'a Dump<'_>, mount: i32) -> Result<Self> {
+        let nested = dump.files.trees.iter().find(|tree| tree.has(mount));
         Ok(Self {
             options: dump.options,
-            root: dump.files.root()?,
+            root: match nested {
+                Some(tree) => &tree.root,
+                None => dump.files.root()?,
+            },
+            own: nested.is_none(),
+            source: Some(dump.source),
             init: dump.source.init,
             pids: &dump.files.pids,
         })

@@ -194,7 +194,7 @@ impl<'f, 'a> Opener<'f, 'a> {
     /// An O_PATH descriptor of what a path entry leads to: the path, its ghost, or its other link.
     pub fn node(&mut self, reg: &RegFileEntry) -> Result<OwnedFd> {
         let lookup = |name: &str| {
-            resolve::open_in_root(&self.restore.target.root, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+            resolve::open_in_root(self.restore.root_of(reg)?, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
                 .during("cannot open a file", || format!("openat2(root, {name:?}, O_PATH, RESOLVE_IN_ROOT)"))
                 .map_err(|e| e.path(name))
         };

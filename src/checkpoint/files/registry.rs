@@ -4,12 +4,14 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
 use crate::checkpoint::files::{inet, multicast, options, tcp, unix};
+use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
 
@@ -55,6 +57,8 @@ pub struct Registry {
     pub(super) mounts: BTreeSet<i32>,
     /// The container's root directory.
     pub(super) root: Option<OwnedFd>,
+    /// The mount namespaces that the container has made.
+    pub(super) trees: Vec<Arc<Tree>>,
 }
 
 impl Registry {

@@ -79,7 +79,7 @@ fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
         )),
         Err(Errno::ENOENT | Errno::ENOTDIR) => {
             let is_dir = live.format() == libc::S_IFDIR;
-            let other = if is_dir { None } else { watched::other_name(around, &live.file)? };
+            let other = if is_dir || !around.own { None } else { watched::other_name(around, &live.file)? };
             match other {
                 Some(other) => Ok(Place::Other(other)),
                 None if deleted && counts_wrong(live) => Ok(Place::Unlinked),
@@ -112,7 +112,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
 /// The record of a file, its ghost recorded too where it has no name.
 pub fn entry(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<FileEntry> {
     let (name, deleted) = live.undeleted();
-    let place = place(live, &Surroundings::of(dump)?)?;
+    let place = place(live, &Surroundings::of(dump, live.info.mnt_id)?)?;
     if place == Place::Unlinked {
         ghost::dump(dump, live, id)?;
     }
@@ -212,7 +212,8 @@ pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
         _ => e,
     };
     // Looked at first: opening a device or a fifo has effects, and a name may have been replaced by a link.
-    let seen = resolve::open_in_root(&restore.target.root, &reg.name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+    let root = restore.root_of(reg)?;
+    let seen = resolve::open_in_root(&root, &reg.name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
         .during("cannot open a file", call)
         .map_err(|e| name(missing(e)))?;
     let stat =
@@ -220,7 +221,7 @@ pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
     verify(reg, stat.st_mode, stat.st_size)?;
     let flags = open_flags(reg.flags);
     if flags.contains(OFlag::O_PATH) {
-        return resolve::open_in_root(&restore.target.root, &reg.name, flags)
+        return resolve::open_in_root(&root, &reg.name, flags)
             .during("cannot open a file", call)
             .map_err(name);
     }

@@ -26,7 +26,8 @@ pub fn is(live: &Live) -> bool {
 
 /// Refuses namespaces that cannot be made again.
 pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
-    nested::check_door(around.init, &live.file).map_err(|e| live.name(e))
+    let Some(source) = around.source else { return Ok(()) };
+    nested::check_door(source, &live.file).map_err(|e| live.name(e))
 }
 
 /// Records it, by the number of the namespace.

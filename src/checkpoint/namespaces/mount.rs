@@ -13,6 +13,7 @@
 mod class;
 mod flags;
 mod make;
+pub mod nested;
 mod options;
 mod restore;
 mod table;
@@ -46,12 +47,12 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
     let mapped = user::private(source)?;
     let mut found = Vec::new();
     for (mount, class) in &mounts {
-        if let Err(e) = check_one(mount, class, &mounts).and_then(|()| owned(class, mapped)) {
+        if let Err(e) = check_one(mount, class, &mounts, false).and_then(|()| owned(class, mapped)) {
             found.push(e.path(&mount.point));
         }
     }
     if found.is_empty() && Kind::Mnt.private(source.init)? {
-        found.extend(places(source.init, &mounts).err());
+        found.extend(places(&root_of(source.init)?, &mounts, false).err());
     }
     Ok(found)
 }
@@ -65,7 +66,8 @@ fn owned(class: &Class, mapped: bool) -> Result<()> {
     }
 }
 
-fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()> {
+/// `parts`: a tmpfs of which only a directory is mounted can be made again.
+fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)], parts: bool) -> Result<()> {
     if *class != Class::Later {
         return Ok(());
     }
@@ -78,7 +80,9 @@ fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)]) -> Result<()>
     let shown = |m: &Mount| Path::new(&mount.root).starts_with(&m.root);
     let bind = all.iter().any(|(m, c)| same(m) && shown(m) && known(m, c));
     let fresh = RENEWABLE.contains(&mount.fstype.as_str()) && mount.root == "/";
-    if fresh || bind {
+    let whole = |m: &Mount| m.dev != mount.dev || Path::new(&m.root).starts_with(&mount.root);
+    let part = parts && mount.fstype == "tmpfs" && all.iter().all(|(m, _)| whole(m));
+    if fresh || bind || part {
         return Ok(());
     }
     if all.iter().any(|(m, c)| same(m) && known(m, c)) {
@@ -97,7 +101,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let init = dump.source.init;
     let mounts = classify(dump.source)?;
     for (mount, class) in &mounts {
-        check_one(mount, class, &mounts).map_err(|e| e.path(&mount.point))?;
+        check_one(mount, class, &mounts, false).map_err(|e| e.path(&mount.point))?;
     }
     if Kind::Mnt.private(init)? {
         for (mount, copy) in open_tmpfs(init, &mounts)? {
@@ -112,7 +116,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// A detached copy of each tmpfs whose contents are the container's: no other mount lies over its files.
 fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
-    let places = places(init, mounts)?;
+    let places = places(&root_of(init)?, mounts, false)?;
     let copies = within(init, &[Kind::Mnt], || {
         places
             .iter()
@@ -122,19 +126,25 @@ fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, Owned
     Ok(places.into_iter().map(|(mount, _)| mount).zip(copies).collect())
 }
 
-/// The root of each tmpfs whose contents are the container's.
-fn places(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
+/// The root of each tmpfs whose contents are the container's; `parts`: or the widest directory of it that is mounted.
+fn places<'a>(
+    root: &OwnedFd,
+    mounts: &'a [(Mount, Class)],
+    parts: bool,
+) -> Result<Vec<(&'a Mount, OwnedFd)>> {
     // What is mounted from outside as well belongs outside.
     let outside: BTreeSet<u32> =
         mounts.iter().filter(|(_, class)| class.outside()).map(|(mount, _)| mount.dev).collect();
     let own = || mounts.iter().map(|(m, _)| m).filter(|m| m.fstype == "tmpfs" && !outside.contains(&m.dev));
-    let root = root_of(init)?;
     let mut places: Vec<(&Mount, OwnedFd)> = Vec::new();
     let mut failed = BTreeMap::new();
-    for mount in own().filter(|mount| mount.root == "/") {
+    let widest = |mount: &Mount| {
+        own().filter(|m| m.dev == mount.dev).all(|m| Path::new(&m.root).starts_with(&mount.root))
+    };
+    for mount in own().filter(|mount| if parts { widest(mount) } else { mount.root == "/" }) {
         if places.iter().all(|(other, _)| other.dev != mount.dev) {
             // Another mount of the same may lie open.
-            match open_mount(&root, mount) {
+            match open_mount(root, mount) {
                 Ok(place) => places.push((mount, place)),
                 Err(e) => _ = failed.entry(mount.dev).or_insert(e),
             }

@@ -211,7 +211,7 @@ mod tests {
         let all = table();
         let refused: Vec<_> = all
             .iter()
-            .filter(|(m, c)| super::super::check_one(m, c, &all).is_err())
+            .filter(|(m, c)| super::super::check_one(m, c, &all, false).is_err())
             .map(|(m, _)| m.id)
             .collect();
         assert_eq!(refused, [10, 11]);

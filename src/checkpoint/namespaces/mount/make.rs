@@ -61,7 +61,7 @@ pub(super) fn best<'a>(
 }
 
 /// Its peer group, and the one it receives from; 0 for none.
-fn groups(entry: &MntEntry) -> (u32, u32) {
+pub(super) fn groups(entry: &MntEntry) -> (u32, u32) {
     (entry.shared_id.unwrap_or(0), entry.master_id.unwrap_or(0))
 }
 

@@ -192,13 +192,7 @@ impl Table<'_> {
         let archive = self.restore.images.raw_open(&tmpfs::name(entry.root_dev))?;
         tmpfs::unpack(&tree, archive, &Policy { devices, keep })?;
         self.filled.insert(entry.root_dev);
-        let sealed = entry.sb_flags.is_some_and(|bits| u64::from(bits) & libc::MS_RDONLY != 0);
-        if sealed {
-            FsContext::pick(&tree)
-                .and_then(|context| context.flag(c"ro").and_then(|()| context.reconfigure()))
-                .during("cannot make the file system read-only", || "fsconfig(_, \"ro\")".into())?;
-        }
-        Ok(())
+        seal(entry, tree)
     }
 
     /// Gives what config.json has mounted the flags that the container has changed since. Towards less, always;
@@ -218,6 +212,16 @@ impl Table<'_> {
                 .during("cannot set the flags of the mount", || format!("mount_setattr(_, {attributes:?})"))
         })
     }
+}
+
+/// Makes a file system read-only as a whole where it was.
+pub(super) fn seal(entry: &MntEntry, tree: impl AsFd) -> Result<()> {
+    if entry.sb_flags.is_some_and(|bits| u64::from(bits) & libc::MS_RDONLY != 0) {
+        FsContext::pick(&tree)
+            .and_then(|context| context.flag(c"ro").and_then(|()| context.reconfigure()))
+            .during("cannot make the file system read-only", || "fsconfig(_, \"ro\")".into())?;
+    }
+    Ok(())
 }
 
 /// What config.json made at a place must be of the kind that was there.
@@ -249,7 +253,7 @@ fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
     }
 }
 
-fn may(spec: &Spec, capability: Capability) -> bool {
+pub(super) fn may(spec: &Spec, capability: Capability) -> bool {
     let capabilities = spec.process().as_ref().and_then(|p| p.capabilities().as_ref());
     capabilities.and_then(|c| c.bounding().as_ref()).is_some_and(|set| set.contains(&capability))
 }

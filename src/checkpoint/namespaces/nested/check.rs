@@ -10,7 +10,8 @@ use crate::checkpoint::context::Source;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::link;
-use crate::checkpoint::namespaces::{Kind, ipc, net, vpid};
+use crate::checkpoint::namespaces::mount::nested::Tree;
+use crate::checkpoint::namespaces::{Kind, ipc, mount, net, vpid};
 
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
@@ -25,7 +26,7 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     }
     for ((kind, _), pids) in &inside {
         let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
-        found.extend(contents(*kind, &door, pids));
+        found.extend(contents(source, *kind, &door, pids));
     }
     found
 }
@@ -87,6 +88,15 @@ fn threads(pid: i32) -> Result<()> {
     Ok(())
 }
 
+/// The mount namespaces that the container has made.
+pub fn trees(init: i32, pids: &[(i32, i32)]) -> Vec<Tree> {
+    let of = |pid: i32| Kind::Mnt.of(&pid.to_string()).ok().flatten();
+    let inits = of(init);
+    let others = pids.iter().filter_map(|(pid, _)| Some((of(*pid)?, *pid)));
+    let all: BTreeMap<PathBuf, i32> = others.filter(|(name, _)| Some(name) != inits.as_ref()).collect();
+    all.into_values().filter_map(|pid| mount::nested::look(door(pid, Kind::Mnt).ok()?).ok()).collect()
+}
+
 /// A process of each network namespace that the container has made.
 pub fn in_networks(init: i32, pids: &[(i32, i32)]) -> Vec<i32> {
     let of = |pid: i32| Kind::Net.of(&pid.to_string()).ok().flatten();
@@ -108,8 +118,12 @@ pub fn check_connection(init: i32, socket: &OwnedFd) -> Result<()> {
 }
 
 /// What is in a namespace that the container has made.
-fn contents(kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+fn contents(source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
     match kind {
+        Kind::Mnt => copy(door)
+            .and_then(mount::nested::look)
+            .and_then(|tree| mount::nested::check(source, &tree))
+            .unwrap_or_else(|e| vec![e]),
         Kind::Ipc => ipc::check_inside(door, pids),
         Kind::Net => {
             copy(door).and_then(|door| net::check_inside(vec![(door, kind)])).err().into_iter().collect()
@@ -119,8 +133,8 @@ fn contents(kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
 }
 
 /// Refuses a descriptor of a namespace that cannot be made again.
-pub fn check_door(init: i32, door: &OwnedFd) -> Result<()> {
-    let kind = kind_of(door)?;
+pub fn check_door(source: &Source, door: &OwnedFd) -> Result<()> {
+    let (kind, init) = (kind_of(door)?, source.init);
     let inode = |fd: &OwnedFd| {
         nix::sys::stat::fstat(fd)
             .map(|stat| stat.st_ino)
@@ -141,5 +155,5 @@ pub fn check_door(init: i32, door: &OwnedFd) -> Result<()> {
     if !KINDS.contains(&kind) {
         return Err(unsupported(kind));
     }
-    contents(kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
+    contents(source, kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
 }

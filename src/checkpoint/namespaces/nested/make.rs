@@ -7,23 +7,34 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::Capability;
 
-use super::spaces::{fill, unsupported};
+use super::spaces::{copy, fill, unsupported};
 use super::{KINDS, Space, spaces};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::door;
-use crate::checkpoint::namespaces::{Kind, time};
+use crate::checkpoint::namespaces::{Kind, mount, time};
 use crate::checkpoint::remote::{CloneArgs, Exit, Injection};
 use crate::checkpoint::task::credentials::Policy;
 use crate::checkpoint::task::status::Status;
 
-/// Doors to the namespaces that have been made, by their numbers in the images.
+/// What has been made, by its number in the images.
 #[derive(Debug, Default)]
-pub struct Made(Mutex<BTreeMap<u32, OwnedFd>>);
+pub struct Made {
+    /// Ways into it.
+    doors: Mutex<BTreeMap<u32, OwnedFd>>,
+    /// The root directories of mount namespaces.
+    roots: Mutex<BTreeMap<u32, OwnedFd>>,
+}
 
 impl Made {
     pub(super) fn doors(&self) -> MutexGuard<'_, BTreeMap<u32, OwnedFd>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The root directories of mount namespaces.
+    pub fn roots(&self) -> Result<BTreeMap<u32, OwnedFd>> {
+        let roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        roots.iter().map(|(id, root)| Ok((*id, copy(root)?))).collect()
     }
 }
 
@@ -38,7 +49,9 @@ pub fn make(restore: &Restore<'_>, stub: &mut NewTask) -> Result<()> {
         ))
         .remedy("give the capability CAP_SYS_ADMIN"));
     }
-    for space in all {
+    // A file system may belong to a network or IPC namespace.
+    let (last, first): (Vec<_>, Vec<_>) = all.into_iter().partition(|space| space.kind == Kind::Mnt);
+    for space in first.into_iter().chain(last) {
         match space.kind {
             kind if !KINDS.contains(&kind) => return Err(unsupported(kind)),
             Kind::Cgroup => {}
@@ -83,6 +96,10 @@ fn one(restore: &Restore<'_>, stub: &mut NewTask, space: Space) -> Result<()> {
             let door = std::fs::File::open(&path)
                 .during("cannot open a time namespace", || format!("open({path:?})"))?;
             return Ok(OwnedFd::from(door));
+        }
+        if space.kind == Kind::Mnt {
+            let root = mount::nested::put_back(restore, space.id, pid)?;
+            restore.made.roots.lock().unwrap_or_else(PoisonError::into_inner).insert(space.id, root);
         }
         fill(restore, space, pid)?;
         door(pid, space.kind)

@@ -33,7 +33,7 @@ mod enter;
 mod make;
 mod spaces;
 
-pub use check::{check, check_connection, check_door, in_networks};
+pub use check::{check, check_connection, check_door, in_networks, trees};
 pub use enter::enter;
 pub use make::{Made, make, make_placed};
 pub use spaces::{Spaces, contents, kind_of};
@@ -57,7 +57,7 @@ const FIRST: u32 = 21;
 const MAX: usize = 4096;
 
 /// The kinds that can be made again.
-const KINDS: [Kind; 5] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time];
+const KINDS: [Kind; 6] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time, Kind::Mnt];
 
 /// A namespace of the images that the container has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::{EXTENSION, FIRST, KINDS, Made, Space};
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::{Doors, door};
-use crate::checkpoint::namespaces::{Kind, cgroup, ipc, net, time, uts};
+use crate::checkpoint::namespaces::mount::nested::{Tree, look};
+use crate::checkpoint::namespaces::{Kind, cgroup, ipc, mount, net, time, uts};
 use crate::sys::ioctl;
 
 /// What a dump has met of the namespaces that the container has made.
@@ -29,6 +31,8 @@ struct Met {
     door: OwnedFd,
     /// Processes in it, as pids of this host.
     pids: Vec<i32>,
+    /// What it looks like, if it is of mounts.
+    tree: Option<Arc<Tree>>,
 }
 
 impl Spaces {
@@ -73,6 +77,11 @@ impl Spaces {
         }
     }
 
+    /// The mount namespaces.
+    pub fn trees(&self) -> Vec<Arc<Tree>> {
+        self.met.iter().filter_map(|met| met.tree.clone()).collect()
+    }
+
     /// A process of each network namespace that the container has made.
     pub fn in_networks(&self) -> Vec<i32> {
         let met = self.met.iter().filter(|met| met.space.kind == Kind::Net);
@@ -97,9 +106,10 @@ impl Spaces {
         if !KINDS.contains(&kind) {
             return Err(unsupported(kind));
         }
+        let tree = (kind == Kind::Mnt).then(|| copy(&door).and_then(look)).transpose()?.map(Arc::new);
         let id = FIRST + u32::try_from(self.met.len()).unwrap_or(u32::MAX - FIRST);
         self.numbers.insert(link, id);
-        self.met.push(Met { space: Space { id, kind }, door, pids });
+        self.met.push(Met { space: Space { id, kind }, door, pids, tree });
         Ok(id)
     }
 }
@@ -142,7 +152,13 @@ pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
             Kind::Net => net::save(dump, id, doors)?,
             Kind::Time => time::save(dump, id, &pids)?,
             Kind::Cgroup => cgroup::save_root(dump, id, doors)?,
-            Kind::Pid | Kind::Mnt | Kind::User => return Err(unsupported(kind)),
+            Kind::Mnt => {
+                if let Some(tree) = met.tree.clone() {
+                    let door = copy(&met.door)?;
+                    mount::nested::save(dump, id, door, &tree)?;
+                }
+            }
+            Kind::Pid | Kind::User => return Err(unsupported(kind)),
         }
         dump.spaces.saved += 1;
     }

@@ -1,0 +1,435 @@
+//! The mount tables of namespaces that the container has made.
+//!
+//! ```text
+//!   all tables:   the container's, then those of the namespaces that have been made
+//!   each mount    a copy of one in these tables that shows the same, or a new file system
+//!
+//!   helper, a copy of the container's namespace: private ─▶ the root of the images over the old one ─▶ pivot_root
+//!       ─▶ one mount after the other ─▶ peer groups, by MOVE_MOUNT_SET_GROUP
+//! ```
+//!
+//! Everything is private until all is in its place: a mount that is attached where another namespace listens would
+//! appear there a second time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MntFlags, MsFlags, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::{chdir, fchdir, pivot_root};
+use oci_spec::runtime::Capability;
+
+use super::class::{Class, classify};
+use super::make::{best, bind, fresh, groups, renewable, served, source};
+use super::{check_one, detached, flags, inner, open_mount, table};
+use crate::checkpoint::context::{Dump, Restore, Source};
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::MntEntry;
+use crate::checkpoint::namespaces::enter::{Doors, door, doors, through};
+use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::mountinfo::{self, Mount};
+use crate::checkpoint::namespaces::tmpfs::{self, Policy};
+use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
+use crate::sys::resolve::open_in_root;
+
+/// A live mount namespace, as its root shows it.
+#[derive(Debug)]
+pub struct Tree {
+    /// Its root directory.
+    pub root: OwnedFd,
+    /// Its mounts.
+    pub mounts: Vec<Mount>,
+}
+
+impl Tree {
+    /// Whether a mount is in it.
+    pub fn has(&self, mount: i32) -> bool {
+        self.mounts.iter().any(|m| i32::try_from(m.id) == Ok(mount))
+    }
+}
+
+/// Looks at the namespace behind a door.
+pub fn look(door: OwnedFd) -> Result<Tree> {
+    let what = "cannot look at a mount namespace that the container has made";
+    let table = std::fs::File::open("/proc").during(what, || "open(\"/proc\")".into())?;
+    through(vec![(door, Kind::Mnt)], || {
+        let root = top(what)?;
+        // Whatever lies at /proc in there, this one is ours.
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::openat(&table, "thread-self/mountinfo", flags, Mode::empty());
+        let mut text = Vec::new();
+        let file = file.during(what, || "openat(proc, \"thread-self/mountinfo\")".into())?;
+        std::io::Read::read_to_end(&mut std::fs::File::from(file), &mut text)
+            .during(what, || "read(mountinfo)".into())?;
+        Ok(Tree { root, mounts: mountinfo::parse(&text)? })
+    })
+}
+
+/// The root directory of this thread.
+fn top(what: &str) -> Result<OwnedFd> {
+    open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during(what, || "open(\"/\", O_PATH)".into())
+}
+
+/// The mounts of a namespace that the container has made, and all that they may be copies of.
+fn classes(source: &Source, tree: &Tree) -> Result<(Vec<(Mount, Class)>, Vec<(Mount, Class)>)> {
+    let inside: Vec<_> = tree.mounts.iter().map(|mount| (mount.clone(), Class::Later)).collect();
+    let all = classify(source)?.into_iter().chain(inside.iter().cloned()).collect();
+    Ok((inside, all))
+}
+
+/// Every mount of such a namespace that cannot be saved.
+pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
+    let (inside, all) = classes(source, tree)?;
+    let mut found: Vec<Error> = Vec::new();
+    for (mount, class) in &inside {
+        found.extend(check_one(mount, class, &all, true).err().map(|e| e.path(&mount.point)));
+    }
+    if found.is_empty() {
+        found.extend(super::places(&tree.root, &own(&inside, &all), true).err());
+    }
+    Ok(found)
+}
+
+/// The mounts of file systems that the container's own table does not have.
+fn own(inside: &[(Mount, Class)], all: &[(Mount, Class)]) -> Vec<(Mount, Class)> {
+    let outer: BTreeSet<u32> = all[..all.len() - inside.len()].iter().map(|(mount, _)| mount.dev).collect();
+    inside.iter().filter(|(mount, _)| !outer.contains(&mount.dev)).cloned().collect()
+}
+
+/// Saves the table of such a namespace, and the contents of every tmpfs that is only there.
+pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<()> {
+    let (inside, all) = classes(dump.source, tree)?;
+    for (mount, class) in &inside {
+        check_one(mount, class, &all, true).map_err(|e| e.path(&mount.point))?;
+    }
+    let own = own(&inside, &all);
+    let places = super::places(&tree.root, &own, true)?;
+    let copies = through(vec![(door, Kind::Mnt)], || {
+        places
+            .iter()
+            .map(|(mount, place)| detached(place).map_err(|e| e.path(&mount.point)))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    for ((mount, _), copy) in places.iter().zip(copies) {
+        let name = tmpfs::name(mount.dev);
+        // Another namespace that the container has made may have it, too.
+        if !dump.images.exists(&name) {
+            tmpfs::pack(copy, dump.images.raw_create(&name)?).map_err(|e| e.path(&mount.point))?;
+        }
+    }
+    let table = inside.iter().map(|(mount, class)| table::entry(mount, class)).collect();
+    dump.model.mountpoints.insert(id, table);
+    Ok(())
+}
+
+/// Where mounts are copied from, and made.
+struct Place {
+    door: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Place {
+    fn doors(&self) -> Result<Doors> {
+        let door =
+            self.door.try_clone().during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+        Ok(vec![(door, Kind::Mnt)])
+    }
+}
+
+struct Builder<'a> {
+    restore: &'a Restore<'a>,
+    id: u32,
+    /// The tables of all namespaces that are there, and at last of this one.
+    all: Vec<MntEntry>,
+    /// Whose they are, by mount.
+    owners: BTreeMap<u32, u32>,
+    places: BTreeMap<u32, Place>,
+    done: BTreeSet<u32>,
+    /// The mounts of this namespace.
+    trees: BTreeMap<u32, OwnedFd>,
+}
+
+/// Gives the namespace of a helper the mounts of the images. Its root directory.
+pub fn put_back(restore: &Restore<'_>, id: u32, helper: i32) -> Result<OwnedFd> {
+    let (model, target) = (restore.model, restore.target);
+    let Some(entries) = model.mountpoints.get(&id) else {
+        return Err(Error::new(format!("the images lack mountpoints-{id}.img")));
+    };
+    let inits = Kind::Mnt.inits(model);
+    let clone = |fd: &OwnedFd| {
+        fd.try_clone().during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
+    };
+    let mut builder = Builder {
+        restore,
+        id,
+        all: Vec::new(),
+        owners: BTreeMap::new(),
+        places: BTreeMap::new(),
+        done: BTreeSet::new(),
+        trees: BTreeMap::new(),
+    };
+    builder.add(inits, Place { door: door(target.init, Kind::Mnt)?, root: clone(&target.root)? });
+    for (other, root) in restore.made.roots()? {
+        if let Some(door) = restore.made.door(other)? {
+            builder.add(other, Place { door, root });
+        }
+    }
+    builder.all.extend(entries.iter().cloned());
+    builder.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
+    builder.build(helper, entries)
+}
+
+impl Builder<'_> {
+    fn add(&mut self, id: u32, place: Place) {
+        let entries = self.restore.model.mountpoints.get(&id).map_or(&[][..], Vec::as_slice);
+        self.all.extend(entries.iter().cloned());
+        self.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
+        self.done.extend(entries.iter().map(|e| e.mnt_id));
+        self.places.insert(id, place);
+    }
+
+    fn build(mut self, helper: i32, entries: &[MntEntry]) -> Result<OwnedFd> {
+        let known: BTreeSet<u32> = entries.iter().map(|e| e.mnt_id).collect();
+        let is_top = |e: &MntEntry| !known.contains(&e.parent_mnt_id) || e.parent_mnt_id == e.mnt_id;
+        let top = entries.iter().find(|e| is_top(e));
+        let top = top.ok_or_else(|| Error::new("a mount namespace of the images has no root"))?;
+        let tree = self.tree(top, helper).map_err(|e| e.path(&top.mountpoint))?;
+        let root = through(doors(helper, &[Kind::Mnt])?, || become_root(&tree))?;
+        self.places.insert(self.id, Place { door: door(helper, Kind::Mnt)?, root });
+        self.keep(top, tree);
+        let mut left: Vec<&MntEntry> = entries.iter().filter(|e| e.mnt_id != top.mnt_id).collect();
+        while !left.is_empty() {
+            let Some(entry) = left.iter().copied().find(|entry| self.ready(entry, entries)) else {
+                return Err(Error::new("a mount of the checkpoint lies on one that it does not have")
+                    .path(&left[0].mountpoint));
+            };
+            self.make(entry, helper).map_err(|e| e.path(&entry.mountpoint))?;
+            left.retain(|other| other.mnt_id != entry.mnt_id);
+        }
+        self.share(entries)?;
+        let place = self.places.remove(&self.id);
+        place.map(|place| place.root).ok_or_else(|| Error::new("a mount namespace has no root"))
+    }
+
+    fn keep(&mut self, entry: &MntEntry, tree: OwnedFd) {
+        self.done.insert(entry.mnt_id);
+        self.trees.insert(entry.mnt_id, tree);
+    }
+
+    /// Whether what a mount lies on, what lies below it at the same place, and its original are there.
+    fn ready(&self, entry: &MntEntry, entries: &[MntEntry]) -> bool {
+        let there = |id: u32| self.done.contains(&id);
+        let below = entries.iter().take_while(|e| e.mnt_id != entry.mnt_id);
+        there(entry.parent_mnt_id)
+            && below.clone().all(|e| e.mountpoint != entry.mountpoint || there(e.mnt_id))
+            && source(&self.all, entry).is_none_or(|e| there(e.mnt_id))
+    }
+
+    /// A mount, not attached yet, private, with its flags.
+    fn tree(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
+        let original = best(&self.all, &self.done, entry);
+        let place = original.and_then(|e| self.places.get(self.owners.get(&e.mnt_id)?));
+        let tree = match (original, place, renewable(entry)) {
+            (Some(original), Some(place), _) => {
+                through(place.doors()?, || bind(&place.root, entry, original))?
+            }
+            (None, _, Some(name)) => {
+                let tree = through(self.around()?, || fresh(name, &entry.options))?;
+                if name == "tmpfs" {
+                    self.fill(entry, tree.as_fd())?;
+                }
+                tree
+            }
+            (None, ..) if table::fstype(entry) == Some("tmpfs") => self.part(entry, helper)?,
+            _ => {
+                return Err(Error::new(
+                    "the mount cannot be made again: what it shows is not in the checkpoint",
+                ));
+            }
+        };
+        let wanted = flags::of(entry);
+        let attributes = Attributes {
+            set: flags::attributes(wanted),
+            clear: flags::ALL,
+            propagation: libc::MS_PRIVATE,
+            ..Attributes::default()
+        };
+        set_attributes(&tree, attributes, false)
+            .during("cannot set the flags of the mount", || format!("mount_setattr(_, {attributes:?})"))?;
+        Ok(tree)
+    }
+
+    /// A directory of a new tmpfs, whose root nothing leads to.
+    fn part(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
+        let what = "cannot make a part of a tmpfs";
+        let whole = through(self.around()?, || fresh("tmpfs", &entry.options))?;
+        let (mut dir, flags) = (
+            whole.try_clone().during(what, || "fcntl(_, F_DUPFD)".into())?,
+            OFlag::O_PATH | OFlag::O_DIRECTORY,
+        );
+        for name in Path::new(inner(Path::new(&entry.root))).components() {
+            let std::path::Component::Normal(name) = name else { continue };
+            nix::sys::stat::mkdirat(&dir, name, Mode::from_bits_truncate(0o755))
+                .during(what, || format!("mkdirat(_, {name:?}, 0755)"))?;
+            dir = nix::fcntl::openat(&dir, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty())
+                .during(what, || format!("openat(_, {name:?}, O_PATH)"))?;
+        }
+        self.fill(entry, dir.as_fd())?;
+        // Only what is attached can be copied, so for a moment it lies on the root.
+        through(doors(helper, &[Kind::Mnt])?, || {
+            let root = top(what)?;
+            private(&root)?;
+            attach(&whole, &root).during(what, || "move_mount(_, \"/\")".into())?;
+            let part = detached(&dir);
+            fchdir(&whole).during(what, || "fchdir(_)".into())?;
+            umount2(".", MntFlags::MNT_DETACH).during(what, || "umount2(\".\", MNT_DETACH)".into())?;
+            part
+        })
+    }
+
+    /// The namespaces that a new file system belongs to: those of the first process that is in this one.
+    fn around(&self) -> Result<Doors> {
+        let model = self.restore.model;
+        let ids = model.ids.values().find(|ids| ids.mnt_ns_id == Some(self.id));
+        let init = self.restore.target.init;
+        let mut all = vec![(door(init, Kind::Pid)?, Kind::Pid)];
+        for kind in [Kind::Net, Kind::Ipc] {
+            let made = ids.and_then(|ids| kind.get(ids)).map(|id| self.restore.made.door(id)).transpose()?;
+            let door = match made.flatten() {
+                Some(made) => made,
+                None => door(init, kind)?,
+            };
+            all.push((door, kind));
+        }
+        Ok(all)
+    }
+
+    fn fill(&self, entry: &MntEntry, tree: impl AsFd) -> Result<()> {
+        let name = tmpfs::name(entry.root_dev);
+        if !self.restore.images.exists(&name) {
+            return Ok(());
+        }
+        let devices = super::restore::may(&self.restore.target.spec, Capability::Mknod);
+        let archive = self.restore.images.raw_open(&name)?;
+        tmpfs::unpack(&tree, archive, &Policy { devices, keep: BTreeSet::new() })?;
+        super::restore::seal(entry, tree)
+    }
+
+    fn make(&mut self, entry: &MntEntry, helper: i32) -> Result<()> {
+        let tree = self.tree(entry, helper)?;
+        let Some(place) = self.places.get(&self.id) else { return Ok(()) };
+        through(place.doors()?, || {
+            let path = Path::new(&entry.mountpoint);
+            let point = open_in_root(&place.root, inner(path), OFlag::O_PATH)
+                .during("cannot find the place of the mount", || {
+                    format!("openat2(_, {path:?}, O_PATH, RESOLVE_IN_ROOT)")
+                })?;
+            attach(&tree, &point).during("cannot make the mount", || format!("move_mount(_, {path:?})"))
+        })?;
+        self.keep(entry, tree);
+        Ok(())
+    }
+
+    /// Brings every mount into its peer group.
+    fn share(&self, entries: &[MntEntry]) -> Result<()> {
+        let mut left: Vec<&MntEntry> =
+            entries.iter().filter(|e| groups(e) != (0, 0) || unbindable(e)).collect();
+        // A group can be joined only by what shows no more than the member that is there.
+        left.sort_by_key(|e| e.root.len());
+        let outside = |e: &MntEntry| self.owners.get(&e.mnt_id) != Some(&self.id);
+        let mut done: BTreeSet<u32> = self.all.iter().filter(|e| outside(e)).map(|e| e.mnt_id).collect();
+        while !left.is_empty() {
+            let at = left.iter().position(|e| served(&self.all, &done, e)).unwrap_or(0);
+            let entry = left.remove(at);
+            self.share_one(entry, &done).map_err(|e| e.path(&entry.mountpoint))?;
+            done.insert(entry.mnt_id);
+        }
+        Ok(())
+    }
+
+    fn share_one(&self, entry: &MntEntry, done: &BTreeSet<u32>) -> Result<()> {
+        let Some(tree) = self.trees.get(&entry.mnt_id) else { return Ok(()) };
+        let Some(place) = self.places.get(&self.id) else { return Ok(()) };
+        let (shared, master) = groups(entry);
+        let member = |of: &dyn Fn((u32, u32)) -> bool| {
+            let wide =
+                |e: &&MntEntry| e.root_dev == entry.root_dev && Path::new(&entry.root).starts_with(&e.root);
+            self.all.iter().filter(|e| done.contains(&e.mnt_id)).filter(wide).find(|e| of(groups(e)))
+        };
+        let mut steps: Vec<u64> = Vec::new();
+        let mut from = member(&|(s, _)| shared != 0 && s == shared);
+        if from.is_none() {
+            from = member(&|(s, _)| master != 0 && s == master);
+            if from.is_some() {
+                steps.push(libc::MS_SLAVE);
+            } else {
+                from = member(&|of| master != 0 && of == (0, master));
+            }
+            if shared != 0 {
+                steps.push(libc::MS_SHARED);
+            }
+        }
+        if unbindable(entry) {
+            steps.push(libc::MS_UNBINDABLE);
+        }
+        let what = "cannot set the peer group of the mount";
+        let peer = from.map(|from| self.live(from)).transpose()?;
+        through(place.doors()?, || {
+            if let Some(peer) = peer.flatten() {
+                set_group(&peer, tree).during(what, || "move_mount(_, _, MOVE_MOUNT_SET_GROUP)".into())?;
+            }
+            for propagation in steps {
+                set_attributes(tree, Attributes { propagation, ..Attributes::default() }, false)
+                    .during(what, || format!("mount_setattr(_, {propagation:#x})"))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// A mount that is there already; none where another lies over it.
+    fn live(&self, entry: &MntEntry) -> Result<Option<OwnedFd>> {
+        if let Some(tree) = self.trees.get(&entry.mnt_id) {
+            return tree
+                .try_clone()
+                .map(Some)
+                .during("cannot hold a mount", || "fcntl(_, F_DUPFD_CLOEXEC)".into());
+        }
+        let Some(place) = self.owners.get(&entry.mnt_id).and_then(|id| self.places.get(id)) else {
+            return Ok(None);
+        };
+        let [(door, _)] = &place.doors()?[..] else { return Ok(None) };
+        let door =
+            door.try_clone().during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+        let mounts = look(door)?.mounts;
+        let point = Path::new(&entry.mountpoint);
+        Ok(mounts.iter().rev().find(|m| m.point == point).and_then(|m| open_mount(&place.root, m).ok()))
+    }
+}
+
+fn unbindable(entry: &MntEntry) -> bool {
+    flags::of(entry).contains(MsFlags::MS_UNBINDABLE)
+}
+
+/// Nothing that is done below it shows anywhere else.
+fn private(root: &OwnedFd) -> Result<()> {
+    let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+    set_attributes(root, private, true)
+        .during("cannot make mounts private", || "mount_setattr(\"/\", MS_PRIVATE, AT_RECURSIVE)".into())
+}
+
+/// Makes a detached mount the root of this thread's mount namespace, which is a copy of another one. The new root.
+fn become_root(tree: &OwnedFd) -> Result<OwnedFd> {
+    let what = "cannot make the root of a mount namespace";
+    let old = top(what)?;
+    private(&old)?;
+    attach(tree, &old).during(what, || "move_mount(_, \"/\")".into())?;
+    fchdir(tree).during(what, || "fchdir(_)".into())?;
+    pivot_root(".", ".").during(what, || "pivot_root(\".\", \".\")".into())?;
+    fchdir(&old).during(what, || "fchdir(_)".into())?;
+    umount2(".", MntFlags::MNT_DETACH).during(what, || "umount2(\".\", MNT_DETACH)".into())?;
+    chdir("/").during(what, || "chdir(\"/\")".into())?;
+    top(what)
+}
