@@ -190,7 +190,12 @@ pub struct Restore<'a> {
 impl Restore<'_> {
     /// The root directory from which a file is looked up: that of the mount namespace it was opened in.
     pub fn root_of(&self, file: &RegFileEntry) -> Result<OwnedFd> {
-        let mount = file.mnt_id.and_then(|id| u32::try_from(id).ok());
+        self.root_at(file.mnt_id)
+    }
+
+    /// The root directory of the mount namespace that a mount of the images is in.
+    pub fn root_at(&self, mount: Option<i32>) -> Result<OwnedFd> {
+        let mount = mount.and_then(|id| u32::try_from(id).ok());
         let nested = self.made.roots()?.into_iter().find(|(id, _)| {
             let table = self.model.mountpoints.get(id);
             table.is_some_and(|table| table.iter().any(|entry| Some(entry.mnt_id) == mount))

@@ -65,7 +65,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
     if connected && options.tcp_established && !options.tcp_close {
         found.extend(tcp::lock::check(options, source.init).err());
     }
-    found.extend(unix::check(options, source, &root, &sockets, tasks));
+    found.extend(unix::check(options, source, &root, &trees, &sockets, tasks));
     let console = source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     found.extend(tty::check_all(&terminals, console));
     found

@@ -39,7 +39,7 @@ use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
 
 /// File systems that can be made anew, empty or by the kernel's own doing.
-const RENEWABLE: [&str; 4] = ["tmpfs", "proc", "sysfs", "mqueue"];
+const RENEWABLE: [&str; 5] = ["tmpfs", "proc", "sysfs", "mqueue", "devpts"];
 
 /// Every mount that cannot be saved.
 pub fn check(source: &Source) -> Result<Vec<Error>> {
@@ -52,7 +52,9 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
         }
     }
     if found.is_empty() && Kind::Mnt.private(source.init)? {
-        found.extend(places(&root_of(source.init)?, &mounts, false).err());
+        let root = root_of(source.init)?;
+        found.extend(places(&root, &mounts, false).err());
+        found.extend(terminals(&root, &mounts).err());
     }
     Ok(found)
 }
@@ -157,6 +159,28 @@ fn places<'a>(
         }
     }
     Ok(places)
+}
+
+/// Refuses a devpts that the container has mounted itself, with terminals in it: those would have to be made there.
+fn terminals(root: &OwnedFd, mounts: &[(Mount, Class)]) -> Result<()> {
+    let configured = |dev: u32| mounts.iter().any(|(m, class)| m.dev == dev && *class != Class::Later);
+    for (mount, _) in mounts.iter().filter(|(m, _)| m.fstype == "devpts" && !configured(m.dev)) {
+        let place = open_mount(root, mount)?;
+        let what = "cannot look at the terminals";
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = nix::fcntl::openat(&place, ".", flags, Mode::empty())
+            .during(what, || "openat(_, \".\")".into())?;
+        let mut dir = nix::dir::Dir::from_fd(dir).during(what, || "openat(_, \".\")".into())?;
+        for entry in dir.iter() {
+            let entry = entry.during(what, || "getdents64(_)".into())?;
+            if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {
+                return Err(Error::new("the container has mounted a devpts, and there are terminals in it")
+                    .remedy("close them, or let the program use those of /dev/pts")
+                    .path(&mount.point));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The root directory of a process.

@@ -12,6 +12,7 @@ use super::more::{self, Credentials};
 use super::names::{Names, Reach};
 use super::place::named;
 use super::plan::{Sockets, Step, plan};
+use crate::checkpoint::context::Target;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::{external, inside, sockopts};
@@ -55,28 +56,23 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     let (target, files) = (opener.restore.target, &opener.files.opened);
     let queues = &opener.restore.model.sk_queues;
     let doors = opener.restore.made.networks()?;
+    let mut roots = BTreeMap::new();
+    for e in sockets.all.iter().filter(|e| e.mnt_id.is_some()) {
+        roots.insert(e.id, opener.restore.root_at(e.mnt_id)?);
+    }
     let made = inside::in_network(target.init, || {
         let mut names = Names::on_this_thread(target.root.as_fd())?;
         let mut made = Made::default();
-        let mut here = None;
-        let mut all = |steps: &[Step], made: &mut Made, names: &mut Names<'_>| {
-            steps.iter().try_for_each(|s| {
-                // Each is made in its own network namespace.
-                let there =
-                    sockets.by_id.get(&s.id()).and_then(|e| e.ns_id).and_then(|id| doors.get_key_value(&id));
-                if here != there.map(|(id, _)| *id) {
-                    match there {
-                        Some((_, door)) => inside::through(door)?,
-                        None => inside::into_network(target.init)?,
-                    }
-                    here = there.map(|(id, _)| *id);
-                }
-                step(*s, &sockets, made, names)
-            })
-        };
-        all(&first, &mut made, &mut names)?;
+        let mut around = Around { target, doors: &doors, roots: &roots, here: None };
+        for s in &first {
+            around.enter(&sockets, *s, &mut names)?;
+            step(*s, &sockets, &mut made, &mut names)?;
+        }
         fill(queues, &sockets, &made, files, &mut names)?;
-        all(&last, &mut made, &mut names)?;
+        for s in &last {
+            around.enter(&sockets, *s, &mut names)?;
+            step(*s, &sockets, &mut made, &mut names)?;
+        }
         Ok(made)
     })?;
     let Made { mut fds, mut far, .. } = made;
@@ -93,6 +89,34 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         opener.put_owned(e.id, fd, &e.fown, e.flags);
     }
     Ok(())
+}
+
+/// Where sockets are made.
+struct Around<'n> {
+    target: &'n Target,
+    /// Doors to network namespaces, by their numbers.
+    doors: &'n BTreeMap<u32, OwnedFd>,
+    /// Root directories other than the container's, by socket.
+    roots: &'n BTreeMap<u32, OwnedFd>,
+    /// The network namespace that this thread is in.
+    here: Option<u32>,
+}
+
+impl<'n> Around<'n> {
+    /// Goes where the socket of a step was made.
+    fn enter(&mut self, sockets: &Sockets<'_>, step: Step, names: &mut Names<'n>) -> Result<()> {
+        let network = sockets.by_id.get(&step.id()).and_then(|e| e.ns_id);
+        let there = network.and_then(|id| self.doors.get_key_value(&id));
+        if self.here != there.map(|(id, _)| *id) {
+            match there {
+                Some((_, door)) => inside::through(door)?,
+                None => inside::into_network(self.target.init)?,
+            }
+            self.here = there.map(|(id, _)| *id);
+        }
+        names.in_root(self.roots.get(&step.id()).map_or(self.target.root.as_fd(), AsFd::as_fd));
+        Ok(())
+    }
 }
 
 /// An unconnected socket of the kind of another one.

@@ -41,6 +41,7 @@ use crate::checkpoint::files::{inet, locks, sockopts};
 use crate::checkpoint::image::{
     FdTypes, FileEntry, FownEntry, ScmEntry, SkOptsEntry, SkPacketEntry, SkShutdown, UnixSkEntry,
 };
+use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
 use crate::sys::sockopt::{self, get_bytes, get_int};
@@ -99,6 +100,7 @@ pub fn check(
     options: &Options,
     source: &Source,
     root: &OwnedFd,
+    trees: &[Tree],
     sockets: &[Live],
     tasks: &[(i32, i32)],
 ) -> Vec<Error> {
@@ -124,7 +126,7 @@ pub fn check(
     };
     let judge = |live: &Live| {
         supported(live, &diag).and_then(|seen| {
-            place::find(live, root)?;
+            place::find(live, root, trees)?;
             let ends = seen.waiting.iter().map(|w| (*w, false)).chain([(seen.peer, true)]);
             // A stranger that nobody holds is on its way in some queue: the dump will come upon it.
             for (peer, connected) in ends.filter(|(peer, _)| holders.contains_key(peer)) {
@@ -199,7 +201,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     };
     let seen = supported(live, &diag)?;
     let kind = kind(live)?;
-    let place = place::find(live, dump.files.root()?)?;
+    let place = place::find(live, dump.files.root()?, &dump.files.trees)?;
     let mut more = More { id, waiting: seen.waiting.clone(), ..More::default() };
     let mut peer = seen.peer;
     if peer == 0 && seen.state == ESTABLISHED {
@@ -253,7 +255,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         name_dir: place.dir.as_ref().map(utf8).transpose()?,
         deleted: place.deleted.then_some(true),
         ns_id: dump.spaces.of_socket(dump.source.init, &live.file)?.0,
-        mnt_id: None,
+        mnt_id: place.mount,
     };
     push(dump, entry);
     if !more.is_empty() {

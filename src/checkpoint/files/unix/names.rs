@@ -70,6 +70,11 @@ impl<'a> Names<'a> {
         Ok(Self { root, descriptors, scratch: None, ids })
     }
 
+    /// Looks paths up from here.
+    pub fn in_root(&mut self, root: BorrowedFd<'a>) {
+        self.root = root;
+    }
+
     /// Does something that others are to see as done by that user.
     pub fn as_user<T>(&self, who: Option<Credentials>, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let (uid, gid) = who.map_or(self.ids, |who| (who.uid, who.gid));

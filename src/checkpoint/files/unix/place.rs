@@ -10,6 +10,7 @@
 //!   it has no path any more                     `deleted`
 //! ```
 
+use std::borrow::Borrow;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -20,8 +21,9 @@ use nix::sys::stat::{FileStat, fstat};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::image::FilePermsEntry;
+use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
-use crate::sys::{ioctl, resolve, sockopt};
+use crate::sys::{ioctl, resolve, sockopt, stat};
 
 const WHAT: &str = "cannot find out where a unix socket is bound";
 
@@ -38,6 +40,8 @@ pub struct Place {
     pub perms: Option<FilePermsEntry>,
     /// The file has been removed.
     pub deleted: bool,
+    /// The mount that it lies on, where that is one of a namespace that the container has made.
+    pub mount: Option<i32>,
 }
 
 /// Does the name stand for a file?
@@ -64,26 +68,30 @@ pub fn named(error: Error, name: &[u8]) -> Error {
     if name.is_empty() { error } else { error.path(text(name)) }
 }
 
-/// Looks up where a live socket is bound. `root` is the container's.
-pub fn find(live: &Live, root: &OwnedFd) -> Result<Place> {
+/// Looks up where a live socket is bound. `root` is the container's, `trees` are the mount namespaces that it has made.
+pub fn find<T: Borrow<Tree>>(live: &Live, root: &OwnedFd, trees: &[T]) -> Result<Place> {
     let bytes = sockopt::name(&live.file).during(WHAT, || "getsockname(_, _, _)".into())?;
     let name = bytes.get(2..).unwrap_or_default().to_vec();
     if !is_path(&name) {
         return Ok(Place { name, ..Place::default() });
     }
-    locate(live, root, path(&name).to_owned())
+    locate(live, root, trees, path(&name).to_owned())
         .map(|place| Place { name: name.clone(), ..place })
         .map_err(|e| named(e, &name))
 }
 
-fn locate(live: &Live, root: &OwnedFd, name: PathBuf) -> Result<Place> {
+fn locate<T: Borrow<Tree>>(live: &Live, root: &OwnedFd, trees: &[T], name: PathBuf) -> Result<Place> {
     let file = ioctl::unix_socket_file(&live.file)
         .during(WHAT, || "ioctl(_, SIOCUNIXFILE)".into())
         .map_err(|e| e.remedy("this needs CAP_NET_ADMIN"))?;
     let stat = fstat(&file).during(WHAT, || "fstat(_)".into())?;
     let own = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = std::fs::read_link(&own).during(WHAT, || format!("readlink({own:?})"))?;
+    let mount = stat::place(&file).ok().and_then(|place| i32::try_from(place.mount).ok());
+    let tree = trees.iter().map(Borrow::borrow).find(|tree| mount.is_some_and(|mount| tree.has(mount)));
+    let (root, mount) = tree.map_or((root, None), |tree| (&tree.root, mount));
     let mut place = Place {
+        mount,
         perms: Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid }),
         ..Place::default()
     };
@@ -146,7 +154,7 @@ mod tests {
     }
 
     fn place(listener: UnixListener) -> Place {
-        find(&Live::own(listener.into(), 1).unwrap(), &root()).unwrap()
+        find::<Tree>(&Live::own(listener.into(), 1).unwrap(), &root(), &[]).unwrap()
     }
 
     #[test]

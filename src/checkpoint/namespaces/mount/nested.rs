@@ -89,6 +89,7 @@ pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
     }
     if found.is_empty() {
         found.extend(super::places(&tree.root, &own(&inside, &all), true).err());
+        found.extend(super::terminals(&tree.root, &own(&inside, &all)).err());
     }
     Ok(found)
 }

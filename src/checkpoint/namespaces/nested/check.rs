@@ -12,6 +12,7 @@ use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::link;
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::namespaces::{Kind, ipc, mount, net, vpid};
+use crate::sys::kcmp::{What, kcmp};
 
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
@@ -27,6 +28,9 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     for ((kind, _), pids) in &inside {
         let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
         found.extend(contents(source, *kind, &door, pids));
+        if *kind == Kind::Mnt {
+            found.extend(sharing(pids).err());
+        }
     }
     found
 }
@@ -115,6 +119,24 @@ pub fn check_connection(init: i32, socket: &OwnedFd) -> Result<()> {
     }
     Err(Error::new("there is a TCP connection in a network namespace that the container has made")
         .remedy("have it closed with --tcp-close"))
+}
+
+/// Processes of a mount namespace that the container has made must not share their working directory: the kernel lets
+/// nobody who does change the namespace.
+fn sharing(pids: &[i32]) -> Result<()> {
+    for (n, one) in pids.iter().enumerate() {
+        // One that ends meanwhile shares nothing.
+        if let Some(other) =
+            pids[..n].iter().find(|other| kcmp(**other, *one, What::Fs).is_ok_and(|o| o.is_eq()))
+        {
+            return Err(Error::new(format!(
+                "the process shares its working directory with process {}, in a mount namespace that the container has made",
+                vpid(*other)
+            ))
+            .pid(vpid(*one)));
+        }
+    }
+    Ok(())
 }
 
 /// What is in a namespace that the container has made.
