@@ -73,8 +73,10 @@ fn top(what: &str) -> Result<OwnedFd> {
         .during(what, || "open(\"/\", O_PATH)".into())
 }
 
+type Classes = Vec<(Mount, Class)>;
+
 /// The mounts of a namespace that the container has made, and all that they may be copies of.
-fn classes(source: &Source, tree: &Tree) -> Result<(Vec<(Mount, Class)>, Vec<(Mount, Class)>)> {
+fn classes(source: &Source, tree: &Tree) -> Result<(Classes, Classes)> {
     let inside: Vec<_> = tree.mounts.iter().map(|mount| (mount.clone(), Class::Later)).collect();
     let all = classify(source)?.into_iter().chain(inside.iter().cloned()).collect();
     Ok((inside, all))
