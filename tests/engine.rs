@@ -17,6 +17,8 @@ mod container;
 mod fixture;
 #[path = "engine/known.rs"]
 mod known;
+#[path = "engine/vdso.rs"]
+mod vdso;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -272,6 +274,15 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             for images in ["image", "again"] {
                 c.checkpoint(images, &[]).map_err(|e| format!("{images}: {e}"))?;
                 c.assert_gone()?;
+                c.restore(images).map_err(|e| format!("{images}: {e}"))?;
+            }
+            c.check()?;
+        }
+        Mode::Kernel => {
+            for images in ["image", "again"] {
+                c.checkpoint(images, &[]).map_err(|e| format!("{images}: {e}"))?;
+                vdso::of_another_kernel(&c.dir(images))?;
+                c.seal(images)?;
                 c.restore(images).map_err(|e| format!("{images}: {e}"))?;
             }
             c.check()?;

@@ -190,6 +190,17 @@ impl<'a> Container<'a> {
         Ok(())
     }
 
+    /// Accepts images that were changed on purpose.
+    pub fn seal(&mut self, images: &str) -> Result<(), String> {
+        let dir = self.dir(images);
+        let mut command = self.command(&["image", "seal"]);
+        command.arg(&dir);
+        match bounded(command, Duration::from_secs(self.fixture.timeout))? {
+            (true, _) => Ok(()),
+            (false, said) => Err(format!("image seal: {said}")),
+        }
+    }
+
     /// `restore --detach` from `images`.
     pub fn restore(&mut self, images: &str) -> Result<(), String> {
         let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));

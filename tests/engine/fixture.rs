@@ -22,6 +22,8 @@ pub enum Mode {
     Refused,
     /// Checkpoint; elsewhere the restore is refused by name, and leaves nothing; where it was, it succeeds; check.
     Denied,
+    /// As twice, and each restore takes the vdso of the images for that of another kernel.
+    Kernel,
     /// Checkpoint, restore by runc with CRIU, check. Only with `INTEROP`.
     ToRunc,
     /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
@@ -38,13 +40,14 @@ impl Mode {
             Self::Twice => "twice",
             Self::Refused => "refused",
             Self::Denied => "denied",
+            Self::Kernel => "kernel",
             Self::ToRunc => "to-runc",
             Self::FromRunc => "from-runc",
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused, Self::Denied]
+        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused, Self::Denied, Self::Kernel]
             .into_iter()
             .find(|m| m.name() == name)
     }

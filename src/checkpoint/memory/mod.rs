@@ -21,6 +21,7 @@
 //! | `shmem`   | contents of shared memory                                         |
 //! | `lock`    | locked memory                                                     |
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
+//! | `bridge`  | the way from another kernel's vdso to this one's                  |
 //! | `capture` | private pages between being found and being written              |
 //! | `snapshot` | copies of processes that go on                                   |
 //! | `track`   | which pages are written between one set of images and the next   |
@@ -32,6 +33,7 @@
 //! | `fill`    | filling its memory                                                |
 //! | `lazy`    | filling it while the program already runs                         |
 
+pub mod bridge;
 pub mod capture;
 pub mod copy;
 pub mod dump;

@@ -136,6 +136,35 @@ pub fn plan(
     Ok(plan)
 }
 
+impl Plan {
+    /// Keeps the code of the image's vdso as memory of the process, and maps this kernel's at `at`.
+    pub fn bridge(&mut self, at: u64) {
+        self.map.retain(|step| !matches!(step, Step::Vdso(_)));
+        if let Some(range) = self.vdso.clone() {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            let prot = (libc::PROT_READ | libc::PROT_EXEC).cast_unsigned();
+            let (flags, source) = (flags.cast_unsigned(), Source::Nothing);
+            self.map.push(Step::Map { range, prot, flags, source, offset: 0 });
+        }
+        self.map.push(Step::Vdso(at));
+    }
+}
+
+/// A range of `size` bytes that none of `entries` uses, behind `after` if there is one.
+pub fn free_behind(after: u64, entries: &[VmaEntry], window: &Range<u64>, size: u64) -> Result<u64> {
+    let at = after + PAGE;
+    let is_free = |range: Range<u64>| {
+        range.end <= TASK_SIZE
+            && (range.end <= window.start || window.end <= range.start)
+            && entries.iter().all(|e| e.end <= range.start || range.end <= e.start.saturating_sub(STACK_GAP))
+    };
+    if is_free(at..at.saturating_add(size)) {
+        return Ok(at);
+    }
+    let taken = VmaEntry { start: window.start, end: window.end, ..VmaEntry::default() };
+    free_window(entries.iter().chain([&taken]), size)
+}
+
 fn malformed(entry: &VmaEntry, why: &str) -> Error {
     Error::new(format!(
         "the image has a mapping {} that cannot be restored: {why}",
@@ -420,6 +449,26 @@ mod tests {
         assert_eq!((done.vvar, done.vdso), (Some(0x40_0000..0x40_6000), Some(0x40_6000..0x40_8000)));
         let second = VmaEntry { start: 0x50_0000, end: 0x50_2000, ..vdso.clone() };
         assert!(plan_of(&[vdso, second]).is_err());
+    }
+
+    #[test]
+    fn a_bridge_keeps_the_code_and_maps_the_new_one_behind() {
+        let vvar = entry(0x40_0000, 0x40_6000, status::ANON_PRIVATE | status::VVAR, libc::MAP_PRIVATE);
+        let vdso = entry(0x40_6000, 0x40_8000, status::ANON_PRIVATE | status::VDSO, libc::MAP_PRIVATE);
+        let far = private(0x70_0000, 0x70_1000);
+        let all = [vvar, vdso, far];
+        let mut done = plan_of(&all).unwrap();
+        let at = free_behind(0x40_8000, &all, &WINDOW, 0x8000).unwrap();
+        assert_eq!(at, 0x40_9000);
+        done.bridge(at);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE).cast_unsigned();
+        let code =
+            Step::Map { range: 0x40_6000..0x40_8000, prot: 5, flags, source: Source::Nothing, offset: 0 };
+        assert_eq!(done.map[done.map.len() - 2..], [code, Step::Vdso(at)]);
+        assert_eq!(done.map.iter().filter(|step| matches!(step, Step::Vdso(_))).count(), 1);
+        // No room behind it: anywhere but in the window.
+        let elsewhere = free_behind(0x70_1000, &all, &(0x70_2000..0x80_0000), 0x8000).unwrap();
+        assert_eq!(elsewhere, 1 << 20);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
 
-use crate::checkpoint::arch;
+use crate::checkpoint::arch::{self, record};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
@@ -28,8 +28,8 @@ use crate::checkpoint::memory::lock::{self, OnFault};
 use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
-use crate::checkpoint::memory::vdso::Vdso;
-use crate::checkpoint::memory::{maps, mm};
+use crate::checkpoint::memory::vdso::{Fit, Vdso};
+use crate::checkpoint::memory::{bridge, maps, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
 use crate::sys::{pidfd, userfaultfd};
@@ -115,7 +115,7 @@ impl<'a> Memories<'a> {
         let (start, end) = task.injection.footprint();
         let model = self.restore.model;
         let mut plan = plan::plan(&mm.vmas, &(start..end), |id| segment_size(model, id))?;
-        Vdso::own()?.check(&plan, vdso_code(&plan, &pages)?.as_deref())?;
+        let bridge = bridge(model, task.vpid, mm, &mut plan, &(start..end), &pages)?;
         let parent = self.heirs.get(&task.vpid).copied();
         let kept = match parent {
             Some(parent) => inherit::kept(self.mm(parent)?, mm),
@@ -126,6 +126,9 @@ impl<'a> Memories<'a> {
         clear(task, stay)?;
         let own_exe = parent.is_none();
         let uffd = map(task, (mm, own_exe), &plan, files, &self.shared, conduit)?;
+        if let Some((at, code)) = bridge {
+            task.injection.write_mem(at, &code)?;
+        }
         if let Some(parent) = parent {
             let difference = inherit::compare(pages, &images(parent)?, &kept)?;
             take_away(task, &difference.gone)?;
@@ -160,6 +163,36 @@ fn take_away(task: &mut NewTask, gone: &[Range<u64>]) -> Result<()> {
 fn segment_size(model: &Model, id: u64) -> Option<u64> {
     let mut segments = model.ipcns.values().flat_map(|ns| &ns.shm);
     segments.find(|(shm, _)| u64::from(shm.desc.id) == id).map(|(shm, _)| shm.size)
+}
+
+/// Where the code of another kernel's vdso goes, and what it becomes; None if the image has this kernel's.
+fn bridge(
+    model: &Model,
+    vpid: i32,
+    mm: &MmEntry,
+    plan: &mut Plan,
+    window: &Range<u64>,
+    pages: &Pages,
+) -> Result<Option<(u64, Vec<u8>)>> {
+    let (own, code) = (Vdso::own()?, vdso_code(plan, pages)?);
+    let (Fit::Bridge, Some(code), Some(range)) = (own.fit(plan, code.as_deref())?, code, plan.vdso.clone())
+    else {
+        return Ok(None);
+    };
+    let own_entry = model.pstree.iter().filter(|entry| entry.pid == vpid.cast_unsigned());
+    for tid in own_entry.flat_map(|entry| &entry.threads) {
+        let info = model.cores.get(tid).and_then(|core| core.thread_info.as_ref());
+        if info.is_some_and(|info| range.contains(&record::ip(info))) {
+            return Err(Error::new(format!(
+                "the process uses the vdso of another kernel, and thread {tid} was inside it"
+            ))
+            .remedy("restore it under the kernel it was checkpointed under, or checkpoint it again"));
+        }
+    }
+    let at = plan::free_behind(range.end, &mm.vmas, window, own.size())?;
+    let built = bridge::build(&code, own.code(), at + own.data())?;
+    plan.bridge(at);
+    Ok(Some((range.start, built)))
 }
 
 /// What the image has for the code of the vdso.

@@ -2,7 +2,7 @@
 //!
 //! Its functions are called by address, so a restored process must find the same functions at the same places. The
 //! same kernel maps its vdso wherever it is asked to (`arch_prctl(ARCH_MAP_VDSO_64)`), and that is all there is to do.
-//! The vdso of another kernel has its functions elsewhere, and is refused by name.
+//! The vdso of another kernel has its functions elsewhere: see [`super::bridge`].
 
 use std::fs::File;
 use std::ops::Range;
@@ -42,32 +42,51 @@ impl Vdso {
         &self.code
     }
 
-    /// Whether a process that had `code` where the plan says will find the same functions there.
-    pub fn check(&self, plan: &Plan, code: Option<&[u8]>) -> Result<()> {
+    /// Bytes of data and code.
+    pub fn size(&self) -> u64 {
+        self.data + self.code.len() as u64
+    }
+
+    /// Bytes of data before the code.
+    pub fn data(&self) -> u64 {
+        self.data
+    }
+
+    /// How a process that had `code` where the plan says will find its functions there again.
+    pub fn fit(&self, plan: &Plan, code: Option<&[u8]>) -> Result<Fit> {
         let Some(vdso) = &plan.vdso else {
             return match plan.vvar {
                 Some(_) => Err(Error::new("the image has the data of the vdso without its code")),
-                None => Ok(()),
+                None => Ok(Fit::Same),
             };
         };
-        let refused = |why: &str| {
-            Err(Error::new(format!("the process uses the vdso of another kernel: {why}"))
-                .remedy("restore it under the kernel it was checkpointed under"))
-        };
         let data = plan.vvar.as_ref().map_or(0..0, Range::clone);
-        if !data.is_empty() && data.end != vdso.start {
-            return refused("its data is not before its code");
-        }
-        if vdso.end - vdso.start != self.code.len() as u64 || data.end - data.start != self.data {
-            return refused("its size is another");
-        }
+        let same_place = data.is_empty() || data.end == vdso.start;
+        let same_size = vdso.end - vdso.start == self.code.len() as u64 && data.end - data.start == self.data;
         match code {
-            Some(code) if code != self.code && build_id(code) != build_id(&self.code) => {
-                refused("its code is another")
+            _ if !same_place => {
+                Err(Error::new("the image has the vdso's data elsewhere than before its code"))
             }
-            _ => Ok(()),
+            None if same_size => Ok(Fit::Same),
+            Some(code) if same_size && (code == self.code || build_id(code) == build_id(&self.code)) => {
+                Ok(Fit::Same)
+            }
+            Some(_) => Ok(Fit::Bridge),
+            None => {
+                Err(Error::new("the process uses the vdso of another kernel, and the image lacks its code")
+                    .remedy("restore it under the kernel it was checkpointed under"))
+            }
         }
     }
+}
+
+/// How the functions of an image's vdso are found again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fit {
+    /// This kernel has the same.
+    Same,
+    /// Over a bridge.
+    Bridge,
 }
 
 /// The build id of an ELF image: the description of its note "GNU", type 3. The code alone is no measure, for the
@@ -98,21 +117,21 @@ mod tests {
         let own = Vdso::own().unwrap();
         assert!(own.code.starts_with(b"\x7fELF"));
         assert_eq!(build_id(&own.code).unwrap().len(), 20);
-        own.check(&plan(&own), Some(&own.code)).unwrap();
-        own.check(&Plan::default(), None).unwrap();
+        assert_eq!(own.fit(&plan(&own), Some(&own.code)).unwrap(), Fit::Same);
+        assert_eq!(own.fit(&Plan::default(), None).unwrap(), Fit::Same);
         // Other instructions, same build.
         let mut patched = own.code.clone();
         *patched.last_mut().unwrap() ^= 1;
-        own.check(&plan(&own), Some(&patched)).unwrap();
+        assert_eq!(own.fit(&plan(&own), Some(&patched)).unwrap(), Fit::Same);
 
         let other = vec![0; own.code.len()];
-        let refused = |plan: &Plan, code: &[u8]| own.check(plan, Some(code)).unwrap_err().to_string();
-        assert!(refused(&plan(&own), &other).contains("another kernel"));
+        assert_eq!(own.fit(&plan(&own), Some(&other)).unwrap(), Fit::Bridge);
         let longer = Vdso { data: own.data + 4096, code: own.code.clone() };
-        assert!(refused(&plan(&longer), &own.code).contains("size"));
+        assert_eq!(own.fit(&plan(&longer), Some(&own.code)).unwrap(), Fit::Bridge);
+        assert!(own.fit(&plan(&longer), None).unwrap_err().to_string().contains("lacks its code"));
         let apart = Plan { vvar: Some(0..own.data), ..plan(&own) };
-        assert!(refused(&apart, &own.code).contains("before"));
+        assert!(own.fit(&apart, Some(&own.code)).unwrap_err().to_string().contains("before"));
         let half = Plan { vdso: None, ..plan(&own) };
-        assert!(own.check(&half, None).is_err());
+        assert!(own.fit(&half, None).is_err());
     }
 }

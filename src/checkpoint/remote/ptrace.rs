@@ -57,6 +57,10 @@ pub(super) fn cont(tid: i32, signal: i32) -> nix::Result<()> {
 pub(super) fn to_syscall(tid: i32) -> nix::Result<()> {
     request(libc::PTRACE_SYSCALL, tid, 0, null_mut()).map(drop)
 }
+/// Makes one instruction.
+pub(super) fn step(tid: i32) -> nix::Result<()> {
+    request(libc::PTRACE_SINGLESTEP, tid, 0, null_mut()).map(drop)
+}
 pub(super) fn listen(tid: i32) -> nix::Result<()> {
     request(libc::PTRACE_LISTEN, tid, 0, null_mut()).map(drop)
 }

@@ -10,16 +10,21 @@
 //!                                  all zero, or a stub that a thread is in, or one that was left behind
 //! ```
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
 use super::memory::{self, Memory};
+use super::ptrace;
 use super::thread::Thread;
+use super::wait::Stop;
 use crate::checkpoint::arch::{requests, stub};
-use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::error::{Context, Error, Result};
 
 const PAGE: u64 = 4096;
+/// More than any function of the vdso takes.
+const MOST_STEPS: usize = 1 << 16;
 /// How long another thread may take to leave a stub whose driver is dead.
 const HEALING: Duration = Duration::from_secs(5);
 
@@ -116,6 +121,49 @@ fn has_healed(owner: i32) -> Result<bool> {
     let thread = Thread::seize(owner)?;
     // Stopping lets it out of the stub, if it is inside.
     thread.stop(Instant::now() + HEALING).map(|_stopped_or_gone| true)
+}
+
+impl Thread {
+    /// Lets a stopped thread that stands inside the vdso go on until it is out of it, so that it can be restored under
+    /// a kernel with another vdso. Signals wait meanwhile. A thread that job control has stopped stays where it is.
+    pub fn leave_vdso(&self) -> Result<()> {
+        let regs = self.regs()?;
+        // Most threads sleep in a call of their own, and need no second look.
+        if !regs.may_be_in_vdso() || ptrace::siginfo(self.tid()).is_err() {
+            return Ok(());
+        }
+        let Some((start, end)) = memory::vdso_of_maps(self.tid())? else { return Ok(()) };
+        if !(start..end).contains(&regs.ip()) {
+            return Ok(());
+        }
+        let mask = self.sigmask()?;
+        self.set_sigmask(u64::MAX)?;
+        let out = self.step_out(start..end);
+        if self.is_gone() { out } else { self.set_sigmask(mask).and(out) }
+    }
+
+    fn step_out(&self, vdso: Range<u64>) -> Result<()> {
+        let deadline = Instant::now() + HEALING;
+        for _ in 0..MOST_STEPS {
+            ptrace::step(self.tid()).during("cannot let the thread out of the vdso", || {
+                format!("ptrace(PTRACE_SINGLESTEP, {})", self.tid())
+            })?;
+            match self.wait_stop(deadline)? {
+                Stop::Signal(libc::SIGTRAP) if vdso.contains(&self.regs()?.ip()) => {}
+                Stop::Signal(libc::SIGTRAP) => break,
+                // Stopped by job control, or gone: it is where it is.
+                Stop::Group(_) | Stop::Trap | Stop::Exited(_) => return Ok(()),
+                other => return Err(Error::new(format!("the thread did not leave the vdso: {other:?}"))),
+            }
+        }
+        // From the stop of a trap to that of an interruption, which is where everybody else stands.
+        self.interrupt()?;
+        self.cont(0)?;
+        match self.wait_stop(deadline)? {
+            Stop::Trap | Stop::Group(_) | Stop::Exited(_) => Ok(()),
+            other => Err(Error::new(format!("the thread did not stop behind the vdso: {other:?}"))),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,7 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
     let status = Status::of_thread(task.pid, tid)?;
     let vtid = status.ns_tid.last().copied().unwrap_or(tid);
     let named = |e: Error| e.pid(task.vpid);
+    thread.leave_vdso().map_err(named)?;
     let raw = thread.regs().map_err(named)?;
     record::check(&raw).map_err(named)?;
     let (info, xstate) = record::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;

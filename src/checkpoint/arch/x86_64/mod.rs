@@ -1,5 +1,6 @@
 //! x86-64.
 
+pub mod bridge;
 mod calls;
 pub mod features;
 pub mod record;

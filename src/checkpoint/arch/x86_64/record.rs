@@ -71,6 +71,11 @@ pub fn dump_general(Regs(regs): &Regs, info: &mut ThreadInfoX86) {
     };
 }
 
+/// The instruction pointer of the record.
+pub fn ip(info: &ThreadInfoX86) -> u64 {
+    info.gpregs.ip
+}
+
 /// The general registers of the record. Segments are this kernel's own: an image may not choose them.
 pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Regs> {
     let entry = &info.gpregs;

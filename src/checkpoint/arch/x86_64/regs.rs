@@ -84,6 +84,21 @@ impl Regs {
         self.0.rax.cast_signed()
     }
 
+    /// False for a thread in a system call that no function of the vdso makes.
+    pub fn may_be_in_vdso(&self) -> bool {
+        let nr = self.0.orig_rax.cast_signed();
+        nr < 0
+            || matches!(
+                nr,
+                libc::SYS_clock_gettime
+                    | libc::SYS_clock_getres
+                    | libc::SYS_gettimeofday
+                    | libc::SYS_time
+                    | libc::SYS_getcpu
+                    | libc::SYS_getrandom
+            )
+    }
+
     /// Registers as an image keeps them: a restored thread makes an interrupted call again, or sees EINTR.
     ///
     /// An instruction pointer inside a restartable sequence is not handled here: it needs the task's memory.
