@@ -8,23 +8,20 @@
 //! Capabilities that this kernel does not know are left out, as are those of the ambient set that cannot be raised:
 //! config.json files are written for many kernels. A permitted capability that the runtime itself lacks is an error.
 
-use caps::{CapSet, CapsHashSet};
-use nix::errno::Errno;
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
+use caps::CapSet;
+use oci_spec::runtime::{Capabilities, LinuxCapabilities};
 
 use crate::sys::{Context, Error, Result, prctl};
 
-/// The highest capability number ever, plus one: prctl(2) tells which exist.
-const END: u8 = 64;
-
-fn to_caps(set: Option<&Capabilities>) -> CapsHashSet {
-    set.into_iter().flatten().filter_map(known).collect()
+/// The capabilities of a list, in the other crate's words, that this kernel has.
+fn known(set: Option<&Capabilities>, last: u8) -> impl Iterator<Item = caps::Capability> {
+    let all = set.into_iter().flatten().filter_map(|c| format!("CAP_{c}").parse::<caps::Capability>().ok());
+    all.filter(move |c| c.index() <= last)
 }
 
-/// The capability in the other crate's words, if this kernel has it.
-fn known(capability: &Capability) -> Option<caps::Capability> {
-    let cap: caps::Capability = format!("CAP_{capability}").parse().ok()?;
-    prctl::bounding_has(cap.index()).is_ok().then_some(cap)
+/// The same as a mask.
+fn mask(set: Option<&Capabilities>, last: u8) -> u64 {
+    known(set, last).fold(0, |all, cap| all | cap.bitmask())
 }
 
 fn call(e: &caps::errors::CapsError) -> Error {
@@ -38,24 +35,19 @@ pub fn drop_bounding(capabilities: &LinuxCapabilities) -> Result<()> {
     if !permitted.map_err(|e| call(&e).context("unable to apply bounding set"))? {
         return Ok(());
     }
-    let keep: u64 = to_caps(capabilities.bounding().as_ref()).iter().map(caps::Capability::bitmask).sum();
-    for number in 0..END {
-        match prctl::bounding_has(number) {
-            Err(Errno::EINVAL) => break,
-            Ok(true) if keep & (1 << number) == 0 => {
-                prctl::drop_from_bounding(number).context(|| "unable to apply bounding set")?;
-            }
-            _ => {}
-        }
+    let last = prctl::last_capability();
+    let keep = mask(capabilities.bounding().as_ref(), last);
+    // Dropping one that is not there is no error, and costs no more than asking for it.
+    for number in (0..=last).filter(|number| keep & (1 << number) == 0) {
+        prctl::drop_from_bounding(number).context(|| "unable to apply bounding set")?;
     }
     Ok(())
 }
 
 /// Sets the other four sets to exactly what config.json lists.
 pub fn apply(capabilities: &LinuxCapabilities) -> Result<()> {
-    let bits = |set: Option<&Capabilities>| -> u64 {
-        to_caps(set).iter().map(caps::Capability::bitmask).fold(0, |all, bit| all | bit)
-    };
+    let last = prctl::last_capability();
+    let bits = |set: Option<&Capabilities>| mask(set, last);
     let sets = prctl::Capabilities {
         effective: bits(capabilities.effective().as_ref()),
         permitted: bits(capabilities.permitted().as_ref()),
@@ -66,7 +58,7 @@ pub fn apply(capabilities: &LinuxCapabilities) -> Result<()> {
     if caps::clear(None, CapSet::Ambient).is_err() {
         return Ok(());
     }
-    for cap in to_caps(capabilities.ambient().as_ref()) {
+    for cap in known(capabilities.ambient().as_ref(), last) {
         // As runc does: what cannot be raised is left out.
         let _ = caps::raise(None, CapSet::Ambient, cap);
     }
@@ -77,7 +69,8 @@ pub fn apply(capabilities: &LinuxCapabilities) -> Result<()> {
 mod tests {
     use super::*;
     use crate::sys::testing::in_child;
-    use oci_spec::runtime::LinuxCapabilitiesBuilder;
+    use nix::errno::Errno;
+    use oci_spec::runtime::{Capability, LinuxCapabilitiesBuilder};
 
     fn sets(all: &[Capability], ambient: &[Capability]) -> LinuxCapabilities {
         let all: Capabilities = all.iter().copied().collect();

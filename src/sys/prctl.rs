@@ -11,6 +11,17 @@ pub fn bounding_has(capability: u8) -> Result<bool, Errno> {
     check(ret.into()).map(|set| set == 1)
 }
 
+/// The highest capability that this kernel knows, found from the one that was the last for years.
+pub fn last_capability() -> u8 {
+    let known = |capability: &u8| bounding_has(*capability).is_ok();
+    let start = 40_u8; // CAP_CHECKPOINT_RESTORE
+    if known(&start) {
+        (start..64).take_while(known).last().unwrap_or(start)
+    } else {
+        (0..start).rev().find(known).unwrap_or(0)
+    }
+}
+
 /// The signal that this process gets when its parent dies, 0 for none.
 pub fn parent_death_signal() -> Result<i32, Errno> {
     let mut signal: libc::c_int = 0;

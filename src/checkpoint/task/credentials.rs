@@ -176,11 +176,6 @@ fn names(set: u64) -> String {
     (0..64).filter(|n| set & (1 << n) != 0).map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// The highest capability that this kernel knows.
-fn last_capability() -> u8 {
-    (0..64).take_while(|n| sys::prctl::bounding_has(*n).is_ok()).last().unwrap_or(0)
-}
-
 /// Sets a thread's credentials. Runs in the thread, which so far has the full set of the runtime.
 pub fn restore(batch: &mut Batch, creds: &CredsEntry, policy: &Policy) -> Result<()> {
     policy.check(creds)?;
@@ -197,7 +192,7 @@ pub fn restore(batch: &mut Batch, creds: &CredsEntry, policy: &Policy) -> Result
     batch.call(libc::SYS_setresuid, &[creds.uid.into(), creds.euid.into(), creds.suid.into()]);
     batch.call(libc::SYS_setfsuid, &[creds.fsuid.into()]);
     batch.about("cannot set the capabilities");
-    for cap in 0..=last_capability() {
+    for cap in 0..=sys::prctl::last_capability() {
         if all[BOUNDING] & (1 << cap) == 0 {
             prctl(batch, [option(PR_CAPBSET_DROP), cap.into(), 0]);
         }
@@ -266,6 +261,6 @@ mod tests {
     #[test]
     fn the_last_capability_is_the_kernels() {
         let text = std::fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap();
-        assert_eq!(text.trim(), last_capability().to_string());
+        assert_eq!(text.trim(), sys::prctl::last_capability().to_string());
     }
 }
