@@ -1,5 +1,6 @@
 """What config.json can ask for, seen from inside the container."""
 
+import errno
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 
-from harness import RUNTIME, Container, Skip, check, config, equal, need, rootfs, sh, until
+from harness import RUNTIME, Container, Failed, Skip, check, config, equal, need, rootfs, sh, until
 
 
 def run(host, script, change=None, label="c", ok=(0,)):
@@ -347,3 +348,17 @@ def test_leaks(host):
         r = Container(host, label, spec)
         done = r.call("run", "--bundle", r.bundle, r.id, stdin="", ok=None)
         check(open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
+
+
+def test_program_file(host):
+    """What a container can reach of the runtime's program is not the file on the host (CVE-2019-5736)."""
+    c = Container(host, "c", config(("/proc/self/exe", "--version"), root=host.overlay("busybox", "c")))
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(c.command("create", "--bundle", c.bundle, c.id), check=True, timeout=60, **nowhere)
+    link = f"/proc/{c.pid()}/exe"
+    check(os.path.dirname(os.readlink(link)) == "/", f"init runs from {os.readlink(link)}, which has a place on the host")
+    try:
+        os.close(os.open(link, os.O_WRONLY))
+        raise Failed("the program of init can be written")
+    except OSError as e:
+        check(e.errno in (errno.EROFS, errno.ETXTBSY), str(e))

@@ -7,6 +7,8 @@
 //! 1. a read-only overlay file system that exists only as a descriptor: nothing is copied, pages are shared, and
 //!    there is no way from it to the file below; or
 //! 2. a sealed memory file with a copy, where the kernel or the privileges do not give us the first.
+//!
+//! The first is tried before anything else happens at all: see `seal/entry_x86_64.rs`.
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
@@ -19,6 +21,9 @@ use nix::fcntl::{AtFlags, FcntlArg, OFlag, SealFlag, fcntl, openat};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::Mode;
 use nix::sys::statvfs::{FsFlags, fstatvfs};
+
+#[cfg(target_arch = "x86_64")]
+mod entry_x86_64;
 
 use crate::sys::mount::FsContext;
 use crate::sys::{Context, Error, Result};
