@@ -1,31 +1,29 @@
 //! Reading and writing the files of a control group.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
+use crate::sys::procfs::read_open;
 use crate::sys::{Context, Error, Result};
 
 /// Opens a file of the directory. The name is a plain name, except for what `unified` of config.json says, so
 /// anything else is refused: it could lead to another group.
-fn open_file(dir: &Path, name: &str, flags: OFlag) -> Result<std::fs::File, Errno> {
+pub(super) fn open_file(dir: &Path, name: &str, flags: OFlag) -> Result<std::fs::File, Errno> {
     if name.is_empty() || name.contains('/') || name == ".." {
         return Err(Errno::EINVAL);
     }
-    let dir = open(dir, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
-    openat(&dir, name, flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty()).map(Into::into)
+    open(&dir.join(name), flags | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW, Mode::empty()).map(Into::into)
 }
 
 /// Reads a whole file.
 pub(super) fn read(dir: &Path, name: &str) -> Result<String> {
     let call = || format!("open {}", dir.join(name).display());
     let mut file = open_file(dir, name, OFlag::O_RDONLY).context(call)?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).context(|| format!("read {}", dir.join(name).display()))?;
-    Ok(text)
+    read_open(&mut file).context(|| format!("read {}", dir.join(name).display()))
 }
 
 /// Writes a file with one write(2).

@@ -115,7 +115,7 @@ pub fn own_paths() -> Result<BTreeMap<String, PathBuf>> {
 /// The control groups of process `pid`.
 pub fn paths_of(pid: &str) -> Result<BTreeMap<String, PathBuf>> {
     let name = format!("/proc/{pid}/cgroup");
-    let text = std::fs::read_to_string(&name).context(|| format!("open {name}"))?;
+    let text = crate::sys::procfs::read_text(&name).context(|| format!("open {name}"))?;
     parse_own(&text)
 }
 
@@ -135,9 +135,11 @@ fn parse_own(text: &str) -> Result<BTreeMap<String, PathBuf>> {
     Ok(paths)
 }
 
-/// The mounted v1 trees; of a tree that is mounted twice the first mount.
-pub fn v1_mounts() -> Result<Vec<Hierarchy>> {
-    Ok(hierarchies(mountinfo_self(), &own_paths()?))
+/// The mounted v1 trees; of a tree that is mounted twice the first mount. They are looked for once: with many mounts
+/// that is what takes longest, and a new process has what the command found.
+pub fn v1_mounts(own: &BTreeMap<String, PathBuf>) -> &'static [Hierarchy] {
+    static MOUNTS: OnceLock<Vec<Hierarchy>> = OnceLock::new();
+    MOUNTS.get_or_init(|| hierarchies(mountinfo_self(), own))
 }
 
 fn hierarchies(mounts: Vec<Mountinfo>, own: &BTreeMap<String, PathBuf>) -> Vec<Hierarchy> {
@@ -154,12 +156,11 @@ fn hierarchies(mounts: Vec<Mountinfo>, own: &BTreeMap<String, PathBuf>) -> Vec<H
 
 /// The directories of a container: controller to absolute path. Only v1 trees that are mounted appear.
 pub fn locate(cgroups_path: Option<&Path>, id: &str) -> Result<BTreeMap<String, PathBuf>> {
-    let inner = inner(cgroups_path, id);
+    let (inner, own) = (inner(cgroups_path, id), own_paths()?);
     if is_unified() {
-        return Ok(BTreeMap::from([(String::new(), unified_directory(&inner, &own_paths()?)?)]));
+        return Ok(BTreeMap::from([(String::new(), unified_directory(&inner, &own)?)]));
     }
-    let hybrid = is_cgroup2(HYBRID);
-    let paths = v1_directories(&inner, &v1_mounts()?, &own_paths()?, hybrid);
+    let paths = v1_directories(&inner, v1_mounts(&own), &own, is_cgroup2(HYBRID));
     if !paths.contains_key("devices") {
         // Without it a container could use any device: never tolerated.
         return Err(Error::new("mountpoint for devices not found"));

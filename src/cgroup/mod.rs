@@ -4,6 +4,7 @@
 //!   Cgroup ── hierarchy   which directories (cgroups-rs finds the mounts)
 //!        ├─── v1, v2      limits of config.json
 //!        ├─── devices     who may open what: devices.allow, or eBPF
+//!        ├─── doors       how a new process gets in
 //!        ├─── freezer     pause and resume
 //!        ├─── systemd     the directories are those of a scope unit, made and removed over D-Bus
 //!        ├─── rootless    what a user without privileges does without
@@ -16,6 +17,7 @@
 //! writes, its conversions and its words, and a limit that could not be set must be an error.
 
 pub mod devices;
+pub mod doors;
 mod engine;
 mod file;
 mod freezer;
@@ -60,25 +62,18 @@ impl Cgroup {
         Ok(Self { paths: hierarchy::locate(cgroups_path, id)?, unit: None, rootless: false })
     }
 
-    /// Locates and makes the directories. Nothing is in them yet, and no limit is set but what a process needs to enter.
-    /// systemd makes its own only around a process: see [`Cgroup::enter`].
+    /// Makes the directories. Nothing is in them yet, and no limit is set but what a process needs to enter. systemd
+    /// makes its own only around a process: see [`Cgroup::enter`].
     ///
-    /// For a `rootless` container that names no path, trees where nothing may be made are left out.
-    pub fn create(
-        resources: &LinuxResources,
-        cgroups_path: Option<&Path>,
-        id: &str,
-        systemd: bool,
-        rootless: bool,
-    ) -> Result<Self> {
-        let mut cgroup = Self::locate(cgroups_path, id, systemd)?;
-        cgroup.rootless = rootless;
-        if systemd {
-            return Ok(cgroup);
+    /// For a `rootless` container that names no path (`unnamed`), trees where nothing may be made are left out.
+    pub fn create(mut self, resources: &LinuxResources, unnamed: bool, rootless: bool) -> Result<Self> {
+        self.rootless = rootless;
+        if self.unit.is_some() {
+            return Ok(self);
         }
         let mut made = Vec::new();
-        match cgroup.make_allowed(resources, cgroups_path.is_none(), &mut made) {
-            Ok(()) => Ok(cgroup),
+        match self.make_allowed(resources, unnamed, &mut made) {
+            Ok(()) => Ok(self),
             Err(e) => {
                 // Children before parents.
                 for dir in made.iter().rev() {
@@ -110,14 +105,20 @@ impl Cgroup {
         res: &LinuxResources,
         made: &mut Vec<PathBuf>,
     ) -> Result<()> {
-        let mut missing: Vec<&Path> = dir.ancestors().take_while(|d| !d.exists()).collect();
-        missing.reverse();
-        for d in missing {
+        let mut missing = vec![dir];
+        while let Some(&d) = missing.last() {
             match std::fs::create_dir(d) {
                 Ok(()) => made.push(d.to_owned()),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e).context(|| format!("mkdir {}", d.display())),
+                Err(e) => match (e.kind(), d.parent()) {
+                    (std::io::ErrorKind::NotFound, Some(parent)) if missing.len() < DEEPEST => {
+                        missing.push(parent);
+                        continue;
+                    }
+                    _ => return Err(e).context(|| format!("mkdir {}", d.display())),
+                },
             }
+            missing.pop();
             if controller == "cpuset" && d != dir {
                 v1::inherit_cpuset(d)?;
             }
@@ -353,6 +354,9 @@ impl Cgroup {
         stats::read_all(self)
     }
 }
+
+/// More than any path has parts: a parent that goes away each time is made no more often.
+const DEEPEST: usize = 4096;
 
 /// True for a tree that limits nothing: a container can do without.
 fn is_needless(controller: &str) -> bool {

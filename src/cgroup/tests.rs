@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 
 use super::*;
+use crate::sys::process::Side;
 
 /// A group with one sleeping process, gone afterwards.
 struct Group {
@@ -19,7 +20,9 @@ impl Group {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("/stasis-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let resources: LinuxResources = serde_json::from_str(resources).unwrap();
-        let cgroup = match Cgroup::create(&resources, Some(Path::new(&name)), "unused", false, false) {
+        let cgroup = match Cgroup::locate(Some(Path::new(&name)), "unused", false)
+            .and_then(|located| located.create(&resources, false, false))
+        {
             Ok(cgroup) => cgroup,
             Err(e) => {
                 eprintln!("skipped: no control groups can be made here: {e}");
@@ -59,6 +62,36 @@ fn processes_enter_and_the_group_can_be_removed() {
     assert!(!cgroup.exists());
     assert!(cgroup.paths().values().all(|dir| !dir.exists()));
     cgroup.delete().unwrap();
+}
+
+#[test]
+fn a_new_process_enters_by_itself() {
+    let Some(group) = Group::new("{}") else { return };
+    let Some(doors) = group.cgroup.doors() else { return };
+    crate::sys::testing::in_child(0, || {
+        let inside = |pid: i32| {
+            let all = hierarchy::paths_of(&pid.to_string()).unwrap();
+            let expected = hierarchy::paths_of(&group.pid().to_string()).unwrap();
+            group.cgroup.paths().keys().filter(|c| !c.is_empty()).all(|c| all[c] == expected[c])
+        };
+        doors.enter().unwrap();
+        assert!(inside(std::process::id() as i32));
+        if let Some(unified) = doors.unified() {
+            // SAFETY: this process has one thread.
+            match unsafe { crate::init::setns::fork(0, Some(unified)) }.unwrap() {
+                (Side::Child, _) => loop {
+                    nix::unistd::pause();
+                },
+                (Side::Parent(pid, _), born) => {
+                    let own = hierarchy::paths_of(&pid.to_string()).unwrap();
+                    let expected = hierarchy::paths_of(&group.pid().to_string()).unwrap();
+                    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+                    crate::sys::process::wait_child(pid.as_raw(), true).unwrap();
+                    assert_eq!(own[""] == expected[""], born);
+                }
+            }
+        }
+    });
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmodat};
 use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
-use oci_spec::runtime::{LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use super::hooks::{self, HookState, Point};
 use super::launch::{Newborn, launch};
@@ -31,7 +31,7 @@ use crate::init::channel::Message;
 use crate::init::credentials::{self, IdMaps};
 use crate::init::namespaces::{self, KINDS};
 use crate::init::process::{self, Plan, Purpose, Stage};
-use crate::init::rootfs::Setup;
+use crate::init::rootfs::{self, Setup};
 use crate::init::{lsm, mounts, rlimits, scheduling, seccomp};
 use crate::sys::{self, Context, pidfd};
 
@@ -170,6 +170,8 @@ fn make(
             spec,
             rootfs: &request.bundle.rootfs,
             bundle: &request.bundle.path,
+            user_namespace: rootfs::has_namespace(spec, LinuxNamespaceType::User)
+                || credentials::in_user_namespace(),
             no_pivot: request.options.no_pivot,
             unified: unified.as_deref(),
             sources: sources(&request.bundle)?,
@@ -185,11 +187,17 @@ fn make(
         seccomp: filter.as_ref(),
         hooks: &hooks_inside,
     };
-    let init = launch(namespaces::clone_flags(spec), &joined, &|channel| process::main(&plan, channel))
+    let doors = cgroup.doors();
+    let flags = namespaces::clone_flags(spec);
+    let init = launch(flags, &joined, doors.as_ref(), &|channel| process::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-    cgroup.enter(init.pid, resources, spec.annotations().as_ref()).map_err(|e| e.context(NO_CGROUP))?;
+    let entered = match doors {
+        Some(_) => cgroup.add_rest(init.pid, init.born_inside),
+        None => cgroup.enter(init.pid, resources, spec.annotations().as_ref()),
+    };
+    entered.map_err(|e| e.context(NO_CGROUP))?;
     scheduling::reset_affinity(init.pid);
     if let Some(devices) = spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()) {
         net_devices::hand_over(devices, init.pid)
@@ -257,7 +265,7 @@ fn serve(
                 super::listener::hand_over(spec, init, fd, &state, init.pid)?;
             }
             Message::Failed(text) => return Err(Error::new(text)),
-            Message::Pid(_) => return Err(Error::new("garbled message on the init channel")),
+            Message::Pid(..) => return Err(Error::new("garbled message on the init channel")),
         }
         init.channel.go()?;
     }
@@ -344,7 +352,7 @@ fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
         serde_json::to_vec(located.paths()).map_err(|e| Error::new(format!("encoding {MAKING}: {e}")))?;
     let making = dir.path().join(MAKING);
     fs::write(&making, text).context(|| format!("writing {}", making.display()))?;
-    let made = Cgroup::create(resources, path, &request.id, systemd, request.options.rootless_cgroup);
+    let made = located.create(resources, path.is_none(), request.options.rootless_cgroup);
     Ok(made.map_err(|e| e.context(NO_CGROUP))?)
 }
 

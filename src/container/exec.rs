@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 use super::hooks::HookState;
 use super::launch::{Newborn, launch};
 use super::{Cgroup, Container, Error, Result, Status, Store};
 use crate::init::channel::Message;
-use crate::init::{namespaces, rlimits, scheduling, seccomp, setns};
+use crate::init::{credentials, namespaces, rlimits, scheduling, seccomp, setns};
 use crate::sys;
 
 /// What is asked of `exec`.
@@ -67,6 +67,8 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
         spec: &spec,
         process: &request.process,
         namespaces: &joined,
+        user_namespace: namespaces::joins(&joined, LinuxNamespaceType::User)
+            || credentials::in_user_namespace(),
         no_new_keyring: container.state.config.no_new_keyring,
         stdio: request.stdio.as_ref(),
         console: request.console.as_ref(),
@@ -84,10 +86,17 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
         // The process is born with it, and this command only waits from here on.
         scheduling::set_affinity(0, list).map_err(|e| e.context("error setting initial CPU affinity"))?;
     }
-    let process = launch(0, &joined, &|channel| setns::main(&plan, channel))
+    let doors = inside.doors();
+    let process = launch(0, &joined, doors.as_ref(), &|channel| setns::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     let talked = (|| -> Result<()> {
-        enter(container, &inside, process.pid).map_err(|e| {
+        let entered = match doors {
+            Some(_) if process.born_inside || !inside.is_unified() => {
+                inside.add_rest(process.pid, process.born_inside)
+            }
+            _ => enter(container, &inside, process.pid),
+        };
+        entered.map_err(|e| {
             e.context(format!(
                 "unable to start container process: error adding pid {} to cgroups",
                 process.pid

@@ -2,10 +2,11 @@
 
 use std::os::fd::OwnedFd;
 
+use crate::cgroup::doors::Doors;
 use crate::init::channel::{Channel, Message};
-use crate::init::namespaces::Joined;
+use crate::init::namespaces::{self, Joined};
 use crate::init::setns;
-use crate::sys::process::{Fork, Side, clone3, exit_now, wait_child};
+use crate::sys::process::{Side, exit_now, wait_child};
 use crate::sys::{Context, Error, Result, pidfd};
 
 /// A new process, waiting for leave to go on.
@@ -17,36 +18,57 @@ pub struct Newborn {
     pub pidfd: OwnedFd,
     /// Our end of the conversation with it.
     pub channel: Channel,
+    /// It was born in the v2 tree's group.
+    pub born_inside: bool,
 }
 
-/// Makes a process with new namespaces (`flags`), in those of `joined`; it runs `then`, which must not return.
-pub fn launch(flags: u64, joined: &[Joined], then: &dyn Fn(Channel)) -> Result<Newborn> {
+/// Makes a process with new namespaces (`flags`), in those of `joined`, and in the control groups behind `doors`; it
+/// runs `then`, which must not return.
+pub fn launch(
+    flags: u64,
+    joined: &[Joined],
+    doors: Option<&Doors>,
+    then: &dyn Fn(Channel),
+) -> Result<Newborn> {
     let (ours, theirs) = Channel::pair()?;
-    let first = if joined.is_empty() { flags } else { 0 };
+    let unified = doors.and_then(Doors::unified);
+    let enter = || doors.map_or(Ok(()), Doors::enter).and_then(|()| namespaces::join_cgroup(joined));
+    let inside = |channel: Channel| match enter() {
+        Ok(()) => then(channel),
+        Err(e) => {
+            let _ = channel.tell(&Message::Failed(e.to_string()));
+        }
+    };
+    // The new process is in the container at once; what it inherits keeps others there from reaching it. A rootless
+    // user must own its files under /proc for a while: see `first_steps`.
+    if nix::unistd::geteuid().is_root() {
+        nix::sys::prctl::set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")?;
+    }
+    let (first, into) = if joined.is_empty() { (flags, unified) } else { (0, None) };
     // SAFETY: commands have one thread.
-    let (pid, pidfd) =
-        match unsafe { clone3(Fork { flags: first, into_cgroup: None }) }.context(|| "clone3")? {
-            Side::Child => {
-                drop(ours);
-                if joined.is_empty() {
-                    then(theirs);
-                } else {
-                    setns::helper(joined, flags, theirs, then);
-                }
-                exit_now(1)
+    let (side, born_inside) = unsafe { setns::fork(first, into) }.context(|| "clone3")?;
+    let (pid, pidfd) = match side {
+        Side::Child => {
+            drop(ours);
+            if joined.is_empty() {
+                inside(theirs);
+            } else {
+                setns::helper(joined, flags, unified, theirs, &inside);
             }
-            Side::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
-        };
+            exit_now(1)
+        }
+        Side::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
+    };
     drop(theirs);
     if joined.is_empty() {
-        return Ok(Newborn { pid, pidfd, channel: ours });
+        return Ok(Newborn { pid, pidfd, channel: ours, born_inside });
     }
     let said = ours.listen();
     wait_child(pid, true).context(|| "wait for the process that joins namespaces")?;
     match said? {
-        Some(Message::Pid(pid)) => {
+        Some(Message::Pid(pid, born_inside)) => {
             let pidfd = pidfd::open(pid, 0).context(|| "pidfd_open")?;
-            Ok(Newborn { pid, pidfd, channel: ours })
+            Ok(Newborn { pid, pidfd, channel: ours, born_inside })
         }
         Some(Message::Failed(text)) => Err(Error::new(text)),
         _ => Err(Error::new("the process that joins namespaces has died")),

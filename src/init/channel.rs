@@ -33,8 +33,9 @@ pub struct Channel(OwnedFd);
 /// What the new process says.
 #[derive(Debug)]
 pub enum Message {
-    /// The pid that the helper which joined the namespaces gave the process proper.
-    Pid(i32),
+    /// The pid that the helper which joined the namespaces gave the process proper, and whether that was born in its
+    /// control group.
+    Pid(i32, bool),
     /// All mounts are in place, below the root file system to be.
     Mounted,
     /// The slave of the process's terminal.
@@ -61,7 +62,8 @@ impl Channel {
     /// Sends a message of the process.
     pub fn tell(&self, message: &Message) -> Result<()> {
         match message {
-            Message::Pid(pid) => self.send(b'P', &pid.to_ne_bytes(), None),
+            Message::Pid(pid, false) => self.send(b'P', &pid.to_ne_bytes(), None),
+            Message::Pid(pid, true) => self.send(b'B', &pid.to_ne_bytes(), None),
             Message::Mounted => self.send(b'M', &[], None),
             Message::Console(fd) => self.send(b'C', &[], Some(fd.as_raw_fd())),
             Message::Ready => self.send(b'R', &[], None),
@@ -79,7 +81,8 @@ impl Channel {
         let Some((tag, payload)) = bytes.split_first() else { return Ok(None) };
         let number = || payload.try_into().map(i32::from_ne_bytes).map_err(|_| garbled());
         Ok(Some(match (tag, fd) {
-            (b'P', _) => Message::Pid(number()?),
+            (b'P', _) => Message::Pid(number()?, false),
+            (b'B', _) => Message::Pid(number()?, true),
             (b'M', _) => Message::Mounted,
             (b'C', Some(fd)) => Message::Console(fd),
             (b'R', _) => Message::Ready,
@@ -162,10 +165,10 @@ mod tests {
     #[test]
     fn messages_arrive_whole_with_their_descriptors() {
         let (command, process) = Channel::pair().unwrap();
-        process.tell(&Message::Pid(7)).unwrap();
+        process.tell(&Message::Pid(7, true)).unwrap();
         process.tell(&Message::Console(std::fs::File::open("/dev/null").unwrap().into())).unwrap();
         process.tell(&Message::Failed("ä".repeat(LONGEST))).unwrap();
-        assert!(matches!(command.listen(), Ok(Some(Message::Pid(7)))));
+        assert!(matches!(command.listen(), Ok(Some(Message::Pid(7, true)))));
         assert!(matches!(command.listen(), Ok(Some(Message::Console(_)))));
         let Ok(Some(Message::Failed(text))) = command.listen() else { panic!() };
         assert_eq!(text.chars().count(), LONGEST / 2);

@@ -11,17 +11,18 @@ use nix::unistd::{Gid, Uid, fchown, getegid, geteuid, setgid, setgroups, setuid}
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec, User};
 
 use super::masked::verify_dev_null;
-use crate::sys::procfs::Procfs;
+use crate::sys::procfs::{Later, read_text};
 use crate::sys::{Context, Error, Result};
 
 /// Becomes the user of config.json. Capabilities are kept until [`super::capabilities::apply`] sets them; supplementary
 /// groups are left alone where the user namespace forbids to set them, as nobody asked for any there.
-pub fn become_user(user: &User, procfs: &Procfs) -> Result<()> {
+pub fn become_user(user: &User, procfs: &Later) -> Result<()> {
     set_keepcaps(true).context(|| "unable to set keep caps")?;
     own_stdio(user.uid()).context(|| "unable to setup user")?;
-    if !setgroups_denied(procfs)? {
-        let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|g| Gid::from_raw(*g)).collect();
-        setgroups(&groups).context(|| "unable to setup user: setgroups")?;
+    let groups: Vec<Gid> = user.additional_gids().iter().flatten().map(|g| Gid::from_raw(*g)).collect();
+    match setgroups(&groups) {
+        Err(Errno::EPERM) if setgroups_denied(procfs)? => {}
+        done => done.context(|| "unable to setup user: setgroups")?,
     }
     let unmapped = |what: &str, id: u32, errno: Errno| match errno {
         Errno::EINVAL => Error::new(format!(
@@ -38,8 +39,8 @@ pub fn clear_keep_capabilities() -> Result<()> {
     set_keepcaps(false).context(|| "unable to clear keep caps")
 }
 
-fn setgroups_denied(procfs: &Procfs) -> Result<bool> {
-    match procfs.read("self/setgroups") {
+fn setgroups_denied(procfs: &Later) -> Result<bool> {
+    match procfs.get()?.read("self/setgroups") {
         Ok(text) => Ok(text.trim() == "deny"),
         Err(e) if e.errno() == Some(Errno::ENOENT) => Ok(false),
         Err(e) => Err(e),
@@ -65,7 +66,7 @@ fn own_stdio(uid: u32) -> Result<()> {
 
 /// True if this process is in a user namespace that is not the initial one.
 pub fn in_user_namespace() -> bool {
-    match std::fs::read_to_string("/proc/self/uid_map") {
+    match read_text("/proc/self/uid_map") {
         Ok(map) => map.split_whitespace().ne(["0", "0", "4294967295"]),
         Err(_) => false,
     }

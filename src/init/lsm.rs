@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use oci_spec::runtime::Process;
 
-use crate::sys::procfs::Procfs;
+use crate::sys::procfs::Later;
 use crate::sys::{Context, Error, Result};
 
 fn read_flag(path: &str) -> bool {
@@ -41,11 +41,12 @@ pub fn validate(process: &Process) -> Result<()> {
 }
 
 /// The AppArmor profile for the next program.
-pub fn apply_apparmor(process: &Process, procfs: &Procfs) -> Result<()> {
+pub fn apply_apparmor(process: &Process, procfs: &Later) -> Result<()> {
     let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) else {
         return Ok(());
     };
     let value = format!("exec {profile}");
+    let procfs = procfs.get()?;
     let write = || match procfs.write("self/attr/apparmor/exec", &value) {
         Err(e) if e.errno() == Some(Errno::ENOENT) => procfs.write("self/attr/exec", &value),
         other => other,
@@ -54,9 +55,9 @@ pub fn apply_apparmor(process: &Process, procfs: &Procfs) -> Result<()> {
 }
 
 /// The SELinux label for the next program.
-pub fn apply_selinux(process: &Process, procfs: &Procfs) -> Result<()> {
+pub fn apply_selinux(process: &Process, procfs: &Later) -> Result<()> {
     let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) else { return Ok(()) };
-    procfs.write("self/attr/exec", label).context(|| "can't set process label")
+    procfs.get()?.write("self/attr/exec", label).context(|| "can't set process label")
 }
 
 #[cfg(test)]
@@ -72,7 +73,7 @@ mod tests {
     fn no_label_needs_nothing() {
         let plain = process("");
         validate(&plain).unwrap();
-        let procfs = Procfs::mounted().unwrap();
+        let procfs = Later::default();
         apply_apparmor(&plain, &procfs).unwrap();
         apply_selinux(&plain, &procfs).unwrap();
     }

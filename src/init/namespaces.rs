@@ -96,9 +96,18 @@ fn open(kind: &'static Kind, name: PathBuf) -> Result<Option<Joined>> {
     }
 }
 
-/// Joins them. The pid namespace counts for children only.
+/// Joins all but the cgroup namespace. The pid namespace counts for children only.
 pub fn join(list: &[Joined]) -> Result<()> {
-    for joined in list {
+    join_some(list, |kind| kind != LinuxNamespaceType::Cgroup)
+}
+
+/// Joins the cgroup namespace, from which control groups outside it cannot be entered any more.
+pub fn join_cgroup(list: &[Joined]) -> Result<()> {
+    join_some(list, |kind| kind == LinuxNamespaceType::Cgroup)
+}
+
+fn join_some(list: &[Joined], which: impl Fn(LinuxNamespaceType) -> bool) -> Result<()> {
+    for joined in list.iter().filter(|j| which(j.kind.kind)) {
         process::setns(joined.file.as_fd(), joined.kind.flag)
             .context(|| format!("setns to {}", joined.name.display()))?;
     }

@@ -9,7 +9,7 @@ use oci_spec::runtime::{Process, Spec};
 use super::process::find;
 use super::program::Program;
 use super::{capabilities, credentials, lsm, scheduling, seccomp};
-use crate::sys::procfs::Procfs;
+use crate::sys::procfs::Later;
 use crate::sys::{Context, Error, Result, fd, prctl};
 
 /// Settings of the process that a supervisor should still be able to fail.
@@ -40,7 +40,7 @@ pub fn after_ready(
     process: &Process,
     filter: Option<&seccomp::Program>,
     passed: i32,
-    procfs: &Procfs,
+    procfs: &Later,
     listener: &dyn Fn(RawFd) -> Result<()>,
 ) -> Result<Program> {
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, which goes away below; with it, the fewer system calls

@@ -24,7 +24,7 @@ use super::channel::{Channel, Message};
 use super::program::{self, Program};
 use super::{console, devices, lsm, masked, privileges, rootfs, sysctl};
 use crate::sys::process::{self, exit_now};
-use crate::sys::procfs::Procfs;
+use crate::sys::procfs::Later;
 use crate::sys::{Context, Error, Result, keyring, network, pidfd};
 
 /// What the process is for.
@@ -126,9 +126,15 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     }
     rootfs::finish(&setup, &root)?;
     drop(root);
-    let procfs = Procfs::open()?;
+    let procfs = Later::default();
+    if setup.user_namespace {
+        // Whether groups can be set is asked under the container's seccomp filter, which may forbid to mount.
+        procfs.get()?;
+    }
     if let Some(sysctls) = plan.spec.linux().as_ref().and_then(|l| l.sysctl().as_ref()) {
-        sysctl::apply(sysctls, &procfs)?;
+        if !sysctls.is_empty() {
+            sysctl::apply(sysctls, procfs.get()?)?;
+        }
     }
     masked::apply(plan.spec)?;
     if plan.purpose == Purpose::Restore {

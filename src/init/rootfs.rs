@@ -32,6 +32,8 @@ pub struct Setup<'a> {
     pub rootfs: &'a Path,
     /// The bundle, which relative sources of bind mounts are relative to.
     pub bundle: &'a Path,
+    /// In a user namespace, its own or ours, devices cannot be made, only bound.
+    pub user_namespace: bool,
     /// MS_MOVE instead of pivot_root(2), for root file systems on a ramdisk.
     pub no_pivot: bool,
     /// The container's directory in cgroup v2, if it has one.
@@ -100,9 +102,8 @@ pub fn prepare(setup: &mut Setup<'_>) -> Result<Root> {
     }
     let own_dev = !mounts.iter().any(|m| m.kind == "bind" && clean(&m.destination) == Path::new("/dev"));
     if own_dev {
-        let bind =
-            crate::init::credentials::in_user_namespace() || setup.has_namespace(LinuxNamespaceType::User);
-        devices::create(fd.as_fd(), setup.spec, bind).context(|| "configuring container /dev")?;
+        devices::create(fd.as_fd(), setup.spec, setup.user_namespace)
+            .context(|| "configuring container /dev")?;
     }
     Ok(Root { fd, mounts, own_dev })
 }

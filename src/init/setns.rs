@@ -22,7 +22,7 @@ use super::process::{become_root, console_size, first_steps, session_keyring};
 use super::program::Program;
 use super::{console, lsm, privileges, seccomp};
 use crate::sys::process::{Fork, Side, clone3, exit_now};
-use crate::sys::procfs::Procfs;
+use crate::sys::procfs::Later;
 use crate::sys::{Context, Result, pidfd};
 
 /// All that a further process needs to know.
@@ -36,6 +36,8 @@ pub struct Plan<'a> {
     pub process: &'a Process,
     /// The namespaces of init that differ from ours.
     pub namespaces: &'a [Joined],
+    /// It is to be in a user namespace, the container's or ours.
+    pub user_namespace: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
     /// Standard input, output and error, where they are not the command's.
@@ -50,21 +52,42 @@ pub struct Plan<'a> {
     pub seccomp: Option<&'a seccomp::Program>,
 }
 
+/// Forks, into the control group (v2) `unified` if the kernel lets us, and says whether it did: a group may have groups
+/// inside, no room for one more process, or belong to somebody else. Then the command moves the process there.
+///
+/// # Safety
+/// As for [`clone3`].
+pub unsafe fn fork(flags: u64, unified: Option<RawFd>) -> nix::Result<(Side, bool)> {
+    if unified.is_some() {
+        // SAFETY: the caller's promise.
+        if let Ok(side) = unsafe { clone3(Fork { flags, into_cgroup: unified }) } {
+            return Ok((side, true));
+        }
+    }
+    // SAFETY: the caller's promise.
+    Ok((unsafe { clone3(Fork { flags, into_cgroup: None }) }?, false))
+}
+
 /// The helper's life: joins, and makes the process that `then` becomes. Never returns.
 ///
 /// Used by `exec`, and by `create` for a container that joins namespaces by path.
-pub fn helper(namespaces: &[Joined], flags: u64, channel: Channel, then: &dyn Fn(Channel)) -> ! {
+pub fn helper(
+    namespaces: &[Joined],
+    flags: u64,
+    unified: Option<RawFd>,
+    channel: Channel,
+    then: &dyn Fn(Channel),
+) -> ! {
     let born = || -> Result<()> {
         namespaces::join(namespaces)?;
         if namespaces::joins(namespaces, LinuxNamespaceType::User) {
             become_root()?;
         }
-        let fork = Fork { flags: flags | libc::CLONE_PARENT as u64, into_cgroup: None };
         // SAFETY: this process has one thread.
-        match unsafe { clone3(fork) }.context(|| "clone3")? {
-            Side::Child => Ok(()),
-            Side::Parent(pid, _) => {
-                channel.tell(&Message::Pid(pid.as_raw()))?;
+        match unsafe { fork(flags | libc::CLONE_PARENT as u64, unified) }.context(|| "clone3")? {
+            (Side::Child, _) => Ok(()),
+            (Side::Parent(pid, _), born_inside) => {
+                channel.tell(&Message::Pid(pid.as_raw(), born_inside))?;
                 exit_now(0)
             }
         }
@@ -109,7 +132,11 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
         console::send(socket.as_fd(), b"setns", own.as_fd())?;
     }
     umask(Mode::from_bits_truncate(plan.process.user().umask().unwrap_or(0o022)));
-    let procfs = Procfs::open()?;
+    let procfs = Later::default();
+    if plan.user_namespace {
+        // As in a new container.
+        procfs.get()?;
+    }
     privileges::before_ready(plan.process, plan.spec)?;
     channel.tell(&Message::Ready)?;
     channel.wait()?;

@@ -40,6 +40,7 @@ impl Fixture {
             spec,
             rootfs: &self.rootfs,
             bundle: self.dir.path(),
+            user_namespace: super::credentials::in_user_namespace(),
             no_pivot: false,
             unified: None,
             sources: vec![],
@@ -317,9 +318,13 @@ fn a_container_without_a_mount_namespace_is_refused() {
     });
 }
 
+fn mounted_v1() -> &'static [crate::cgroup::hierarchy::Hierarchy] {
+    crate::cgroup::hierarchy::v1_mounts(&crate::cgroup::hierarchy::own_paths().unwrap())
+}
+
 #[test]
 fn the_cgroup_mount_shows_every_tree() {
-    if crate::cgroup::is_unified() || crate::cgroup::hierarchy::v1_mounts().map_or(0, |m| m.len()) == 0 {
+    if crate::cgroup::is_unified() || mounted_v1().is_empty() {
         eprintln!("skipped: this host mounts no cgroup v1");
         return;
     }
@@ -335,7 +340,7 @@ fn the_cgroup_mount_shows_every_tree() {
             let json = serde_json::to_string(&spec).unwrap();
             let json = json.replace(r#"{"type":"mount"}"#, &format!(r#"{{"type":"mount"}}{namespaces}"#));
             spec = serde_json::from_str(&json).unwrap();
-            let wanted = crate::cgroup::hierarchy::v1_mounts().unwrap();
+            let wanted = mounted_v1();
             let mut setup = fixture.setup(&spec);
             let root = prepare(&mut setup).unwrap();
             pivot(&setup, &root).unwrap();
@@ -418,7 +423,7 @@ fn the_console_covers_whatever_is_there() {
 fn a_user_is_entered_with_groups_and_terminals() {
     in_child(0, || {
         let user = serde_json::from_str(r#"{"uid":12,"gid":34,"additionalGids":[56,78]}"#).unwrap();
-        let procfs = crate::sys::procfs::Procfs::mounted().unwrap();
+        let procfs = crate::sys::procfs::Later::default();
         super::credentials::become_user(&user, &procfs).unwrap();
         super::credentials::clear_keep_capabilities().unwrap();
         let status = fs::read_to_string("/proc/self/status").unwrap();

@@ -20,6 +20,46 @@ use super::mount::FsContext;
 use super::resolve::open_beneath;
 use super::{Context, Error, Result};
 
+/// Reads a small file in as few system calls as it takes: two and the end. The length that a file of procfs, sysfs or a
+/// control group claims to have means nothing.
+pub fn read_text(path: impl AsRef<Path>) -> std::io::Result<String> {
+    read_open(&mut File::open(path)?)
+}
+
+/// The same of an open file.
+pub fn read_open(file: &mut File) -> std::io::Result<String> {
+    let (mut text, mut filled) = (vec![0; 4096], 0);
+    loop {
+        match file.read(&mut text[filled..]) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        if filled == text.len() {
+            text.resize(2 * filled, 0);
+        }
+    }
+    text.truncate(filled);
+    String::from_utf8(text).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+}
+
+/// [`Procfs::open`] once it is needed: most processes write no label and no sysctl, and taking a mount away again makes
+/// the kernel wait.
+#[derive(Debug, Default)]
+pub struct Later(std::cell::OnceCell<Procfs>);
+
+impl Later {
+    /// The procfs, opened now if it has not been.
+    pub fn get(&self) -> Result<&Procfs> {
+        if let Some(procfs) = self.0.get() {
+            return Ok(procfs);
+        }
+        let procfs = Procfs::open()?;
+        Ok(self.0.get_or_init(|| procfs))
+    }
+}
+
 /// The inode number of the root of every procfs.
 const ROOT_INODE: u64 = 1;
 
@@ -73,10 +113,8 @@ impl Procfs {
     pub fn read(&self, path: impl AsRef<Path>) -> Result<String> {
         let path = path.as_ref();
         let name = || format!("open /proc/{}", path.display());
-        let mut text = String::new();
         let mut file = self.file(path, OFlag::O_RDONLY).context(name)?;
-        file.read_to_string(&mut text).context(|| format!("read /proc/{}", path.display()))?;
-        Ok(text)
+        read_open(&mut file).context(|| format!("read /proc/{}", path.display()))
     }
 
     /// Writes a file in one write(2), as procfs wants it.

@@ -25,7 +25,6 @@ const FLAGS: u64 = MS_NOEXEC | MS_NOSUID | MS_NODEV;
 
 pub(super) fn mount_v1(mounter: &Mounter<'_>, m: &Mount) -> Result<()> {
     let own = hierarchy::own_paths()?;
-    let mounts = hierarchy::v1_mounts()?;
     let tmpfs = Mount {
         kind: "tmpfs".to_owned(),
         source: "tmpfs".into(),
@@ -39,7 +38,7 @@ pub(super) fn mount_v1(mounter: &Mounter<'_>, m: &Mount) -> Result<()> {
     };
     let (target, _) = mounter.directory_target(&tmpfs)?;
     let top = mounter.place(&tmpfs, &target, tmpfs.flags, &tmpfs.data)?;
-    for hierarchy in &mounts {
+    for hierarchy in hierarchy::v1_mounts(&own) {
         let Some(name) = hierarchy.mount_point.file_name() else { continue };
         let Some(dir) = hierarchy.own_directory(&own) else { continue };
         let one = Mount { destination: m.destination.join(name), ..m.clone() };
