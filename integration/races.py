@@ -16,7 +16,7 @@ import subprocess
 import time
 
 from cli import busybox
-from harness import PATIENCE, RUNTIME, Failed, Skip, check, equal, remove_cgroup, sh, until
+from harness import PATIENCE, RUNTIME, Failed, Skip, check, equal, real_checkpoints, remove_cgroup, sh, until
 
 
 class Race:
@@ -29,6 +29,7 @@ class Race:
         host.undo.append(lambda: remove_cgroup(self.name))
         self.bundle = busybox(host, *args).bundle
         self.spec = json.loads((self.bundle / "config.json").read_text())
+        self.rootfs = pathlib.Path(self.spec["root"]["path"])
         self.spec["process"]["env"].append(self.mark)
         self.ids = []
 
@@ -68,6 +69,41 @@ class Race:
         check(status in ok, f"$ {' '.join(process.args)}\nstatus {status}\n{text}")
         return status, text
 
+    def killed(self, whole, *words, log):
+        """A command that is killed at some moment of the time that it takes."""
+        process = self.launch(*words, log=log)
+        time.sleep(random.uniform(0, whole * 1.1))
+        process.kill()
+        process.wait()
+
+    def timed(self, *words, log):
+        """How long a command takes that nobody kills."""
+        began = time.monotonic()
+        self.done(self.launch(*words, log=log), log)
+        return time.monotonic() - began
+
+    def run(self, label):
+        id, bundle = self.new(label)
+        self.done(self.launch("run", "--detach", "--bundle", bundle, id, log=f"{id}.log"), f"{id}.log")
+        return id, bundle
+
+    def truth(self, id, *allowed):
+        """Waits for a state that is one of these, and true."""
+        def true():
+            status, pid = self.status(id)
+            if status in ("", "stopped"):
+                return pid == 0 and status in allowed and (status,)
+            check(status in allowed, f"state: {status}, not one of {allowed}")
+            return os.path.exists(f"/proc/{pid}") and (status,)
+
+        return until(true, f"a state that is true, of {allowed}; it is {self.status(id)}")[0]
+
+    def cleared(self, id):
+        """`delete --force` leaves nothing, whatever came before."""
+        self.call("delete", "--force", id)
+        equal(self.status(id), ("", 0), "after delete")
+        self.nothing_left()
+
     def status(self, id):
         """The state, or nothing where there is no container."""
         done = self.call("state", id, ok=(0, 1))
@@ -82,6 +118,7 @@ class Race:
         found = [str(self.root / id) for id in self.ids if (self.root / id).exists()]
         tops = [pathlib.Path("/sys/fs/cgroup"), *pathlib.Path("/sys/fs/cgroup").iterdir()]
         found += [str(path) for top in tops for id in self.ids if (path := top / self.name / id).is_dir()]
+        found += [line for line in open("/proc/self/mountinfo") if any(id in line for id in self.ids)]
         for process in pathlib.Path("/proc").glob("[0-9]*"):
             try:
                 if self.mark.encode() in (process / "environ").read_bytes().split(b"\0"):
@@ -161,32 +198,150 @@ def better_than_runc():
 
 
 def test_create_killed(host):
-    """`create` is killed at random moments: `state` tells the truth, and `delete --force` leaves nothing."""
+    """`create` and `run` are killed at random moments: `state` tells the truth, and `delete --force` leaves nothing."""
     better_than_runc()
     race = Race(host, "sleep", "1000")
-    id, bundle = race.new("whole")
-    began = time.monotonic()
-    race.done(race.launch("create", "--bundle", bundle, id, log="whole.log"), "whole.log")
-    whole = time.monotonic() - began
-    race.call("delete", "--force", id)
-    for n in range(20):
-        id, bundle = race.new(str(n))
-        create = race.launch("create", "--bundle", bundle, id, log=f"{id}.log")
-        time.sleep(random.uniform(0, whole * 1.1))
-        create.kill()
-        create.wait()
-
-        def true():
-            status, pid = race.status(id)
-            if status in ("", "stopped"):
-                return pid == 0
-            equal(status, "created", "state")
-            return os.path.exists(f"/proc/{pid}")
-
-        until(true, "a state that is true")
+    for words, alive in (("create",), "created"), (("run", "--detach"), "running"):
+        id, bundle = race.new(f"{alive}-whole")
+        whole = race.timed(*words, "--bundle", bundle, id, log="whole.log")
         race.call("delete", "--force", id)
-        equal(race.status(id), ("", 0), "after delete")
-        race.nothing_left()
+        for n in range(12):
+            id, bundle = race.new(f"{alive}-{n}")
+            race.killed(whole, *words, "--bundle", bundle, id, log=f"{id}.log")
+            race.truth(id, "", "stopped", alive)
+            race.cleared(id)
+
+
+def test_start_killed(host):
+    """`start` is killed at random moments: the container is created, and can be started, or it runs."""
+    better_than_runc()
+    race = Race(host, "sleep", "1000")
+    race.spec["process"]["user"] = {"uid": 7, "gid": 8}
+    id, bundle = race.new("whole")
+    race.done(race.launch("create", "--bundle", bundle, id, log="whole.log"), "whole.log")
+    whole = race.timed("start", id, log="whole.log")
+    race.call("delete", "--force", id)
+    for n in range(12):
+        id, bundle = race.new(str(n))
+        race.done(race.launch("create", "--bundle", bundle, id, log=f"{id}.log"), f"{id}.log")
+        race.killed(whole, "start", id, log=f"{id}.start")
+        if race.truth(id, "created", "running") == "created":
+            again = race.call("start", id, ok=(0, 1))
+            # The program had been let go, but that was not yet to be seen.
+            check(again.returncode == 0 or "already running" in again.stderr, again.stderr)
+        race.truth(id, "running")
+        equal(race.call("exec", id, "echo", "there").stdout, "there\n", "exec")
+        race.cleared(id)
+
+
+def test_exec_killed(host):
+    """`exec` is killed at random moments: the container runs on, takes the next one, and goes when it is told to."""
+    better_than_runc()
+    race = Race(host, "sleep", "1000")
+    id, _ = race.run("c")
+    whole = race.timed("exec", id, "true", log="whole.log")
+    for n in range(20):
+        race.killed(whole, "exec", *(["--detach"] if n % 2 else []), id, "sleep", "1000", log=f"{n}.exec")
+        equal(race.status(id)[0], "running", "state")
+    equal(race.call("exec", id, "echo", "there").stdout, "there\n", "exec")
+    # The processes of a pid namespace that were executed into it have parents outside, who take note of their end late.
+    race.call("kill", id, "KILL")
+    until(lambda: race.status(id) == ("stopped", 0), "the end", 5)
+    race.call("delete", id)
+    race.nothing_left()
+
+
+def test_delete_killed(host):
+    """`delete` and `delete --force` are killed at random moments: the next one does the rest."""
+    better_than_runc()
+    race = Race(host, "sleep", "1000")
+    id, _ = race.run("whole")
+    whole = race.timed("delete", "--force", id, log="whole.log")
+    for n in range(12):
+        id, _ = race.run(str(n))
+        race.killed(whole, "delete", "--force", id, log=f"{id}.delete")
+        if race.truth(id, "", "stopped", "running") == "stopped":
+            # What is left of it is no hindrance for somebody who does not use force.
+            race.call("delete", id)
+        race.cleared(id)
+
+
+def test_pause_killed(host):
+    """`pause` and `resume` are killed at random moments: what `state` says holds, and the other one turns it round."""
+    better_than_runc()
+    race = Race(host, "sh", "-c", "while :; do echo >>/ticks; sleep 0.01; done")
+    id, _ = race.run("c")
+    ticks = race.rootfs / "ticks"
+    size = lambda: ticks.stat().st_size if ticks.exists() else 0  # noqa: E731
+    whole = race.timed("pause", id, log="whole.log")
+    race.call("resume", id)
+    for n in range(12):
+        race.killed(whole, "pause", id, log=f"{n}.pause")
+        if race.truth(id, "paused", "running") == "paused":
+            at = size()
+            time.sleep(0.05)
+            equal(size(), at, "ticks of a paused container")
+            race.killed(whole, "resume", id, log=f"{n}.resume")
+            if race.truth(id, "paused", "running") == "paused":
+                race.call("resume", id)
+        at = size()
+        until(lambda at=at: size() > at, "ticks of a running container")
+    race.killed(whole, "pause", id, log="last.pause")
+    race.cleared(id)
+
+
+def test_checkpoint_killed(host):
+    """`checkpoint` is killed at random moments: the container runs on, or there is an image that brings it back."""
+    better_than_runc()
+    real_checkpoints()
+    race = Race(host, "sh", "-c", "while :; do echo >>/ticks; sleep 0.01; done")
+    ticks = race.rootfs / "ticks"
+    size = lambda: ticks.stat().st_size if ticks.exists() else 0  # noqa: E731
+
+    def goes_on(what):
+        at = size()
+        until(lambda: size() > at + 2, what)
+
+    id, _ = race.run("whole")
+    whole = race.timed("checkpoint", "--image-path", host.dir / "whole", id, log="whole.log")
+    for n in range(16):
+        id, bundle = race.run(str(n))
+        leave = ["--leave-running"] if n % 2 else []
+        image = host.dir / f"{n}.image"
+        race.killed(whole, "checkpoint", *leave, "--image-path", image, id, log=f"{id}.checkpoint")
+        # A look is enough to undo what the killed command has left.
+        if race.truth(id, "running", *([] if leave else ["", "stopped"])) == "running":
+            goes_on("a container whose checkpoint was killed")
+            equal(race.call("exec", id, "echo", "there").stdout, "there\n", "exec")
+        else:
+            race.call("delete", "--force", id)
+            race.done(race.launch("restore", "--detach", "--bundle", bundle, "--image-path", image, id, log=f"{id}.restore"), f"{id}.restore")
+            goes_on("a container from the image of a killed checkpoint")
+        race.cleared(id)
+
+
+def test_restore_killed(host):
+    """`restore` is killed at random moments: `delete --force` leaves nothing, and the image can be restored again."""
+    better_than_runc()
+    real_checkpoints()
+    race = Race(host, "sh", "-c", "while :; do echo >>/ticks; sleep 0.01; done")
+    ticks = race.rootfs / "ticks"
+    size = lambda: ticks.stat().st_size if ticks.exists() else 0  # noqa: E731
+    id, bundle = race.run("c")
+    until(lambda: size() > 5, "the program")
+    race.call("checkpoint", "--image-path", host.dir / "image", id)
+    words = ("restore", "--detach", "--bundle", bundle, "--image-path", host.dir / "image", id)
+    whole = race.timed(*words, log="whole.log")
+    race.cleared(id)
+    for n in range(16):
+        race.killed(whole, *words, log=f"{n}.restore")
+        if race.truth(id, "", "stopped", "running") == "running":
+            at = size()
+            until(lambda at=at: size() > at, "the restored program")
+        race.cleared(id)
+    race.timed(*words, log="last.log")
+    at = size()
+    until(lambda: size() > at, "the restored program at last")
 
 
 def test_full_disk(host):

@@ -371,8 +371,12 @@ fn exec_fifo(dir: &Dir, spec: &Spec) -> Result<OwnedFd> {
     // The umask may have taken bits away.
     fchmodat(nix::fcntl::AT_FDCWD, &path, mode, nix::sys::stat::FchmodatFlags::FollowSymlink)
         .context(|| format!("chmod {}", path.display()))?;
-    let (uid, gid) = host_root(spec);
-    if uid != 0 || gid != 0 {
+    let (root, gid) = host_root(spec);
+    // It is opened, for reading too, by the user that the program will be run as.
+    let user = spec.process().as_ref().map_or(0, |p| p.user().uid());
+    let uid =
+        IdMaps::of(spec).map_or(Some(user), |maps| credentials::host_id(maps.uids, user)).unwrap_or(root);
+    if (uid != 0 || gid != 0) && geteuid().is_root() {
         chown(&path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
             .context(|| format!("chown {}", path.display()))?;
     }

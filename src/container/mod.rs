@@ -107,19 +107,23 @@ impl Container {
 
     /// True while init, the very process and not one that got its pid later, has not exited.
     pub fn has_init(&self) -> bool {
+        self.init().is_some()
+    }
+
+    fn init(&self) -> Option<proc::Stat> {
         let pid = self.state.init_process_pid;
-        pid > 0 && proc::Stat::of(pid).is_some_and(|s| s.start == self.state.init_process_start && s.alive())
+        let stat = proc::Stat::of(pid).filter(|_| pid > 0)?;
+        (stat.start == self.state.init_process_start && stat.alive()).then_some(stat)
     }
 
     /// What it is doing now.
     pub fn status(&self) -> Result<Status> {
-        if !self.has_init() {
-            return Ok(Status::Stopped);
-        }
+        let Some(init) = self.init() else { return Ok(Status::Stopped) };
         if self.cgroup().is_frozen()? {
             return Ok(Status::Paused);
         }
-        Ok(if self.dir.exec_fifo().exists() { Status::Created } else { Status::Running })
+        // A `start` that was killed has left the fifo, though init went on.
+        Ok(if self.dir.exec_fifo().exists() && !init.execed { Status::Created } else { Status::Running })
     }
 
     /// Its control groups.

@@ -2,11 +2,22 @@
 
 use std::fs;
 
-/// The two fields of /proc/PID/stat that tell whether a container's init is still itself.
+/// PF_EXITING: a thread that is in exit(2).
+const EXITING: u64 = 0x4;
+/// PF_FORKNOEXEC: a process that still runs what its parent ran.
+const NOT_EXECED: u64 = 0x40;
+
+/// The fields of /proc/PID/stat that tell whether a container's init is still itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stat {
-    /// State letter: `R`, `S`, `Z`, ...
+    /// State letter of the first thread: `R`, `S`, `Z`, ...
     pub state: u8,
+    /// The first thread is in exit(2).
+    pub exiting: bool,
+    /// The process has executed a program since it was forked.
+    pub execed: bool,
+    /// How many threads there are.
+    pub threads: u32,
     /// Start time in clock ticks since boot.
     pub start: u64,
 }
@@ -20,15 +31,25 @@ impl Stat {
     fn parse(line: &[u8]) -> Option<Self> {
         // The name stands in parentheses and may hold any byte, parentheses too: the last one ends it.
         let after_name = line.iter().rposition(|&b| b == b')')? + 2;
-        let mut fields = line.get(after_name..)?.split(|b| b.is_ascii_whitespace());
-        let state = *fields.next()?.first()?;
-        let start = std::str::from_utf8(fields.nth(18)?).ok()?.parse().ok()?;
-        Some(Self { state, start })
+        let fields: Vec<&str> =
+            std::str::from_utf8(line.get(after_name..)?).ok()?.split_ascii_whitespace().take(20).collect();
+        let flags = fields.get(6)?.parse::<u64>().ok()?;
+        Some(Self {
+            state: *fields.first()?.as_bytes().first()?,
+            exiting: flags & EXITING != 0,
+            execed: flags & NOT_EXECED == 0,
+            threads: fields.get(17)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        })
     }
 
-    /// True for a process that has not exited.
+    /// True for a process that still runs something.
+    ///
+    /// The first thread may have ended and others go on. A last thread that is in exit(2) will run nothing any more; if
+    /// it is init of a pid namespace it may be there for long, for it waits until whoever started further processes
+    /// in the namespace has taken note of their end.
     pub fn alive(self) -> bool {
-        !matches!(self.state, b'Z' | b'X' | b'x')
+        self.threads > 1 || !(self.exiting || matches!(self.state, b'Z' | b'X' | b'x'))
     }
 }
 
@@ -39,13 +60,26 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_confuse() {
         let line = b"7 (a) R 1 (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 8675309 1 2 3\n";
-        assert_eq!(Stat::parse(line), Some(Stat { state: b'S', start: 8_675_309 }));
+        let stat = Stat { state: b'S', exiting: false, execed: true, threads: 1, start: 8_675_309 };
+        assert_eq!(Stat::parse(line), Some(stat));
         assert_eq!(Stat::parse(b"7 (a"), None);
+    }
+
+    #[test]
+    fn the_last_thread_decides() {
+        let stat = |state, exiting, threads| Stat { state, exiting, execed: true, threads, start: 1 };
+        assert!(stat(b'S', false, 1).alive());
+        assert!(stat(b'Z', true, 2).alive(), "another thread goes on");
+        assert!(!stat(b'S', true, 1).alive(), "it waits for its namespace to become empty");
+        assert!(!stat(b'Z', true, 1).alive());
     }
 
     #[test]
     fn we_are_alive() {
         let stat = Stat::of(std::process::id() as i32).unwrap();
-        assert!(stat.alive());
+        assert!(stat.alive() && stat.execed);
+        crate::sys::testing::in_child(0, || {
+            assert!(!Stat::of(std::process::id() as i32).unwrap().execed);
+        });
     }
 }

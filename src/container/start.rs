@@ -6,12 +6,15 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use oci_spec::runtime::Spec;
 
 use super::hooks::{self, Point};
 use super::{Container, Error, Result, Status, Store};
 use crate::sys::{Context, pidfd};
+
+/// How long init may say nothing before we look whether it has gone on without us.
+const LOOK_AGAIN: u8 = 50;
 
 /// Lets the program of a created container run.
 pub fn start(store: &Store, id: &str) -> Result<Container> {
@@ -38,8 +41,11 @@ impl Container {
         loop {
             let mut fds =
                 [PollFd::new(fifo.as_fd(), PollFlags::POLLIN), PollFd::new(init.as_fd(), PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
+            match poll(&mut fds, LOOK_AGAIN) {
                 Err(Errno::EINTR) => {}
+                // Another `start` let it go and was killed before it could read the byte: no other will come.
+                Ok(0) if self.init().is_some_and(|init| init.execed) => return self.forget_fifo(),
+                Ok(0) => {}
                 done => {
                     done.context(|| "poll exec fifo")?;
                     break;
@@ -57,7 +63,11 @@ impl Container {
                 "exec fifo is empty: container init died before it could run the program",
             ));
         }
-        match fs::remove_file(&path) {
+        self.forget_fifo()
+    }
+
+    fn forget_fifo(&self) -> Result<()> {
+        match fs::remove_file(self.dir.exec_fifo()) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context(|| "unlink exec fifo")?,
             _ => {}
         }

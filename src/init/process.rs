@@ -160,6 +160,9 @@ fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
         let name = format!("/proc/self/fd/{}", fifo.as_raw_fd());
         let file = open(name.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
             .context(|| "reopen exec fifo")?;
+        // Whoever has opened the other end may be killed before the byte is read: that is no reason to die of SIGPIPE.
+        let _other =
+            open(name.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
         nix::unistd::write(&file, b"0").context(|| "write exec fifo")?;
     }
     (plan.hooks)(Stage::StartContainer)?;
