@@ -12,6 +12,7 @@ pub mod fcntl;
 pub mod fd;
 pub mod handle;
 pub mod inotify;
+pub mod io_uring;
 pub mod ioctl;
 pub mod kcmp;
 pub mod keyring;

@@ -109,7 +109,6 @@ pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result
 pub fn unsupported(live: &Live) -> Error {
     let link = live.link.display();
     let what = match live.link.to_str().unwrap_or_default() {
-        "anon_inode:[io_uring]" => "an io_uring instance".to_owned(),
         "anon_inode:[userfaultfd]" => "a userfaultfd".to_owned(),
         "anon_inode:[fanotify]" => "a fanotify group".to_owned(),
         "anon_inode:[perf_event]" => "a performance counter (perf_event)".to_owned(),

@@ -23,7 +23,7 @@ use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::opener::Opener;
-use crate::checkpoint::files::regular;
+use crate::checkpoint::files::{regular, uring};
 use crate::checkpoint::image::{ExtFileEntry, FdTypes, FileEntry, ImageDir, RegFileEntry};
 use crate::checkpoint::{Error, Result};
 
@@ -135,6 +135,9 @@ pub fn set_flags(file: &OwnedFd, flags: u32) -> Result<()> {
 pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     for entry in opener.of(FdTypes::Ext) {
         let Some(ext) = &entry.ext else { continue };
+        if uring::has(opener.restore.model, ext.id)? {
+            continue;
+        }
         // A socket has no name that outlives it: its number is where it was at create.
         let index = opener
             .lowest_number(ext.id)

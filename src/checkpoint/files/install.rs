@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 use crate::checkpoint::context::NewTask;
 use crate::checkpoint::files::moves::{self, Move};
 use crate::checkpoint::files::opener::Files;
+use crate::checkpoint::files::uring;
 use crate::checkpoint::image::{FdinfoEntry, FsEntry};
 use crate::checkpoint::remote::{Batch, Conduit};
 use crate::checkpoint::{Error, Result};
@@ -34,7 +35,8 @@ impl<'a> Files<'a> {
         let vpid = task.vpid.cast_unsigned();
         let new = model.ids.get(&vpid).is_none_or(|ids| self.installed.insert(ids.files_id));
         let table = if new { self.table(task.vpid) } else { &[] };
-        let order = sorted(table)?;
+        let rings = uring::numbers(model, table)?;
+        let order = sorted(table.iter().filter(|entry| !rings.contains_key(&entry.id)))?;
         let fs = model.fs.get(&vpid);
         let mut sent: Vec<BorrowedFd<'_>> = Vec::new();
         for (id, _) in &order {
@@ -92,6 +94,7 @@ impl<'a> Files<'a> {
         if !batch.is_empty() {
             task.injection.run(&batch)?;
         }
+        self.make_rings(task, table)?;
         self.add_watches(task, table)
     }
 
@@ -119,8 +122,8 @@ impl<'a> Files<'a> {
 type Numbers = (u32, Vec<(i32, bool)>);
 
 /// The files of a table in ascending order of their lowest numbers.
-fn sorted(table: &[FdinfoEntry]) -> Result<Vec<Numbers>> {
-    let mut entries: Vec<_> = table.iter().collect();
+fn sorted<'e>(table: impl IntoIterator<Item = &'e FdinfoEntry>) -> Result<Vec<Numbers>> {
+    let mut entries: Vec<_> = table.into_iter().collect();
     entries.sort_by_key(|e| e.fd);
     let mut order: Vec<Numbers> = Vec::new();
     let mut places = BTreeMap::new();

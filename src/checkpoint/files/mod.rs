@@ -54,6 +54,7 @@ mod tcp;
 mod timerfd;
 mod tty;
 pub mod unix;
+pub mod uring;
 mod watched;
 
 pub use check::check;
@@ -155,5 +156,6 @@ const KINDS: &[Kind] = &[
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, a| inet::check(l, a.options), dump: inet::dump, open: inet::open },
     Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
     Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: |l, a| unix::later(l, a.root), dump: unix::dump, open: unix::open },
+    Kind { name: "io_uring", r#type: FdTypes::Ext, is: uring::is, check: uring::check, dump: uring::dump, open: uring::open },
     Kind { name: "external", r#type: FdTypes::Ext, is: |_| false, check: fine, dump: external::dump, open: external::open },
 ];

@@ -33,6 +33,8 @@ pub struct Registry {
     pub(super) pipes: BTreeSet<(u64, u64)>,
     /// Memfds by device and inode.
     pub(super) memfds: BTreeMap<(u64, u64), u32>,
+    /// Rings of io_uring, by inode.
+    pub(super) rings: BTreeMap<u64, u32>,
     /// Locks recorded: their file, and the table that owns them, 0 for those that belong to the file itself.
     pub(super) locks: BTreeSet<(u32, u32)>,
     /// Terminals by id.
@@ -62,6 +64,11 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// The ring with this inode.
+    pub fn ring(&self, inode: u64) -> Option<u32> {
+        self.rings.get(&inode).copied()
+    }
+
     /// The container's root directory.
     pub(super) fn root(&self) -> Result<&OwnedFd> {
         self.root.as_ref().ok_or_else(|| Error::new("the container's root directory is not open"))

@@ -1,5 +1,5 @@
-//! The extension `task` of stasis.img: what threads have that CRIU's core image has no field for. Ancillary: a restore
-//! without it runs right, a little less as it was.
+//! Extensions of stasis.img. `task`: what threads have that CRIU's core image has no field for. Ancillary: a restore
+//! without it runs right, a little less as it was. `io_uring`: what CRIU cannot restore at all.
 
 use crate::checkpoint::image::record::records;
 
@@ -25,6 +25,33 @@ records! {
         memory_nodes: optional bytes = 11,
         dispatch: optional message(ThreadDispatch) = 12,
         placement: repeated message(MappingPolicy) = 13,
+    }
+
+    /// The extension `io_uring`: rings. Their descriptors are external files to CRIU, which it does not restore.
+    RingsExtra = "rings_extra" {
+        rings: repeated message(RingExtra) = 1,
+    }
+
+    /// One ring: the file that it is, what it was made with, what is in its memory, what was registered with it.
+    /// A registered file is a descriptor of the process; `u32::MAX` is an empty place.
+    RingExtra = "ring_extra" {
+        id: required uint32 = 1,
+        flags: required uint32 = 2,
+        sq_entries: required uint32 = 3,
+        cq_entries: required uint32 = 4,
+        sq_off: repeated uint32 = 5,
+        cq_off: repeated uint32 = 6,
+        queues: required bytes = 7,
+        requests: required bytes = 8,
+        files: repeated uint32 = 9,
+        buffers: repeated message(RingBuffer) = 10,
+        status_flags: required uint32 = 11,
+    }
+
+    /// A registered buffer; none where the length is 0.
+    RingBuffer = "ring_buffer" {
+        address: required uint64 = 1,
+        length: required uint64 = 2,
     }
 
     /// The NUMA policy of a mapping, as mbind(2) takes it. A process's are with its leader.

@@ -89,6 +89,13 @@ fn assign(
     for vma in found {
         match vma.backing {
             Backing::Process | Backing::SystemV(_) => {}
+            Backing::Ring => {
+                let ring = dump.files.ring(vma.mapping.inode).ok_or_else(|| {
+                    Error::new("an io_uring is mapped of which no process has a descriptor")
+                        .remedy("let the program keep the descriptor of the ring")
+                })?;
+                vma.entry.shmid = ring.into();
+            }
             Backing::File => {
                 let access = vma.entry.fdflags.unwrap_or(0);
                 let key = (vma.mapping.device, vma.mapping.inode, vma.mapping.name.clone(), access);

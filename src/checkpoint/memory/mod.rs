@@ -30,11 +30,14 @@
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
 //! | `inherit` | memory that a child has from its parent                          |
+//! | `choose`  | mappings of which the kernel chooses the address                 |
+//! | `sources` | the files that its mappings need                                 |
 //! | `fill`    | filling its memory                                                |
 //! | `lazy`    | filling it while the program already runs                         |
 
 pub mod bridge;
 pub mod capture;
+pub mod choose;
 pub mod copy;
 pub mod dump;
 pub mod fill;
@@ -51,6 +54,7 @@ pub mod plan;
 pub mod restore;
 pub mod shmem;
 pub mod snapshot;
+mod sources;
 pub mod track;
 pub mod vdso;
 pub mod vmas;

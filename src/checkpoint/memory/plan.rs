@@ -8,6 +8,7 @@
 //! Every mapping gets its last protection at once: pages are filled in by ways that do not ask for PROT_WRITE. So no
 //! page is ever writable and executable unless it was, and memory-deny-write-execute has nothing to object to.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::checkpoint::error::{Error, Result};
@@ -33,6 +34,8 @@ pub enum Source {
     File(u32, u32),
     /// Shared anonymous memory.
     Shared(u64),
+    /// What the task has open under this number.
+    Descriptor(i32),
 }
 
 /// One thing to do in the task.
@@ -88,6 +91,27 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Leaves what can only be mapped by way of the task's own descriptors for the end, when they are in place.
+    pub fn postpone(&mut self, descriptors: &BTreeMap<u32, i32>) {
+        let own = |step: &mut Step| match step {
+            Step::Map { source: Source::File(id, _), .. } => descriptors.get(id).copied(),
+            _ => None,
+        };
+        let mut late = Vec::new();
+        self.map.retain_mut(|step| match own(step) {
+            None => true,
+            Some(fd) => {
+                if let Step::Map { source, .. } = step {
+                    *source = Source::Descriptor(fd);
+                }
+                late.push(step.clone());
+                false
+            }
+        });
+        late.append(&mut self.finish);
+        self.finish = late;
+    }
+
     /// Leaves alone what the task has already.
     pub fn keep(&mut self, kept: &[Kept]) {
         let find = |start: u64| kept.binary_search_by_key(&start, |kept| kept.range.start).ok();

@@ -10,17 +10,17 @@
 use std::collections::BTreeMap;
 use std::iter::once;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
-use nix::sys::stat::Mode;
 
 use crate::checkpoint::arch::{self, record};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::files::uring;
 use crate::checkpoint::image::MmEntry;
+use crate::checkpoint::memory::choose;
 use crate::checkpoint::memory::fill::{self, Goals};
 use crate::checkpoint::memory::inherit;
 use crate::checkpoint::memory::lazy::{self, Lazy};
@@ -28,6 +28,7 @@ use crate::checkpoint::memory::lock::{self, OnFault};
 use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
+use crate::checkpoint::memory::sources::{EXECUTABLE, Sources};
 use crate::checkpoint::memory::vdso::{Fit, Vdso};
 use crate::checkpoint::memory::{bridge, maps, mm};
 use crate::checkpoint::model::Model;
@@ -115,6 +116,7 @@ impl<'a> Memories<'a> {
         let (start, end) = task.injection.footprint();
         let model = self.restore.model;
         let mut plan = plan::plan(&mm.vmas, &(start..end), |id| segment_size(model, id))?;
+        plan.postpone(&uring::of_task(model, task.vpid)?);
         let bridge = bridge(model, task.vpid, mm, &mut plan, &(start..end), &pages)?;
         let parent = self.heirs.get(&task.vpid).copied();
         let kept = match parent {
@@ -295,6 +297,8 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
         Step::Map { range, prot, flags, source, offset } => {
             let fd = match source {
                 Source::Nothing => -1,
+                // Mapped in the end, another way.
+                Source::Descriptor(_) => return Err(Error::new("a mapping is made too early")),
                 other => *numbers.get(other).ok_or_else(|| Error::new("a mapped file was not passed"))?,
             };
             batch.about("cannot map the memory of the images");
@@ -343,6 +347,9 @@ fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan, on_fault: &OnFau
     let mut batch = Batch::new();
     for one in &plan.finish {
         match one {
+            Step::Map { range, prot, source: Source::Descriptor(fd), offset, .. } => {
+                choose::map(injection, range, *prot, *fd, *offset)?;
+            }
             Step::Lock(range, prot) => lock::lock(&mut batch, range, *prot, on_fault),
             other => step(&mut batch, other, &BTreeMap::new())?,
         }
@@ -352,76 +359,4 @@ fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan, on_fault: &OnFau
         return Ok(());
     }
     injection.run(&batch).map(drop)
-}
-
-/// How the executable is asked for: in no mode that a mapping has.
-const EXECUTABLE: u32 = u32::MAX;
-
-/// The descriptors that a plan's mappings need, opened as they were.
-struct Sources<'a>(BTreeMap<Source, Held<'a>>);
-
-enum Held<'a> {
-    Borrowed(BorrowedFd<'a>),
-    Own(OwnedFd),
-}
-
-impl Held<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Borrowed(fd) => *fd,
-            Self::Own(fd) => fd.as_fd(),
-        }
-    }
-}
-
-impl<'a> Sources<'a> {
-    fn open<'f: 'a>(plan: &Plan, files: OpenFile<'f>, shared: &'a Shared) -> Result<Self> {
-        let mut held = BTreeMap::new();
-        for step in &plan.map {
-            let Step::Map { source, .. } = step else { continue };
-            if held.contains_key(source) {
-                continue;
-            }
-            let file = match *source {
-                Source::Nothing => continue,
-                Source::File(id, access) => reopened(files(id)?, access)?,
-                Source::Shared(id) => Held::Borrowed(
-                    shared.get(id).ok_or_else(|| Error::new(format!("there is no shared memory {id}")))?,
-                ),
-            };
-            held.insert(*source, file);
-        }
-        Ok(Self(held))
-    }
-
-    fn add_executable<'f: 'a>(&mut self, id: u32, files: OpenFile<'f>) -> Result<()> {
-        let file = reopened(files(id)?, libc::O_RDONLY.cast_unsigned())?;
-        self.0.insert(Source::File(id, EXECUTABLE), file);
-        Ok(())
-    }
-
-    /// Passes them to the task; their numbers there.
-    fn send(&self, task: &mut NewTask, conduit: &Conduit) -> Result<BTreeMap<Source, i32>> {
-        if self.0.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let fds: Vec<BorrowedFd<'_>> = self.0.values().map(Held::as_fd).collect();
-        let numbers = conduit.send(&mut task.injection, &fds)?;
-        Ok(self.0.keys().copied().zip(numbers).collect())
-    }
-}
-
-/// The file itself when it is open in this mode, else opened again. The mode decides what mprotect(2) may later do.
-fn reopened(file: BorrowedFd<'_>, access: u32) -> Result<Held<'_>> {
-    let flags = fcntl(file, FcntlArg::F_GETFL)
-        .during("cannot look at a mapped file", || format!("fcntl({}, F_GETFL)", file.as_raw_fd()))?;
-    let wanted = OFlag::from_bits_truncate(access.cast_signed()) & OFlag::O_ACCMODE;
-    let flags = OFlag::from_bits_truncate(flags);
-    if flags & OFlag::O_ACCMODE == wanted && !flags.contains(OFlag::O_PATH) {
-        return Ok(Held::Borrowed(file));
-    }
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    open(path.as_str(), wanted | OFlag::O_CLOEXEC, Mode::empty())
-        .during("cannot open a mapped file again", || format!("open({path:?}, {wanted:?})"))
-        .map(Held::Own)
 }

@@ -41,7 +41,13 @@ pub enum Backing {
     Shared,
     /// In the System V segment of this id.
     SystemV(u32),
+    /// In a ring of io_uring, whose file has the inode of the mapping.
+    Ring,
 }
+
+/// How `maps` calls a ring of io_uring; from this offset on it has buffers that the kernel provides.
+const RING: &[u8] = b"anon_inode:[io_uring]";
+const RING_END: u64 = 0x8000_0000;
 
 /// What `/proc/PID/map_files` says about a mapping of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +103,11 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
     let advice = ADVICE.iter().filter(|(word, _)| flags.has(word)).fold(0, |bits, (_, n)| bits | 1 << n);
     entry.madv = (advice != 0).then_some(advice);
     let backing = match file {
+        _ if mapping.name() == RING => {
+            entry.status |= status::FILE_SHARED;
+            entry.fdflags = Some(libc::O_RDWR.cast_unsigned());
+            Backing::Ring
+        }
         None => {
             entry.flags |= libc::MAP_ANONYMOUS.cast_unsigned();
             entry.status |= status::ANON_PRIVATE;
@@ -153,8 +164,10 @@ fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()>
     let name = mapping.name();
     let what = if name.starts_with(b"/[aio]") {
         "a ring of Linux AIO"
-    } else if name.starts_with(b"anon_inode:[io_uring]") {
-        "a ring of io_uring"
+    } else if name == RING && (!mapping.shared || mapping.offset >= RING_END) {
+        "a part of an io_uring that is neither its queues nor its requests"
+    } else if name == RING {
+        return Ok(());
     } else if name == b"[uprobes]" {
         "a page of a tracer's uprobes"
     } else if flags.has(b"um") || flags.has(b"uw") || flags.has(b"ui") {
@@ -294,7 +307,6 @@ mod tests {
         let device = Some(FileFacts { mode: libc::S_IFCHR, device: 5, special: 0x1234, access: 2 });
         let cases = [
             ("/[aio] (deleted)", "rd wr", None, "Linux AIO"),
-            ("anon_inode:[io_uring]", "rd wr", None, "io_uring"),
             ("anon_inode:[perf_event]", "rd wr", None, "kernel object"),
             ("", "rd wr um", None, "userfaultfd"),
             ("", "rd wr ht", None, "hugetlbfs"),

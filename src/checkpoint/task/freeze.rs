@@ -139,6 +139,9 @@ impl Found {
             if self.threads.contains_key(&tid) || frozen && is_stopped(tid) {
                 continue;
             }
+            if tid != pid && status::is_kernels(pid, tid) {
+                continue;
+            }
             match Thread::seize(tid) {
                 Ok(thread) => {
                     thread.interrupt()?;

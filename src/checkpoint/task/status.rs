@@ -126,6 +126,15 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     Ok(tids)
 }
 
+/// Whether the kernel has made the thread, to work for io_uring: it runs nothing of the program, and would work for
+/// nobody while it is traced.
+pub fn is_kernels(pid: i32, tid: i32) -> bool {
+    const PF_IO_WORKER: i64 = 0x10;
+    let named = read(format!("/proc/{pid}/task/{tid}/comm")).is_ok_and(|name| name.starts_with("iou-"));
+    let flags = || Stat::parse(&read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default()).field(9);
+    named && flags() & PF_IO_WORKER != 0
+}
+
 /// Numbered fields of `/proc/PID/stat`, counted as proc(5) does: field 1 is the pid, 3 the state.
 #[derive(Debug)]
 pub struct Stat(Vec<i64>);
