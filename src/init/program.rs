@@ -132,7 +132,13 @@ const PASSWD_LIMIT: u64 = 16 << 20;
 fn home(uid: u32) -> String {
     let read = || -> Option<String> {
         use std::io::Read;
-        let file = fs::File::open("/etc/passwd").ok()?;
+        use std::os::unix::fs::OpenOptionsExt;
+        // Whoever made the image may have put a fifo there, which would keep us waiting, or a device.
+        let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = fs::File::options().read(true).custom_flags(flags).open("/etc/passwd").ok()?;
+        if !file.metadata().ok()?.is_file() {
+            return None;
+        }
         let mut text = vec![];
         file.take(PASSWD_LIMIT).read_to_end(&mut text).ok()?;
         home_in(&text, uid)
