@@ -239,6 +239,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     files::dump(dump)?;
     // A descriptor may be all that keeps a namespace.
     namespaces::nested::contents(dump)?;
+    namespaces::nested::check_threads(&dump.model)?;
     phases.end("files");
     let capture = pages(dump)?;
     phases.end("memory");

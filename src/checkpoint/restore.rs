@@ -73,21 +73,21 @@ fn run(
     phases.end("plan");
     let mut stub = seize(restore)?;
     namespaces::restore(restore)?;
-    nested::make(restore, &mut stub)?;
-    phases.end("namespaces");
-    let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
-    phases.end("files");
-
     let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);
     let number = limits::make_room(&mut stub.injection, highest.into(), u64::from(highest) + ROOM)?;
     let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
+    nested::make(restore, &mut stub, &conduit)?;
+    phases.end("namespaces");
+    let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
+    phases.end("files");
+
     let mut memories = Memories::open(restore, revival.forks())?;
     revival.grow(stub, tree, &mut |task, moment| match moment {
         Moment::Leads => files.take_terminal(task, &conduit),
         Moment::Forks(child) => memories.bequeath(task, child, &|id| files.vma_file(id), &conduit),
     })?;
-    namespaces::place(restore, tree)?;
+    namespaces::place(restore, tree, &conduit)?;
     nested::enter(restore, tree, &conduit)?;
     phases.end("tree");
 
@@ -113,6 +113,7 @@ fn run(
             files.finish(task, &conduit)?;
         }
     }
+    let users = nested::hand(restore, tree, &conduit)?;
     let mut closed = BTreeSet::new();
     for pid in &live {
         let table = model.ids.get(&pid.cast_unsigned()).map_or(0, |ids| ids.files_id);
@@ -121,7 +122,7 @@ fn run(
         }
     }
     files.set_owners(&pids)?;
-    revival.finish(tree, threads)?;
+    revival.finish(tree, threads, &users)?;
     namespaces::finish(restore, threads)?;
     phases.end("tasks");
     ready()?;

@@ -20,6 +20,7 @@ const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
 const SIOCGSKNS: libc::c_ulong = 0x894C;
 const NS_GET_USERNS: libc::c_ulong = 0xb701;
 const NS_GET_PARENT: libc::c_ulong = 0xb702;
+const NS_GET_OWNER_UID: libc::c_ulong = 0xb704;
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
 
 /// What a terminal is set to, the kernel's own layout (`struct termios`, 19 control characters).
@@ -201,6 +202,11 @@ pub fn namespace_owner(fd: impl AsFd) -> nix::Result<OwnedFd> {
 /// The namespace around a pid or user namespace.
 pub fn namespace_parent(fd: impl AsFd) -> nix::Result<OwnedFd> {
     plain(fd, NS_GET_PARENT, 0).map(owned)
+}
+
+/// Who has made a user namespace, as ours knows him.
+pub fn namespace_maker(fd: impl AsFd) -> nix::Result<u32> {
+    get(fd, NS_GET_OWNER_UID, 0u32)
 }
 
 /// The CLONE_NEW* flag of a namespace's kind.

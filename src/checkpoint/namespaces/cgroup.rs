@@ -26,7 +26,7 @@ use crate::checkpoint::image::{
 };
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::vpid;
-use crate::checkpoint::remote::Thread;
+use crate::checkpoint::remote::{Conduit, Thread};
 pub use roots::save as save_root;
 use tree::{Hierarchy, hierarchies};
 
@@ -152,7 +152,7 @@ impl<'a> Places<'a> {
 }
 
 /// Makes the groups inside, and puts each process into its own. `tree` has them by their pids inside.
-pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: &Conduit) -> Result<()> {
     let Some(places) = Places::of(restore)? else { return Ok(()) };
     places.each(&mut |controller, group, dir| {
         let inside = !controller.dirs.first().is_some_and(|top| std::ptr::eq(top, group));
@@ -162,7 +162,7 @@ pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>) -> Result
         Ok(())
     })?;
     if let Some(stub) = tree.get_mut(&INIT) {
-        roots::make(restore, stub, &places)?;
+        roots::make(restore, stub, conduit, &places)?;
     }
     let set_of = |vpid: i32| restore.model.cores.get(&vpid.cast_unsigned())?.tc.as_ref()?.cg_set;
     let init = set_of(INIT);

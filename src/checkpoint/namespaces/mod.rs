@@ -27,7 +27,7 @@ use std::collections::BTreeMap;
 use crate::checkpoint::context::{Dump, NewTask, Options, Restore, Source};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::TaskKobjIdsEntry;
-use crate::checkpoint::remote::Thread;
+use crate::checkpoint::remote::{Conduit, Thread};
 
 pub use enter::within;
 pub use kind::Kind;
@@ -89,8 +89,8 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
 }
 
 /// Puts the processes, by their pids inside, where they were among the container's control groups.
-pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
-    cgroup::place(restore, tree)
+pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: &Conduit) -> Result<()> {
+    cgroup::place(restore, tree, conduit)
 }
 
 /// What can be done only when every process has its memory and its threads.

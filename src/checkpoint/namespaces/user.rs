@@ -8,10 +8,14 @@
 //! So the mappings must be the same at a restore. What the engine makes, it makes as the container's root: a file
 //! system of the container's knows no owner that is not mapped.
 
+use oci_spec::runtime::{Capability, Spec};
+
 use crate::checkpoint::context::{Dump, Restore, Source, Target};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{UidGidExtent, UsernsEntry};
 use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::nested;
+use crate::checkpoint::task::credentials::Policy;
 use crate::sys::credentials;
 
 /// Whether the container has id mappings of its own.
@@ -57,6 +61,94 @@ fn compare(saved: Option<&UsernsEntry>, here: Option<&UsernsEntry>) -> Result<()
         text(saved)
     ))
     .remedy("give linux.uidMappings and linux.gidMappings of config.json the values of the checkpoint"))
+}
+
+/// Saves the mappings of a user namespace that the container has made, to the ids of the one around it. `pids` are in
+/// it, `around` is in that one.
+pub fn save(dump: &mut Dump<'_>, id: u32, pids: &[i32], around: Option<i32>) -> Result<()> {
+    let (Some(pid), Some(around)) = (pids.first(), around) else {
+        return Err(Error::new("a user namespace without a process cannot be checkpointed")
+            .remedy("let the program close its descriptor of it"));
+    };
+    let mut maps = maps(*pid)?;
+    let outer = self::maps(around)?;
+    relate(&mut maps.uid_map, &outer.uid_map)?;
+    relate(&mut maps.gid_map, &outer.gid_map)?;
+    dump.model.userns.insert(id, maps);
+    Ok(())
+}
+
+/// Turns ids of this host into those of a namespace.
+fn relate(maps: &mut [UidGidExtent], outer: &[UidGidExtent]) -> Result<()> {
+    for extent in maps {
+        let first = extent.lower_first;
+        let around = outer.iter().find(|e| first >= e.lower_first && first - e.lower_first < e.count);
+        let around = around
+            .ok_or_else(|| Error::new("a user namespace maps ids that the one around it does not have"))?;
+        extent.lower_first = around.first + (first - around.lower_first);
+    }
+    Ok(())
+}
+
+/// Whether nobody in the user namespace of a process may change supplementary groups.
+pub fn fixed_groups(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/setgroups")).is_ok_and(|text| text.trim() == "deny")
+}
+
+/// A group of a user namespace of the images, as the container knows it; 0 for the container's own.
+pub fn some_group(restore: &Restore<'_>, mut id: u32) -> Result<u32> {
+    let spaces = nested::spaces(restore.model)?;
+    let mut group = None;
+    while let Some(maps) = restore.model.userns.get(&id).filter(|_| id > Kind::Time.id(true)) {
+        let mut extents = maps.gid_map.iter();
+        let extent = match group {
+            None => extents.next(),
+            Some(g) => extents.find(|e| g >= e.first && g - e.first < e.count),
+        };
+        let none = || Error::new(format!("nobody could have made a user namespace in the one numbered {id}"));
+        let extent = extent.ok_or_else(none)?;
+        group = Some(extent.lower_first + group.map_or(0, |g: u32| g - extent.first));
+        id = spaces.iter().find(|space| space.id == id).map_or(0, |space| space.owner);
+    }
+    Ok(group.unwrap_or(0))
+}
+
+/// What is to be written into the files of /proc/PID for a user namespace of the images, in this order.
+pub fn files(restore: &Restore<'_>, id: u32, fixed_groups: bool) -> Result<Vec<(&'static str, String)>> {
+    let Some(maps) = restore.model.userns.get(&id) else {
+        return Err(Error::new(format!("the images lack userns-{id}.img")));
+    };
+    permit(&restore.target.spec, maps)?;
+    let text = |map: &[UidGidExtent]| {
+        let line = |e: &UidGidExtent| format!("{} {} {}\n", e.first, e.lower_first, e.count);
+        map.iter().map(line).collect::<String>()
+    };
+    let mut files = Vec::new();
+    if fixed_groups {
+        files.push(("setgroups", "deny".to_owned()));
+    }
+    files.extend([("uid_map", text(&maps.uid_map)), ("gid_map", text(&maps.gid_map))]);
+    files.retain(|(_, text)| !text.is_empty());
+    Ok(files)
+}
+
+/// A process may map its own ids into a user namespace that it makes; others only with a capability.
+fn permit(spec: &Spec, maps: &UsernsEntry) -> Result<()> {
+    let policy = Policy::of(spec);
+    for (map, capability, what) in
+        [(&maps.uid_map, Capability::Setuid, "users"), (&maps.gid_map, Capability::Setgid, "groups")]
+    {
+        let more = map.len() > 1 || map.iter().any(|extent| extent.count > 1);
+        if more && !policy.grants(capability) {
+            let extent = |e: &UidGidExtent| format!("{}:{}:{}", e.first, e.lower_first, e.count);
+            return Err(Error::new(format!(
+                "the checkpoint has a user namespace with the {what} {}, and config.json lets nobody map more than one",
+                map.iter().map(extent).collect::<Vec<_>>().join(",")
+            ))
+            .remedy(format!("give the capability CAP_{}", capability.to_string().trim_start_matches("CAP_"))));
+        }
+    }
+    Ok(())
 }
 
 /// The mappings of a process, as this host sees them.
@@ -106,6 +198,35 @@ pub fn as_root_of<T: Send>(target: &Target, work: impl FnOnce() -> Result<T> + S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mappings_lead_to_the_namespace_around() {
+        let extent = |first, lower_first, count| UidGidExtent { first, lower_first, count };
+        let outer = [extent(0, 100_000, 1000), extent(1000, 300_000, 10)];
+        let mut maps = [extent(0, 100_007, 1), extent(5, 300_002, 3)];
+        relate(&mut maps, &outer).unwrap();
+        assert_eq!(maps, [extent(0, 7, 1), extent(5, 1002, 3)]);
+        assert!(relate(&mut [extent(0, 5, 1)], &outer).is_err());
+    }
+
+    #[test]
+    fn whoever_may_not_change_ids_maps_one() {
+        let spec = |caps: &str| -> Spec {
+            serde_json::from_str(&format!(
+                r#"{{"ociVersion": "1.0.2", "process": {{"cwd": "/", "user": {{"uid": 0, "gid": 0}},
+                    "capabilities": {{"bounding": [{caps}]}}}}}}"#
+            ))
+            .unwrap()
+        };
+        let maps = |count| UsernsEntry {
+            uid_map: vec![UidGidExtent { first: 0, lower_first: 7, count }],
+            gid_map: Vec::new(),
+        };
+        permit(&spec(""), &maps(1)).unwrap();
+        permit(&spec(r#""CAP_SETUID""#), &maps(9)).unwrap();
+        let error = permit(&spec(r#""CAP_SETGID""#), &maps(9)).unwrap_err().to_string();
+        assert!(error.contains("0:7:9") && error.contains("config.json"), "{error}");
+    }
 
     #[test]
     fn mappings_are_read_and_compared() {

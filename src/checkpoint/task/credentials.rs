@@ -176,14 +176,11 @@ fn names(set: u64) -> String {
     (0..64).filter(|n| set & (1 << n) != 0).map(name).collect::<Vec<_>>().join(", ")
 }
 
-/// Sets a thread's credentials. Runs in the thread, which so far has the full set of the runtime.
-pub fn restore(batch: &mut Batch, creds: &CredsEntry, policy: &Policy) -> Result<()> {
-    policy.check(creds)?;
-    let all = sets(creds)?;
-    let prctl = |batch: &mut Batch, args: [u64; 3]| batch.call(libc::SYS_prctl, &args.map(Into::into));
-    let option = |n: i32| u64::from(n.unsigned_abs());
+/// Sets the ids of a thread, which so far has the full set of the runtime, and keeps that.
+pub fn take_ids(batch: &mut Batch, creds: &CredsEntry) {
     batch.about("cannot set the user and group ids");
-    prctl(batch, [option(PR_SET_SECUREBITS), (KEEP_CAPS | NO_SETUID_FIXUP).into(), 0]);
+    let securebits = u64::from(PR_SET_SECUREBITS.unsigned_abs());
+    batch.call(libc::SYS_prctl, &[securebits.into(), (KEEP_CAPS | NO_SETUID_FIXUP).into(), 0.into()]);
     let groups: Vec<u8> = creds.groups.iter().flat_map(|id| id.to_ne_bytes()).collect();
     let list = batch.data(&groups);
     batch.call(libc::SYS_setgroups, &[creds.groups.len().into(), list]);
@@ -191,6 +188,20 @@ pub fn restore(batch: &mut Batch, creds: &CredsEntry, policy: &Policy) -> Result
     batch.call(libc::SYS_setfsgid, &[creds.fsgid.into()]);
     batch.call(libc::SYS_setresuid, &[creds.uid.into(), creds.euid.into(), creds.suid.into()]);
     batch.call(libc::SYS_setfsuid, &[creds.fsuid.into()]);
+}
+
+/// Sets a thread's credentials. Runs in the thread, which so far has the full set of the runtime. `inside`: it is in a
+/// user namespace that the container has made, has its ids already, and its capabilities are nobody else's concern.
+pub fn restore(batch: &mut Batch, creds: &CredsEntry, policy: &Policy, inside: bool) -> Result<()> {
+    if !inside {
+        policy.check(creds)?;
+    }
+    let all = sets(creds)?;
+    let prctl = |batch: &mut Batch, args: [u64; 3]| batch.call(libc::SYS_prctl, &args.map(Into::into));
+    let option = |n: i32| u64::from(n.unsigned_abs());
+    if !inside {
+        take_ids(batch, creds);
+    }
     batch.about("cannot set the capabilities");
     for cap in 0..=sys::prctl::last_capability() {
         if all[BOUNDING] & (1 << cap) == 0 {
@@ -247,7 +258,7 @@ mod tests {
         let wide = CredsEntry { cap_bnd: vec![0b1111], ..CredsEntry::default() };
         let error = policy.check(&wide).unwrap_err().to_string();
         assert!(error.contains("bounding") && error.contains("0xf") && error.contains("0xb"), "{error}");
-        assert!(restore(&mut Batch::new(), &wide, &policy).is_err());
+        assert!(restore(&mut Batch::new(), &wide, &policy, false).is_err());
         assert!(sets(&CredsEntry { cap_eff: vec![0; 3], ..CredsEntry::default() }).is_err());
     }
 

@@ -22,6 +22,7 @@ use super::process::DEAD;
 use super::{credentials, limits};
 use crate::checkpoint::image::{CoreEntry, CredsEntry};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::nested::user_of;
 use crate::checkpoint::{Error, Result};
 
 const SCHED_FIFO: u32 = 1;
@@ -39,13 +40,14 @@ pub fn admit<'a>(model: &'a Model, spec: &Spec, clamp: bool) -> Result<Cow<'a, M
                 continue;
             }
             judge.ids(core).map_err(|e| e.pid(entry.pid.cast_signed()))?;
-            if let Err(error) = judge.rest(core) {
+            let inside = user_of(model, entry.pid).is_some();
+            if let Err(error) = judge.rest(core, inside) {
                 if !clamp {
                     let remedy = "allow it in config.json, or give restore --policy clamp to leave it out";
                     return Err(error.pid(entry.pid.cast_signed()).remedy(remedy));
                 }
                 if let Some(core) = admitted.to_mut().cores.get_mut(vtid) {
-                    judge.clamp(core);
+                    judge.clamp(core, inside);
                 }
             }
         }
@@ -119,8 +121,9 @@ impl Judge<'_> {
     }
 
     /// What can be clamped.
-    fn rest(&self, core: &CoreEntry) -> Result<()> {
-        if let Some(creds) = creds(core) {
+    /// `inside`: the process is in a user namespace that the container has made, its capabilities count only there.
+    fn rest(&self, core: &CoreEntry, inside: bool) -> Result<()> {
+        if let Some(creds) = creds(core).filter(|_| !inside) {
             self.policy.check(creds)?;
         }
         if let Some(tc) = &core.tc {
@@ -146,10 +149,10 @@ impl Judge<'_> {
         }
     }
 
-    fn clamp(&self, core: &mut CoreEntry) {
+    fn clamp(&self, core: &mut CoreEntry, inside: bool) {
         let real_time = self.real_time();
         if let Some(thread) = &mut core.thread_core {
-            if let Some(creds) = &mut thread.creds {
+            if let (Some(creds), false) = (&mut thread.creds, inside) {
                 self.policy.clamp(creds);
             }
             if !real_time && matches!(thread.sched_policy, Some(SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) {

@@ -64,7 +64,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
             dump.model.cores.insert(vpid.cast_unsigned(), zombie(task)?);
             continue;
         }
-        for (vtid, core, more) in alive(task, captured).map_err(|e| e.pid(vpid))? {
+        for (vtid, core, more) in alive(dump.source.init, task, captured).map_err(|e| e.pid(vpid))? {
             dump.model.cores.insert(vtid.cast_unsigned(), core);
             extra.threads.push(more);
         }
@@ -116,9 +116,13 @@ fn parent(status: &Status) -> u32 {
 }
 
 /// The records of a process and its threads. Leaves the leader's injection in `task`.
-fn alive(task: &mut LiveTask, mut captured: Vec<Captured>) -> Result<Vec<(i32, CoreEntry, ThreadExtra)>> {
-    let users = IdMap::users(task.pid)?;
-    let groups = IdMap::groups(task.pid)?;
+fn alive(
+    init: i32,
+    task: &mut LiveTask,
+    mut captured: Vec<Captured>,
+) -> Result<Vec<(i32, CoreEntry, ThreadExtra)>> {
+    // As the container knows them: a user namespace that it has made may have no names for them.
+    let (users, groups) = (IdMap::users(init)?, IdMap::groups(init)?);
     let pairs: Vec<(i32, i32)> = task.threads.iter().zip(&captured).map(|(t, c)| (t.tid(), c.vtid)).collect();
     let leader = captured.first().ok_or_else(|| Error::new("the process has no thread"))?;
     let thread_core = leader.core.thread_core.clone().unwrap_or_default();

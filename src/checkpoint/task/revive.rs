@@ -20,6 +20,7 @@ use nix::errno::Errno;
 use prost::Message;
 
 use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
+use super::status::Status;
 use super::tree::Step;
 use super::{credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
 use crate::checkpoint::arch::{features, record};
@@ -28,6 +29,8 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
     CoreEntry, PstreeEntry, TaskCoreEntry, TaskExtra, ThreadCoreEntry, ThreadExtra,
 };
+use crate::checkpoint::namespaces::nested::user_of;
+use crate::checkpoint::namespaces::{Kind, within};
 use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injection, Stop, Thread};
 use crate::checkpoint::{Error, Result};
 use crate::sys;
@@ -36,6 +39,13 @@ const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_DUMPABLE: u64 = 4;
 const PR_SET_NAME: u64 = 15;
 const PR_SET_CHILD_SUBREAPER: u64 = 36;
+/// What threads share.
+const THREAD: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -196,7 +206,13 @@ impl<'a> Revival<'a> {
 
     /// The last stage of every process, children before parents. `threads` gets all threads, to be detached, and also
     /// holds those made before a failure.
-    pub fn finish(&self, tree: &mut BTreeMap<i32, NewTask>, threads: &mut Vec<Thread>) -> Result<()> {
+    /// `users` are descriptors of the user namespaces that processes are to enter.
+    pub fn finish(
+        &self,
+        tree: &mut BTreeMap<i32, NewTask>,
+        threads: &mut Vec<Thread>,
+        users: &BTreeMap<i32, i32>,
+    ) -> Result<()> {
         for entry in self.restore.model.pstree.iter().rev() {
             let pid = vpid(entry);
             let task = tree.remove(&pid).ok_or_else(|| Error::new("the process is gone").pid(pid))?;
@@ -204,7 +220,7 @@ impl<'a> Revival<'a> {
             if tc.task_state == DEAD {
                 die(task, tc).map_err(|e| e.pid(pid))?;
             } else {
-                self.process(entry, tc, task, threads).map_err(|e| e.pid(pid))?;
+                self.process(entry, tc, task, threads, users.get(&pid).copied()).map_err(|e| e.pid(pid))?;
             }
         }
         Ok(())
@@ -216,14 +232,21 @@ impl<'a> Revival<'a> {
         tc: &TaskCoreEntry,
         task: NewTask,
         made: &mut Vec<Thread>,
+        user: Option<i32>,
     ) -> Result<()> {
         let NewTask { pid, mut injection, .. } = task;
         made.push(injection.thread().clone());
         // While there is one thread: the kernel looks at the signal stacks of all.
         self.ask_for_features(entry, &mut injection)?;
+        if let Some(door) = user {
+            self.enter_user(entry, &mut injection, door)?;
+        }
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
-            let thread = make_thread(&mut injection, *vtid)?;
+            let thread = match user {
+                None => make_thread(&mut injection, *vtid)?,
+                Some(_) => self.make_thread_by_turn(&mut injection, *vtid)?,
+            };
             made.push(thread.thread().clone());
             threads.push((*vtid, thread));
         }
@@ -280,6 +303,34 @@ impl<'a> Revival<'a> {
         Ok(())
     }
 
+    /// Takes the ids that the container knows a process by, and goes into its user namespace: nobody who has threads can.
+    fn enter_user(&self, entry: &PstreeEntry, injection: &mut Injection, door: i32) -> Result<()> {
+        let mut batch = Batch::new();
+        if let Some(creds) = self.core(entry.pid)?.thread_core.as_ref().and_then(|t| t.creds.as_ref()) {
+            credentials::take_ids(&mut batch, creds);
+        }
+        batch.about("cannot put the process into its user namespace");
+        batch.call(libc::SYS_setns, &[door.into(), libc::CLONE_NEWUSER.into()]);
+        batch.call(libc::SYS_close, &[door.into()]);
+        injection.run(&batch).map(drop)
+    }
+
+    /// Makes a thread where clone3(2) may not be told its id: it gets the next one, and that is set before.
+    fn make_thread_by_turn(&self, leader: &mut Injection, vtid: u32) -> Result<Injection> {
+        let init = self.restore.target.init;
+        within(init, &[Kind::Pid], || {
+            sys::last_pid::set(vtid - 1)
+                .during("cannot choose the id of a thread", || format!("write(ns_last_pid, {})", vtid - 1))
+        })?;
+        let args = CloneArgs { flags: THREAD, ..CloneArgs::default() };
+        let (thread, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
+        let got = Status::of_thread(thread.tid(), thread.tid())?.ns_tid.last().copied();
+        if got != Some(vtid.cast_signed()) {
+            return Err(named(Error::new(format!("the thread was made as {got:?}")), vtid));
+        }
+        Ok(injection)
+    }
+
     /// Asks for the parts of the processor's state that the process had asked for.
     fn ask_for_features(&self, entry: &PstreeEntry, injection: &mut Injection) -> Result<()> {
         let had = self.extra(entry.pid).and_then(|extra| extra.features).unwrap_or(0);
@@ -331,7 +382,8 @@ impl<'a> Revival<'a> {
         let strict = thread.seccomp_mode == Some(1);
         seccomp::restore(&mut batch, &self.chain(core)?, strict)?;
         if let Some(creds) = &thread.creds {
-            credentials::restore(&mut batch, creds, &self.policy)?;
+            let inside = user_of(self.restore.model, entry.pid).is_some();
+            credentials::restore(&mut batch, creds, &self.policy, inside)?;
         }
         batch.about("cannot restore the thread's state");
         batch.call(libc::SYS_prctl, &[PR_SET_PDEATHSIG.into(), thread.pdeath_sig.unwrap_or(0).into()]);
@@ -396,17 +448,7 @@ fn extension(restore: &Restore<'_>) -> Result<TaskExtra> {
 }
 
 fn make_thread(leader: &mut Injection, vtid: u32) -> Result<Injection> {
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
-    let args = CloneArgs {
-        flags: u64::from(flags.unsigned_abs()),
-        set_tid: vec![vtid.cast_signed()],
-        ..CloneArgs::default()
-    };
+    let args = CloneArgs { flags: THREAD, set_tid: vec![vtid.cast_signed()], ..CloneArgs::default() };
     let (_, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
     Ok(injection)
 }

@@ -16,6 +16,7 @@ use crate::checkpoint::context::{Dump, NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::{Doors, through};
 use crate::checkpoint::namespaces::nested;
+use crate::checkpoint::remote::Conduit;
 
 /// Name of the extension in stasis.img: by namespace and hierarchy, the root as a path below the container's group.
 const EXTENSION: &str = "cgroup-roots";
@@ -65,7 +66,12 @@ fn root<'a>(place: &'a str, inside: &str) -> Option<&'a str> {
 }
 
 /// Makes the namespaces, as long as `stub` and all its children are in the container's own group.
-pub(super) fn make(restore: &Restore<'_>, stub: &mut NewTask, places: &Places<'_>) -> Result<()> {
+pub(super) fn make(
+    restore: &Restore<'_>,
+    stub: &mut NewTask,
+    conduit: &Conduit,
+    places: &Places<'_>,
+) -> Result<()> {
     let all: Roots = restore.model.extension(EXTENSION)?;
     let mut dirs: BTreeMap<u32, Vec<PathBuf>> = BTreeMap::new();
     for (id, roots) in &all {
@@ -82,7 +88,7 @@ pub(super) fn make(restore: &Restore<'_>, stub: &mut NewTask, places: &Places<'_
         }
         dirs.insert(*id, of);
     }
-    nested::make_placed(restore, stub, &dirs, &|dir, pid| put(dir, "cgroup.procs", pid))
+    nested::make_placed(restore, stub, conduit, &dirs, &|dir, pid| put(dir, "cgroup.procs", pid))
 }
 
 #[cfg(test)]

@@ -39,6 +39,11 @@ pub(super) fn of(entry: &MntEntry) -> MsFlags {
     MsFlags::from_bits_retain(entry.flags.into())
 }
 
+/// The attributes of a record that take something away.
+pub(super) fn restrictions(entry: &MntEntry) -> u64 {
+    attributes(of(entry)) & RESTRICTIVE
+}
+
 /// What turns the flags `from` into `to`, as far as it takes something away or `loosen` allows more. None if nothing.
 pub(super) fn change(from: MsFlags, to: MsFlags, loosen: bool) -> Option<Attributes> {
     let (have, want) = (attributes(from) & RESTRICTIVE, attributes(to) & RESTRICTIVE);

@@ -33,6 +33,7 @@ use crate::checkpoint::namespaces::mountinfo::{self, Mount};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
 use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
 use crate::sys::resolve::open_in_root;
+use crate::sys::stat;
 
 /// A live mount namespace, as its root shows it.
 #[derive(Debug)]
@@ -142,7 +143,8 @@ impl Place {
     }
 }
 
-struct Builder<'a> {
+/// A mount namespace in the making.
+pub struct Builder<'a> {
     restore: &'a Restore<'a>,
     id: u32,
     /// The tables of all namespaces that are there, and at last of this one.
@@ -151,12 +153,14 @@ struct Builder<'a> {
     owners: BTreeMap<u32, u32>,
     places: BTreeMap<u32, Place>,
     done: BTreeSet<u32>,
+    /// The container could not have made this namespace without a user namespace around it.
+    bounded: bool,
     /// The mounts of this namespace.
     trees: BTreeMap<u32, OwnedFd>,
 }
 
-/// Gives the namespace of a helper the mounts of the images. Its root directory.
-pub fn put_back(restore: &Restore<'_>, id: u32, helper: i32) -> Result<OwnedFd> {
+/// Gives the namespace of a helper the mounts of the images, all of them private.
+pub fn build<'a>(restore: &'a Restore<'_>, id: u32, helper: i32) -> Result<Builder<'a>> {
     let (model, target) = (restore.model, restore.target);
     let Some(entries) = model.mountpoints.get(&id) else {
         return Err(Error::new(format!("the images lack mountpoints-{id}.img")));
@@ -172,6 +176,7 @@ pub fn put_back(restore: &Restore<'_>, id: u32, helper: i32) -> Result<OwnedFd> 
         owners: BTreeMap::new(),
         places: BTreeMap::new(),
         done: BTreeSet::new(),
+        bounded: !super::restore::may(&target.spec, Capability::SysAdmin),
         trees: BTreeMap::new(),
     };
     builder.add(inits, Place { door: door(target.init, Kind::Mnt)?, root: clone(&target.root)? });
@@ -182,7 +187,8 @@ pub fn put_back(restore: &Restore<'_>, id: u32, helper: i32) -> Result<OwnedFd> 
     }
     builder.all.extend(entries.iter().cloned());
     builder.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
-    builder.build(helper, entries)
+    builder.build(helper, entries)?;
+    Ok(builder)
 }
 
 impl Builder<'_> {
@@ -194,7 +200,7 @@ impl Builder<'_> {
         self.places.insert(id, place);
     }
 
-    fn build(mut self, helper: i32, entries: &[MntEntry]) -> Result<OwnedFd> {
+    fn build(&mut self, helper: i32, entries: &[MntEntry]) -> Result<()> {
         let known: BTreeSet<u32> = entries.iter().map(|e| e.mnt_id).collect();
         let is_top = |e: &MntEntry| !known.contains(&e.parent_mnt_id) || e.parent_mnt_id == e.mnt_id;
         let top = entries.iter().find(|e| is_top(e));
@@ -212,9 +218,52 @@ impl Builder<'_> {
             self.make(entry, helper).map_err(|e| e.path(&entry.mountpoint))?;
             left.retain(|other| other.mnt_id != entry.mnt_id);
         }
-        self.share(entries)?;
-        let place = self.places.remove(&self.id);
-        place.map(|place| place.root).ok_or_else(|| Error::new("a mount namespace has no root"))
+        Ok(())
+    }
+
+    /// Brings the mounts into their peer groups. The root directory.
+    pub fn finish(&self) -> Result<OwnedFd> {
+        self.share(self.restore.model.mountpoints.get(&self.id).map_or(&[][..], Vec::as_slice))?;
+        let place = self.places.get(&self.id).ok_or_else(|| Error::new("a mount namespace has no root"))?;
+        place.root.try_clone().during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
+    }
+
+    /// Goes on in a copy of the namespace, that of another helper.
+    pub fn copied(&self, helper: i32) -> Result<OwnedFd> {
+        let Some(place) = self.places.get(&self.id) else {
+            return Err(Error::new("a mount namespace has no root"));
+        };
+        let [(old, _)] = &place.doors()?[..] else { return Err(Error::new("a mount namespace has no door")) };
+        let old = old.try_clone().during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+        let (old, new) = (look(old)?, look(door(helper, Kind::Mnt)?)?);
+        let mut trees = BTreeMap::new();
+        for (id, tree) in &self.trees {
+            // A copy has its mounts in the same order.
+            let at = stat::place(tree).during("cannot find a mount", || "statx(_)".into())?.mount;
+            let nth = old.mounts.iter().position(|m| u64::from(m.id) == at);
+            let copy = nth.and_then(|nth| open_mount(&new.root, new.mounts.get(nth)?).ok());
+            trees.extend(copy.map(|copy| (*id, copy)));
+        }
+        let mut places = BTreeMap::new();
+        for (id, place) in &self.places {
+            let root = if *id == self.id { &new.root } else { &place.root };
+            let root =
+                root.try_clone().during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+            let door = if *id == self.id { door(helper, Kind::Mnt)? } else { place.doors()?.remove(0).0 };
+            places.insert(*id, Place { door, root });
+        }
+        let (all, owners, done) = (self.all.clone(), self.owners.clone(), self.done.clone());
+        Builder {
+            restore: self.restore,
+            id: self.id,
+            bounded: self.bounded,
+            all,
+            owners,
+            places,
+            done,
+            trees,
+        }
+        .finish()
     }
 
     fn keep(&mut self, entry: &MntEntry, tree: OwnedFd) {
@@ -235,6 +284,9 @@ impl Builder<'_> {
     fn tree(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
         let original = best(&self.all, &self.done, entry);
         let place = original.and_then(|e| self.places.get(self.owners.get(&e.mnt_id)?));
+        if self.bounded {
+            self.permit(entry, original)?;
+        }
         let tree = match (original, place, renewable(entry)) {
             (Some(original), Some(place), _) => {
                 through(place.doors()?, || bind(&place.root, entry, original))?
@@ -291,6 +343,52 @@ impl Builder<'_> {
             umount2(".", MntFlags::MNT_DETACH).during(what, || "umount2(\".\", MNT_DETACH)".into())?;
             part
         })
+    }
+
+    /// A container that may not mount gets from an image what a user namespace could have mounted: copies with all that
+    /// covers them and with no flag lifted, and empty file systems.
+    fn permit(&self, entry: &MntEntry, original: Option<&MntEntry>) -> Result<()> {
+        let Some(original) = original else {
+            return match table::fstype(entry) {
+                Some("proc" | "sysfs") => Err(Error::new(
+                    "a mount namespace of the checkpoint has a new proc or sysfs, which config.json does not allow",
+                )
+                .remedy("give the capability CAP_SYS_ADMIN")),
+                _ => Ok(()),
+            };
+        };
+        let lifted = flags::restrictions(original) & !flags::restrictions(entry);
+        if lifted != 0 {
+            return Err(Error::new(format!(
+                "a mount namespace of the checkpoint lifts restrictions ({lifted:#x}) of {}, which config.json does not allow",
+                original.mountpoint
+            ))
+            .remedy("give the capability CAP_SYS_ADMIN"));
+        }
+        // What lies on the part of it that is shown.
+        let rest = Path::new(&entry.root).strip_prefix(&original.root).unwrap_or(Path::new(""));
+        let shown = Path::new(&original.mountpoint).join(rest);
+        let owner = self.owners.get(&original.mnt_id);
+        let of = |e: &&MntEntry, owner: Option<&u32>| self.owners.get(&e.mnt_id) == owner;
+        for cover in self.all.iter().filter(|e| of(e, owner) && e.mnt_id != original.mnt_id) {
+            let Ok(below) = Path::new(&cover.mountpoint).strip_prefix(&shown) else { continue };
+            if below == Path::new("") && cover.mountpoint != original.mountpoint {
+                continue;
+            }
+            let there = Path::new(&entry.mountpoint).join(below);
+            let same = |e: &MntEntry| {
+                Path::new(&e.mountpoint) == there && (e.root_dev, &e.root) == (cover.root_dev, &cover.root)
+            };
+            let kept = self.all.iter().filter(|e| of(e, Some(&self.id))).any(same);
+            if below != Path::new("") && !kept {
+                return Err(Error::new(format!(
+                    "a mount namespace of the checkpoint shows what {} covers, which config.json does not allow",
+                    cover.mountpoint
+                ))
+                .remedy("give the capability CAP_SYS_ADMIN"));
+            }
+        }
+        Ok(())
     }
 
     /// The namespaces that a new file system belongs to: those of the first process that is in this one.

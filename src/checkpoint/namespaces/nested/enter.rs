@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 
-use super::differs;
+use super::{differs, user_of};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::namespaces::Kind;
@@ -18,6 +18,26 @@ pub fn enter(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: 
         one(restore, task, conduit).map_err(|e| e.pid(*vpid))?;
     }
     Ok(())
+}
+
+/// Gives every task that is to enter a user namespace a door to it: the numbers of the descriptors, by process. The
+/// task goes through it when nothing is left to do that takes what it is outside.
+pub fn hand(
+    restore: &Restore<'_>,
+    tree: &mut BTreeMap<i32, NewTask>,
+    conduit: &Conduit,
+) -> Result<BTreeMap<i32, i32>> {
+    let mut numbers = BTreeMap::new();
+    for (vpid, task) in tree {
+        let Some(id) = user_of(restore.model, vpid.cast_unsigned()) else { continue };
+        let door = restore.made.door(id)?;
+        let door =
+            door.ok_or_else(|| Error::new(format!("the user namespace {id} was not made again")).pid(*vpid))?;
+        numbers.extend(
+            conduit.send(&mut task.injection, &[door.as_fd()])?.first().map(|number| (*vpid, *number)),
+        );
+    }
+    Ok(numbers)
 }
 
 fn one(restore: &Restore<'_>, task: &mut NewTask, conduit: &Conduit) -> Result<()> {

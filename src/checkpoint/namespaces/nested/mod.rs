@@ -15,6 +15,19 @@
 //! The extension `namespaces` says of each number what kind it is and which user namespace owns it; without it, it is
 //! the container's.
 //!
+//! **User namespaces.** Ids in the images are those that the container knows, not those of the namespace: a process may
+//! have ids that its namespace has no name for. Id maps lead to the user namespace around. Whoever enters one has every
+//! capability in it and none outside, so tasks go there last:
+//!
+//! ```text
+//!   groups, users as the container knows them ─▶ setns(CLONE_NEWUSER) ─▶ threads (their ids by ns_last_pid, for
+//!   set_tid is not allowed any more) ─▶ limits, timers, signals ─▶ capabilities, which nobody outside lacks
+//! ```
+//!
+//! A mount namespace of another user namespace is put together by the container and then copied by its owner. All that
+//! is in it is locked together, as the kernel does with what is copied that way: nothing that is covered can be laid
+//! bare, but what the namespace had mounted itself cannot be unmounted singly any more either.
+//!
 //! **Restore.** A namespace belongs to the user namespace of whoever makes it, so one of the container makes it:
 //!
 //! ```text
@@ -22,11 +35,12 @@
 //!   open files: sockets are made by a thread that has gone through the door of theirs
 //!   tree: every task is born into the namespaces of init
 //!   then, by setns(2) in the task, before its root and working directory are set:
-//!         net, ipc, uts, cgroup, time, mnt
+//!         net, ipc, uts, cgroup, time, mnt; last of all user
 //! ```
 //!
 //! The door of a control group namespace can be opened only once its groups are there, the others before any file is.
-//! A container that may not make namespaces (no CAP_SYS_ADMIN in config.json) gets none from an image.
+//! A container that may not make namespaces (no CAP_SYS_ADMIN in config.json) gets none from an image, but for user
+//! namespaces and what is owned by them, which anybody can make.
 
 mod check;
 mod enter;
@@ -34,7 +48,7 @@ mod make;
 mod spaces;
 
 pub use check::{check, check_connection, check_door, in_networks, trees};
-pub use enter::enter;
+pub use enter::{enter, hand};
 pub use make::{Made, make, make_placed};
 pub use spaces::{Spaces, contents, kind_of};
 
@@ -57,7 +71,7 @@ const FIRST: u32 = 21;
 const MAX: usize = 4096;
 
 /// The kinds that can be made again.
-const KINDS: [Kind; 6] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time, Kind::Mnt];
+const KINDS: [Kind; 7] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time, Kind::Mnt, Kind::User];
 
 /// A namespace of the images that the container has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +80,15 @@ pub struct Space {
     pub id: u32,
     /// Its kind.
     pub kind: Kind,
+    /// The user namespace that it belongs to, or that a user namespace is in; 0 for the container's.
+    #[serde(default)]
+    pub owner: u32,
+    /// Of a user namespace: nobody in it may change supplementary groups.
+    #[serde(default)]
+    pub fixed_groups: bool,
+    /// Of a user namespace: the user that has made it, as the container knows him; he may do anything in it.
+    #[serde(default)]
+    pub maker: u32,
 }
 
 impl Space {
@@ -79,7 +102,7 @@ impl Space {
 
 /// The namespaces of the images that the container has made: those of tasks, and those that the extension names.
 pub fn spaces(model: &Model) -> Result<Vec<Space>> {
-    let mut all: BTreeMap<u32, Kind> = BTreeMap::new();
+    let mut all: BTreeMap<u32, Space> = BTreeMap::new();
     let init = model.pstree.first().and_then(|init| model.ids.get(&init.pid));
     let of_tasks = model.ids.values().flat_map(|ids| {
         let own = move |kind: &Kind| Some((kind.get(ids)?, *kind));
@@ -87,15 +110,52 @@ pub fn spaces(model: &Model) -> Result<Vec<Space>> {
         Kind::ALL.iter().filter_map(own).filter(move |(id, kind)| inits(*kind) != Some(*id))
     });
     let named = model.extension::<Vec<Space>>(EXTENSION)?;
-    for (id, kind) in of_tasks.chain(named.iter().map(|space| (space.id, space.kind))) {
-        if all.insert(id, kind).is_some_and(|other| other != kind) {
+    let of_tasks = of_tasks.map(|(id, kind)| Space { id, kind, owner: 0, fixed_groups: false, maker: 0 });
+    for space in of_tasks.chain(named) {
+        let id = space.id;
+        if all.insert(id, space).is_some_and(|other| other.kind != space.kind) {
             return Err(Error::new(format!("the images have two kinds of namespaces called {id}")));
         }
         if all.len() > MAX {
             return Err(Error::new(format!("the images have more than {MAX} namespaces")));
         }
     }
-    Ok(all.into_iter().map(|(id, kind)| Space { id, kind }).collect())
+    // Owners come first.
+    for space in all.values().filter(|space| space.owner != 0) {
+        let owner = all.get(&space.owner);
+        if space.owner >= space.id || owner.is_none_or(|owner| owner.kind != Kind::User) {
+            return Err(Error::new(format!(
+                "namespace {} of the images has no owner, {}",
+                space.id, space.owner
+            )));
+        }
+    }
+    Ok(all.into_values().collect())
+}
+
+/// The user namespace of a task, where that is one that the container has made.
+pub fn user_of(model: &Model, pid: u32) -> Option<u32> {
+    differs(model, model.ids.get(&pid)?, Kind::User)
+}
+
+/// Refuses threads that have other ids than their process in a user namespace that the container has made: once they are
+/// there, they cannot be given ids that it has no name for.
+pub fn check_threads(model: &Model) -> Result<()> {
+    for process in model.pstree.iter().filter(|process| user_of(model, process.pid).is_some()) {
+        let ids = |tid: u32| {
+            let creds = model.cores.get(&tid)?.thread_core.as_ref()?.creds.as_ref()?;
+            let users = [creds.uid, creds.euid, creds.suid, creds.fsuid];
+            Some((users, [creds.gid, creds.egid, creds.sgid, creds.fsgid], &creds.groups))
+        };
+        if let Some(tid) = process.threads.iter().find(|tid| ids(**tid) != ids(process.pid)) {
+            return Err(Error::new(format!(
+                "thread {tid} has other ids than its process, in a user namespace of its own"
+            ))
+            .pid(process.pid.cast_signed())
+            .remedy("such a thread cannot be restored; end it"));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a task has another namespace than init.
@@ -119,7 +179,7 @@ mod tests {
             ..TaskKobjIdsEntry::default()
         };
         model.ids = BTreeMap::from([(1, ids(12, 14)), (7, ids(21, 14)), (8, ids(21, 22))]);
-        let space = |id, kind| Space { id, kind };
+        let space = |id, kind| Space { id, kind, owner: 0, fixed_groups: false, maker: 0 };
         assert_eq!(spaces(&model).unwrap(), [space(21, Kind::Net), space(22, Kind::Uts)]);
         model.set_extension(EXTENSION, &[space(22, Kind::Uts), space(23, Kind::Ipc)]).unwrap();
         assert_eq!(spaces(&model).unwrap().len(), 3);

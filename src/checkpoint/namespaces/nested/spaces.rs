@@ -10,7 +10,8 @@ use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::{Doors, door};
 use crate::checkpoint::namespaces::mount::nested::{Tree, look};
-use crate::checkpoint::namespaces::{Kind, cgroup, ipc, mount, net, time, uts};
+use crate::checkpoint::namespaces::{Kind, cgroup, ipc, mount, net, time, user, uts};
+use crate::checkpoint::task::status::IdMap;
 use crate::sys::ioctl;
 
 /// What a dump has met of the namespaces that the container has made.
@@ -41,12 +42,13 @@ impl Spaces {
         let Some(link) = kind.of(&pid.to_string())? else { return Ok(None) };
         if let Some(id) = self.known(init, kind, &link)? {
             if let Some(met) = self.met.iter_mut().find(|met| met.space.id == id) {
+                met.space.fixed_groups |= kind == Kind::User && user::fixed_groups(pid);
                 met.pids.push(pid);
             }
             return Ok(Some(id));
         }
         let door = door(pid, kind)?;
-        self.meet(kind, link, door, vec![pid]).map(Some)
+        self.meet(init, kind, link, door, vec![pid]).map(Some)
     }
 
     /// The number of the namespace behind a descriptor.
@@ -57,7 +59,7 @@ impl Spaces {
             std::fs::read_link(&path).during("cannot name a namespace", || format!("readlink({path:?})"))?;
         match self.known(init, kind, &link)? {
             Some(id) => Ok(id),
-            None => self.meet(kind, link, door, Vec::new()),
+            None => self.meet(init, kind, link, door, Vec::new()),
         }
     }
 
@@ -102,14 +104,31 @@ impl Spaces {
         Ok(self.numbers.get(link).copied())
     }
 
-    fn meet(&mut self, kind: Kind, link: PathBuf, door: OwnedFd, pids: Vec<i32>) -> Result<u32> {
+    fn meet(&mut self, init: i32, kind: Kind, link: PathBuf, door: OwnedFd, pids: Vec<i32>) -> Result<u32> {
         if !KINDS.contains(&kind) {
             return Err(unsupported(kind));
         }
+        let owner = match ioctl::namespace_owner(&door) {
+            // EPERM: it is above ours, so it is not the container's work.
+            Err(_) => return Err(outside(kind)),
+            Ok(owner) => self.of_door(init, owner)?,
+        };
+        let owner = if owner < FIRST { 0 } else { owner };
+        let fixed_groups = kind == Kind::User && pids.first().is_some_and(|pid| user::fixed_groups(*pid));
+        let maker = match kind {
+            Kind::User => {
+                let uid = ioctl::namespace_maker(&door)
+                    .during("cannot tell who has made a user namespace", || {
+                        "ioctl(_, NS_GET_OWNER_UID)".into()
+                    })?;
+                IdMap::users(init)?.inside(uid)
+            }
+            _ => 0,
+        };
         let tree = (kind == Kind::Mnt).then(|| copy(&door).and_then(look)).transpose()?.map(Arc::new);
         let id = FIRST + u32::try_from(self.met.len()).unwrap_or(u32::MAX - FIRST);
         self.numbers.insert(link, id);
-        self.met.push(Met { space: Space { id, kind }, door, pids, tree });
+        self.met.push(Met { space: Space { id, kind, owner, fixed_groups, maker }, door, pids, tree });
         Ok(id)
     }
 }
@@ -143,7 +162,7 @@ pub(super) fn copy(door: &OwnedFd) -> Result<OwnedFd> {
 /// Saves what is in the namespaces met since the last time.
 pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
     while let Some(met) = dump.spaces.met.get(dump.spaces.saved) {
-        let Space { id, kind } = met.space;
+        let Space { id, kind, owner, .. } = met.space;
         let pids = met.pids.clone();
         let doors: Doors = vec![(copy(&met.door)?, kind)];
         match kind {
@@ -158,7 +177,13 @@ pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
                     mount::nested::save(dump, id, door, &tree)?;
                 }
             }
-            Kind::Pid | Kind::User => return Err(unsupported(kind)),
+            Kind::User => {
+                let around = dump.spaces.met.iter().find(|met| met.space.id == owner);
+                let around = around.and_then(|met| met.pids.first().copied());
+                let around = if owner == 0 { Some(dump.source.init) } else { around };
+                user::save(dump, id, &pids, around)?;
+            }
+            Kind::Pid => return Err(unsupported(kind)),
         }
         dump.spaces.saved += 1;
     }
@@ -176,6 +201,7 @@ pub(super) fn fill(restore: &Restore<'_>, space: Space, helper: i32) -> Result<(
         Kind::Uts => uts::put_back(restore, space.id, doors),
         Kind::Ipc => ipc::put_back(restore, space.id, doors),
         Kind::Net => net::put_back(restore, space.id, doors),
+        // Filled where they are made.
         Kind::Time | Kind::Cgroup | Kind::Pid | Kind::Mnt | Kind::User => Ok(()),
     }
 }
