@@ -39,7 +39,9 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     }
     let plans = planned(&target.spec, &|path| resolved(&target.root, path));
     let host = mountinfo::of("self")?.into_iter().map(|mount| mount.dev).collect();
-    let mut table = Table { restore, images, plans, host, done: BTreeSet::new(), filled: BTreeSet::new() };
+    let all = mountinfo::of(&target.init.to_string())?;
+    let (done, filled) = (BTreeSet::new(), BTreeSet::new());
+    let mut table = Table { restore, images, plans, host, all, done, filled };
     let mut left: Vec<&MntEntry> = images.iter().collect();
     while !left.is_empty() {
         let (now, later): (Vec<_>, Vec<_>) = left.iter().copied().partition(|entry| table.ready(entry));
@@ -58,6 +60,8 @@ struct Table<'a> {
     restore: &'a Restore<'a>,
     images: &'a [MntEntry],
     plans: Vec<Planned>,
+    /// What is mounted in the container now.
+    all: Vec<Mount>,
     /// Ids of the mounts that are there.
     done: BTreeSet<u32>,
     /// Devices of the file systems of this host.
@@ -84,18 +88,18 @@ impl Table<'_> {
         let below = self.images.iter().take(position(self.images, entry));
         let nth = below.filter(|e| e.mountpoint == entry.mountpoint).count();
         let point = Path::new(&entry.mountpoint);
-        let all = mountinfo::of(&target.init.to_string())?;
         // Made by config.json, or propagated from one made here.
-        match all.iter().filter(|mount| mount.point == point).nth(nth) {
+        match self.all.iter().filter(|mount| mount.point == point).nth(nth).cloned() {
             Some(mount) => {
-                compare(entry, mount)?;
-                self.reconfigure(entry, mount)?;
-                self.fill_there(entry, mount, &all)?;
-                self.change(entry, mount)?;
+                compare(entry, &mount)?;
+                self.reconfigure(entry, &mount)?;
+                self.fill_there(entry, &mount)?;
+                self.change(entry, &mount)?;
             }
             None => {
                 may_mount(&target.spec, entry)?;
                 self.make(entry)?;
+                self.all = mountinfo::of(&target.init.to_string())?;
             }
         }
         self.done.insert(entry.mnt_id);
@@ -150,7 +154,7 @@ impl Table<'_> {
     }
 
     /// Fills a tmpfs that lies at its place.
-    fn fill_there(&mut self, entry: &MntEntry, mount: &Mount, all: &[Mount]) -> Result<()> {
+    fn fill_there(&mut self, entry: &MntEntry, mount: &Mount) -> Result<()> {
         if !self.saved(entry) {
             return Ok(());
         }
@@ -165,13 +169,18 @@ impl Table<'_> {
         }
         let target = self.restore.target;
         let place = open_mount(&target.root, mount)?;
+        let inside = self.all.iter().filter(|m| m.point != mount.point && m.within(&mount.point));
+        let keep: BTreeSet<PathBuf> =
+            inside.filter_map(|m| m.point.strip_prefix(&mount.point).ok().map(Path::to_owned)).collect();
+        let on_top = self.all.iter().filter(|m| m.point == mount.point).count() > 1;
+        if keep.is_empty() && !on_top && !mount.flags.contains(MsFlags::MS_RDONLY) {
+            // Nothing hides any of it, and it can be written: a copy, and the kernel's wait for its end, would be wasted.
+            return self.fill(entry, place.as_fd(), keep);
+        }
         let copy = within(target.init, &[Kind::Mnt], || detached(&place))?;
         let clear = Attributes { clear: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
         set_attributes(&copy, clear, false)
             .during("cannot open the mount for writing", || "mount_setattr(_)".into())?;
-        let inside = all.iter().filter(|m| m.point != mount.point && m.within(&mount.point));
-        let keep =
-            inside.filter_map(|m| m.point.strip_prefix(&mount.point).ok().map(Path::to_owned)).collect();
         self.fill(entry, copy.as_fd(), keep)
     }
 
