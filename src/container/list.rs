@@ -66,10 +66,12 @@ fn summary(container: &Container) -> Result<Summary> {
 /// an error for the caller to judge.
 pub fn list(store: &Store) -> std::io::Result<(Vec<Summary>, Vec<String>)> {
     let (mut found, mut failed) = (vec![], vec![]);
+    let mut names = BTreeMap::new();
     for id in store.ids()? {
         match Container::load(store, &id).and_then(|c| Ok((summary(&c)?, c))) {
             Ok((mut s, c)) => {
-                s.owner = owner(&c);
+                let uid = std::fs::metadata(c.dir.path()).map_or(0, |m| m.uid());
+                s.owner = names.entry(uid).or_insert_with(|| user_name(uid)).clone();
                 found.push(s);
             }
             Err(e) => failed.push(format!("load container {id}: {e}")),
@@ -78,8 +80,7 @@ pub fn list(store: &Store) -> std::io::Result<(Vec<Summary>, Vec<String>)> {
     Ok((found, failed))
 }
 
-fn owner(container: &Container) -> String {
-    let uid = std::fs::metadata(container.dir.path()).map_or(0, |m| m.uid());
+fn user_name(uid: u32) -> String {
     let name = std::fs::read_to_string("/etc/passwd").ok().and_then(|text| {
         text.lines().find_map(|line| {
             let mut fields = line.split(':');
