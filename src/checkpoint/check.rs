@@ -9,13 +9,20 @@ use std::collections::BTreeSet;
 use nix::errno::Errno;
 
 use crate::checkpoint::context::{Options, Source};
+use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::{children, stranger_error};
 use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// Everything that keeps this container from being dumped; empty when it can be. `watched`: its writes are noted by the
-/// caller.
-pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer, watched: bool) -> Vec<Error> {
+/// caller. What was seen of its mappings is added to `looks`.
+pub fn check(
+    options: &Options,
+    source: &Source,
+    freezer: &dyn Freezer,
+    watched: bool,
+    looks: &mut Looks,
+) -> Vec<Error> {
     let pids = match processes(freezer) {
         Ok(pids) => pids,
         Err(error) => return vec![error],
@@ -33,7 +40,7 @@ pub fn check(options: &Options, source: &Source, freezer: &dyn Freezer, watched:
         if status.state != 'Z' {
             tasks.push((*pid, vpid));
             let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
-            let refusals = memory::layout::refusals(*pid, watched).unwrap_or_default();
+            let refusals = memory::layout::refusals(*pid, watched, looks).unwrap_or_default();
             found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
         }
     }

@@ -113,6 +113,10 @@ pub struct Dump<'a> {
     pub images: &'a crate::checkpoint::image::ImageDir,
     /// The set that this one builds on.
     pub parent: Option<crate::checkpoint::memory::parent::Parent>,
+    /// Descriptors that take their time to close: not while it stands still.
+    pub to_close: Vec<OwnedFd>,
+    /// What is known of its mappings from before it stood still.
+    pub looks: crate::checkpoint::memory::look::Looks,
     /// What the room of descriptors remembers between files.
     pub files: crate::checkpoint::files::Registry,
     /// The namespaces that the container has made.
@@ -136,6 +140,8 @@ impl<'a> Dump<'a> {
             model: Model::default(),
             images,
             parent: None,
+            to_close: Vec::new(),
+            looks: crate::checkpoint::memory::look::Looks::default(),
             files: crate::checkpoint::files::Registry::default(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
 use crate::checkpoint::memory::Capture;
-use crate::checkpoint::memory::parent::Parent;
+use crate::checkpoint::memory::look::Looks;
+use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
@@ -37,6 +38,10 @@ pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Re
 pub struct Before<'a> {
     /// What has noted the writes since the pre-dump.
     pub tracking: Option<Tracking>,
+    /// The pages that the set has on which this one builds, where it is not in its place yet.
+    pub known: Option<Known>,
+    /// What was seen of its mappings after all had been checked. None: nothing has been.
+    pub looks: Option<Looks>,
     /// What has to be done before this set may be called complete.
     pub complete: Option<&'a mut dyn FnMut() -> Result<()>>,
     /// Who takes the container over, when it does not go on here.
@@ -45,9 +50,10 @@ pub struct Before<'a> {
 
 /// Another host, on which the container is to go on.
 pub trait Heir {
-    /// The set is complete and everything stands still. When this returns the other side has restored it, and waits for
-    /// the last word; an error leaves the container running here.
-    fn offer(&mut self) -> Result<()>;
+    /// The set is complete and everything stands still; the images are not published, for nobody here will need them. When
+    /// this returns the other side has restored it, and waits for the last word; an error leaves the container running
+    /// here.
+    fn offer(&mut self, images: &ImageDir) -> Result<()>;
     /// The last word: from here on the container may run there. An error means that nobody knows whether it does: it is
     /// left here, paused.
     fn commit(&mut self) -> Result<()>;
@@ -78,9 +84,42 @@ fn run(
     log: &mut Log,
 ) -> Result<DumpReport> {
     let mut phases = Phases::start();
-    refuse(check::check(options, source, freezer, before.tracking.is_some()), log)?;
-    let images = ImageDir::create(&options.image_path)?;
-    let parent = Parent::open(options, source.state_dir.as_deref(), before.tracking.take())?;
+    if before.looks.is_none() {
+        let mut looks = Looks::default();
+        refuse(check::check(options, source, freezer, before.tracking.is_some(), &mut looks), log)?;
+        before.looks = Some(looks);
+    }
+    if !options.leave_running {
+        // Nobody waits for it to go on.
+        before.looks = None;
+    }
+    loop {
+        if let Some(report) = attempt(options, source, freezer, &mut before, log, phases)? {
+            return Ok(report);
+        }
+        log.line(format_args!("the flags of a mapping have changed meanwhile: once more"));
+        phases = Phases::start();
+    }
+}
+
+/// One dump. None: what was taken for true of the mappings was not so; next time nothing will be.
+fn attempt(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    before: &mut Before<'_>,
+    log: &mut Log,
+    mut phases: Phases,
+) -> Result<Option<DumpReport>> {
+    let images = if options.leave_running || before.heir.is_some() {
+        ImageDir::create_in_haste(&options.image_path)?
+    } else {
+        ImageDir::create(&options.image_path)?
+    };
+    let parent = match (&before.known, before.tracking.take()) {
+        (Some(known), tracking @ Some(_)) => Some(Parent::given(tracking, known.clone())),
+        (_, tracking) => Parent::open(options, source.state_dir.as_deref(), tracking)?,
+    };
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
@@ -90,7 +129,8 @@ fn run(
 
     let mut dump = Dump::new(options, source, &images, tasks);
     dump.parent = parent;
-    let (mut frozen, mut held) = (None, false);
+    dump.looks = before.looks.take().unwrap_or_default();
+    let (mut frozen, mut held, mut stale) = (None, false, false);
     let locked = files::lock_network(&mut dump, &mut record, freezer);
     let saved = locked.and_then(|()| save(&mut dump, &mut phases));
     let result = saved.and_then(|mut capture| {
@@ -105,6 +145,8 @@ fn run(
                 frozen = at;
                 capture.write(&images)
             });
+            // What the copy has not inherited against expectation could not be read, either.
+            stale = !capture.hold(&dump.looks);
             // What failed first is what matters, but no copy stays behind.
             let ended = capture.end();
             written.and(ended)?;
@@ -114,7 +156,14 @@ fn run(
             phases.end("pages");
             if options.leave_running {
                 frozen = let_go(&mut dump, freezer)?;
+                stale = !capture.hold(&dump.looks);
             }
+        }
+        if stale {
+            return Err(Error::new("the flags of a mapping have changed meanwhile"));
+        }
+        if before.heir.is_none() {
+            images.settle()?;
         }
         dump.model.write(&images)?;
         if let Some(path) = &options.parent_path {
@@ -124,10 +173,13 @@ fn run(
         if let Some(complete) = &mut before.complete {
             complete()?;
         }
-        images.publish(!options.no_sync)?;
-        phases.end("publish");
+        if before.heir.is_none() {
+            images.publish(!options.no_sync)?;
+            phases.end("publish");
+        }
         if let Some(heir) = &mut before.heir {
-            heir.offer()?;
+            heir.offer(&images)?;
+            phases.end("offer");
             // If this command dies now, or nobody answers, it must not go on here.
             freezer.freeze()?;
             record.hold()?;
@@ -158,6 +210,10 @@ fn run(
         }
     }
     record.remove();
+    if stale {
+        before.tracking = dump.parent.as_mut().and_then(Parent::take_tracking);
+        return Ok(None);
+    }
     result?;
     // Whoever wants to build on a dump begins with a pre-dump.
     if let Some(dir) = &source.state_dir {
@@ -174,7 +230,7 @@ fn run(
         pages_written: report::pages(&options.image_path),
     };
     report.write_stats(options);
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// A container that stands still.

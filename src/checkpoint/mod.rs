@@ -8,6 +8,7 @@ pub mod error;
 pub mod features;
 pub mod files;
 pub mod image;
+pub mod live;
 pub mod memory;
 pub mod model;
 pub mod namespaces;

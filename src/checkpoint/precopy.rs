@@ -17,31 +17,62 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::dump::{self, Before};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::live;
+use crate::checkpoint::memory::look::Looks;
+use crate::checkpoint::memory::pages::PAGE;
+use crate::checkpoint::memory::parent::Known;
 use crate::checkpoint::memory::track::Tracking;
+use crate::checkpoint::predump::{self, Round};
 use crate::checkpoint::report::DumpReport;
-use crate::checkpoint::{Error, Freezer, Result, predump};
+use crate::checkpoint::{Error, Freezer, Result};
 
+/// So many bytes of one round are kept in memory until the container goes on.
+const HELD: u64 = 256 << 20;
 /// So many pages are saved quickly enough while everything stands still.
 const FEW: u64 = 256;
 
 /// Dumps the container after at most `most` pre-dumps.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer, most: u32) -> Result<DumpReport> {
-    let mut flushing = Vec::new();
-    let made = rounds(options, source, freezer, most, &mut |round, enough| {
-        let path = round.image_path.clone();
-        if !options.no_sync {
-            flushing.push(thread::spawn(move || ImageDir::open(path)?.sync()));
+    let (mut flushing, mut held) = (Flushing::new(), Vec::new());
+    let made = rounds(options, source, freezer, most, &mut |round| {
+        let small = round.number > 1 && round.pages.bytes() <= HELD;
+        if let Some(images) = ImageDir::in_memory(&round.options.image_path).filter(|_| small) {
+            round.pages.write(&images, &round.options)?;
+            held.push(images);
+        } else {
+            round.pages.write(&ImageDir::create(&round.options.image_path)?, &round.options)?;
+            flush(options, &round.options.image_path, &mut flushing);
         }
-        if enough && !flushing.iter().rev().skip(1).all(thread::JoinHandle::is_finished) {
+        if round.enough && !flushing.iter().all(thread::JoinHandle::is_finished) {
             // Rather now than while everything stands still.
             finish(&mut flushing)?;
             return Ok(false);
         }
-        Ok(enough)
+        Ok(round.enough)
     })?;
-    let mut complete = || finish(&mut flushing);
-    let before = Before { tracking: made.tracking, complete: Some(&mut complete), heir: None };
-    dump::dump_after(&made.options, source, freezer, before)
+    let mut complete = || {
+        for images in held.drain(..) {
+            images.copy_out()?;
+            flush(options, images.path(), &mut flushing);
+        }
+        finish(&mut flushing)
+    };
+    let Rounds { tracking, looks, known, options, .. } = made;
+    let before = Before { tracking, looks, known, complete: Some(&mut complete), heir: None };
+    dump::dump_after(&options, source, freezer, before)
+}
+
+/// One pre-dump, found and not written yet.
+#[derive(Debug)]
+pub struct Made {
+    /// The first is 1.
+    pub number: u32,
+    /// Its pages.
+    pub pages: Round,
+    /// Where it goes, and on what it builds.
+    pub options: Options,
+    /// Another one would save little.
+    pub enough: bool,
 }
 
 /// Pre-dumps that were made, and what is to follow.
@@ -49,43 +80,72 @@ pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer, most:
 pub struct Rounds {
     /// What has noted the writes since the last of them.
     pub tracking: Option<Tracking>,
+    /// What was seen of the mappings between two of them.
+    pub looks: Option<Looks>,
+    /// The pages that the last of them has, or an earlier one.
+    pub known: Option<Known>,
     /// Of the dump that builds on them.
     pub options: Options,
     /// How many.
     pub made: u32,
-    /// Pages that they have.
-    pub pages: u64,
 }
 
-/// Makes at most `most` pre-dumps. `each` gets the options of each when it is made, and whether another one would save
-/// little; it says whether to end.
+/// Makes at most `most` pre-dumps. `each` gets every one, to write it, and says whether to end.
 pub fn rounds(
     options: &Options,
     source: &Source,
     freezer: &mut dyn Freezer,
     most: u32,
-    each: &mut dyn FnMut(&Options, bool) -> Result<bool>,
+    each: &mut dyn FnMut(Made) -> Result<bool>,
 ) -> Result<Rounds> {
     clear(&options.image_path)?;
-    let (mut tracking, mut written, mut made, mut pages) = (None, u64::MAX, 0, 0);
-    for round in 1..=most {
-        let next = options_of(options, round);
-        let (report, noted) = predump::pre_dump(&next, source, freezer, tracking)?;
-        let before = std::mem::replace(&mut written, report.pages_written);
-        let notes = noted.is_noting();
-        (tracking, made, pages) = (Some(noted), round, pages + written);
+    let mut made = Rounds { tracking: None, looks: None, known: None, options: options.clone(), made: 0 };
+    let mut written = u64::MAX;
+    for number in 1..=most {
+        let next = options_of(options, number);
+        let before = std::mem::replace(&mut written, 0);
+        let live = match (&mut made.tracking, &mut made.known) {
+            (Some(tracking), Some(known)) => live::round(freezer, tracking, known)?,
+            _ => None,
+        };
+        let pages = match live {
+            Some(pages) => pages,
+            None => {
+                let given = made.tracking.take().zip(made.known.take());
+                let (pages, noted) = predump::round(&next, source, freezer, given)?;
+                made.tracking = Some(noted);
+                pages
+            }
+        };
+        (made.made, made.known) = (number, Some(pages.known()));
+        written = pages.bytes() / PAGE;
+        if made.looks.is_none() {
+            // The rounds that follow make up for the time that this takes.
+            made.looks = Some(Looks::at(freezer.pids()?));
+        }
+        let notes = made.tracking.as_ref().is_some_and(Tracking::is_noting);
         // Few are left; or it does not get less, because the program writes as fast as this does; or all is for nothing.
         let enough = written <= FEW || written > before / 10 * 9 || !notes;
-        if each(&next, enough)? {
+        if each(Made { number, pages, options: next, enough })? {
             break;
         }
     }
-    let parent_path = (made > 0).then(|| PathBuf::from(name(made)));
-    Ok(Rounds { tracking, options: Options { parent_path, ..options.clone() }, made, pages })
+    made.options.parent_path = (made.made > 0).then(|| PathBuf::from(name(made.made)));
+    Ok(made)
+}
+
+/// A thread that waits for a set to be on the disk.
+type Flushing = Vec<thread::JoinHandle<Result<()>>>;
+
+fn flush(options: &Options, set: &Path, flushing: &mut Flushing) {
+    let path = set.to_owned();
+    if !options.no_sync {
+        flushing.push(thread::spawn(move || ImageDir::open(path)?.sync()));
+    }
 }
 
 /// Waits until the rounds are on the disk.
-fn finish(flushing: &mut Vec<thread::JoinHandle<Result<()>>>) -> Result<()> {
+fn finish(flushing: &mut Flushing) -> Result<()> {
     flushing.drain(..).try_for_each(|one| {
         one.join().unwrap_or_else(|_| Err(Error::new("the thread that flushed the images has failed")))
     })

@@ -11,10 +11,11 @@
 use crate::checkpoint::context::{LiveTask, Options, Source};
 use crate::checkpoint::dump::{Stopped, describe_set, refuse, release, stop};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
-use crate::checkpoint::memory::capture::{Earlier, TaskPages};
+use crate::checkpoint::memory::capture::{Earlier, Stream, TaskPages};
 use crate::checkpoint::memory::layout;
+use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
-use crate::checkpoint::memory::parent::Parent;
+use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::Tracking;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
@@ -23,17 +24,23 @@ use crate::checkpoint::{Error, Freezer, Result, check};
 /// What `pre_dump_mode` says of a set whose pages were read from outside.
 const PRE_DUMP_READ: u32 = 2;
 
-/// Writes the memory of a running container into `options.image_path`. `given` notes its writes already; else what an
-/// earlier pre-dump has left is used if it fits, or the noting begins. It is returned, to be kept or used.
+/// Writes the memory of a running container into `options.image_path`. What an earlier pre-dump has left notes its writes,
+/// if it fits; else the noting begins. It is returned, to be kept.
 pub fn pre_dump(
     options: &Options,
     source: &Source,
     freezer: &mut dyn Freezer,
-    given: Option<Tracking>,
 ) -> Result<(DumpReport, Tracking)> {
     let mut log = Log::open(options, "dump.log");
     log.line(format_args!("pre-dump of container {} into {}", source.id, options.image_path.display()));
-    let result = run(options, source, freezer, given, &mut log);
+    let result = find(options, source, freezer, None, &mut log).and_then(|found| {
+        let Found { round, tracking, mut report } = found;
+        round.write(&ImageDir::create(&options.image_path)?, options)?;
+        report.phases.end("pages");
+        report.image_bytes = report::bytes(&options.image_path, "");
+        report.write_stats(options);
+        Ok((report, tracking))
+    });
     match &result {
         Ok((done, _)) => {
             log.line(format_args!("done: {}; frozen {:.1} ms", done.phases, report::ms(done.frozen)));
@@ -43,20 +50,96 @@ pub fn pre_dump(
     result
 }
 
-fn run(
+/// As [`pre_dump`], but nothing is written yet. `given`: what notes the writes since an earlier one of this command, and
+/// the pages that this has.
+pub fn round(
     options: &Options,
     source: &Source,
     freezer: &mut dyn Freezer,
-    given: Option<Tracking>,
+    given: Option<(Tracking, Known)>,
+) -> Result<(Round, Tracking)> {
+    let mut log = Log::open(options, "dump.log");
+    let found = find(options, source, freezer, given, &mut log).inspect_err(|error| log.error(error))?;
+    Ok((found.round, found.tracking))
+}
+
+/// Pages that were found, and are to be written while their processes run.
+#[derive(Debug)]
+pub struct Round {
+    pages: Vec<TaskPages>,
+    run: String,
+}
+
+impl Round {
+    /// A round to which the marks belong from now on.
+    pub fn new(pages: Vec<TaskPages>, tracking: &mut Tracking) -> Result<Self> {
+        let run = run_id()?;
+        tracking.belongs_to(run.clone());
+        Ok(Self { pages, run })
+    }
+
+    /// Bytes of memory that it has.
+    pub fn bytes(&self) -> u64 {
+        self.pages.iter().map(TaskPages::bytes).sum()
+    }
+
+    /// The pages that it has, or an earlier one.
+    pub fn known(&self) -> Known {
+        self.pages.iter().map(|pages| (pages.vpid(), pages.known())).collect()
+    }
+
+    /// Writes it all, and publishes it.
+    pub fn write(self, images: &ImageDir, options: &Options) -> Result<()> {
+        self.describe(images)?;
+        for pages in self.pages {
+            pages.write_running(images)?;
+        }
+        if let Some(path) = &options.parent_path {
+            images.link_parent(path)?;
+        }
+        images.publish(!options.no_sync)
+    }
+
+    /// Writes all but the pages, which somebody else reads.
+    pub fn streams(self, images: &ImageDir) -> Result<Vec<Stream>> {
+        self.describe(images)?;
+        self.pages.into_iter().map(|pages| pages.stream(images)).collect()
+    }
+
+    fn describe(&self, images: &ImageDir) -> Result<()> {
+        let inventory = InventoryEntry {
+            pre_dump_mode: Some(PRE_DUMP_READ),
+            dump_uptime: Some(uptime()?),
+            dump_criu_run_id: Some(self.run.clone()),
+            ..describe_set()
+        };
+        images.write(Kind::Inventory, INVENTORY, &[inventory])
+    }
+}
+
+/// What was found while all stood still.
+struct Found {
+    round: Round,
+    tracking: Tracking,
+    report: DumpReport,
+}
+
+fn find(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    given: Option<(Tracking, Known)>,
     log: &mut Log,
-) -> Result<(DumpReport, Tracking)> {
+) -> Result<Found> {
     let mut phases = Phases::start();
     if given.is_none() {
-        refuse(check::check(options, source, freezer, false), log)?;
+        refuse(check::check(options, source, freezer, false, &mut Looks::default()), log)?;
     }
     let state_dir = source.state_dir.as_deref();
-    let images = ImageDir::create(&options.image_path)?;
-    let mut parent = Parent::open(options, state_dir, given)?;
+    let mut parent = match given {
+        Some((tracking, known)) => Some(Parent::given(Some(tracking), known)),
+        None => Parent::open(options, state_dir, None)?,
+    };
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
@@ -84,41 +167,20 @@ fn run(
     let released = release(tasks, freezer, paused);
     let frozen = started.elapsed();
     record.remove();
-    let found = found?;
+    let round = Round::new(found?, &mut tracking)?;
     released?;
     phases.end("resume");
-
-    let bytes: u64 = found.iter().map(TaskPages::bytes).sum();
-    for pages in found {
-        pages.write_running(&images)?;
-    }
-    phases.end("pages");
-    let run = run_id()?;
-    let inventory = InventoryEntry {
-        pre_dump_mode: Some(PRE_DUMP_READ),
-        dump_uptime: Some(uptime()?),
-        dump_criu_run_id: Some(run.clone()),
-        ..describe_set()
-    };
-    images.write(Kind::Inventory, INVENTORY, &[inventory])?;
-    if let Some(path) = &options.parent_path {
-        images.link_parent(path)?;
-    }
-    images.publish(!options.no_sync)?;
-    tracking.belongs_to(run);
-    phases.end("publish");
     let report = DumpReport {
         freezing,
         frozen,
         phases,
         tasks: count,
         threads,
-        image_bytes: report::bytes(&options.image_path, ""),
+        image_bytes: 0,
         pages_scanned: scanned,
-        pages_written: bytes / 4096,
+        pages_written: round.bytes() / 4096,
     };
-    report.write_stats(options);
-    Ok((report, tracking))
+    Ok(Found { round, tracking, report })
 }
 
 /// Finds what is to be written of one process, and from now on notes its writes.

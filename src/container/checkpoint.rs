@@ -64,7 +64,7 @@ pub fn pre_dump(store: &Store, id: &str, mut options: Options) -> Result<Outcome
     container.can_be_dumped()?;
     let warnings = configured(&container.state.annotations(), &mut options)?;
     let source = container.source()?;
-    let (report, tracking) = predump::pre_dump(&options, &source, &mut container.cgroup(), None)?;
+    let (report, tracking) = predump::pre_dump(&options, &source, &mut container.cgroup())?;
     tracking.keep(container.dir.path(), source.init)?;
     Ok(Outcome { report, print: options.print_stats, warnings })
 }

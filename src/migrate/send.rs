@@ -1,17 +1,24 @@
 //! The source's side.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::Read;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::context::{NetworkLock, Options};
 use crate::checkpoint::dump::{self, Before, Heir};
+use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::memory::capture::Stream;
+use crate::checkpoint::memory::copy;
+use crate::checkpoint::precopy::{Made, Rounds};
+use crate::checkpoint::predump::Round;
 use crate::checkpoint::{self as engine, precopy};
 use crate::container::{Container, Error, Result, Store};
 use crate::migrate::wire::{Kind, LARGEST, Wire};
@@ -19,6 +26,9 @@ use crate::sys::Context;
 
 /// What is spoken. Another version is refused.
 pub(super) const VERSION: u32 = 1;
+
+/// Pieces of memory that are read before they can be sent.
+const AHEAD: usize = 4;
 
 /// What the source says first.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,12 +106,14 @@ pub fn send(
     let options = Options { no_sync: true, ..options.clone() };
     let mut freezer = container.cgroup();
     let mut sender = Sender { wire: &wire, images: images.0.clone(), made: 0, sent: 0, committed: false };
-    let moved = precopy::rounds(&options, &source, &mut freezer, most, &mut |round, enough| {
-        sender.set(&round.image_path)?;
+    let moved = precopy::rounds(&options, &source, &mut freezer, most, &mut |round| {
+        let Made { pages, options, enough, .. } = round;
+        sender.round(pages, &options)?;
         Ok(enough)
     })
     .and_then(|rounds| {
-        let before = Before { tracking: rounds.tracking, complete: None, heir: Some(&mut sender) };
+        let Rounds { tracking, looks, known, .. } = rounds;
+        let before = Before { tracking, looks, known, complete: None, heir: Some(&mut sender) };
         let report = dump::dump_after(&rounds.options, &source, &mut freezer, before)?;
         Ok((rounds.made, report))
     });
@@ -185,16 +197,54 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
+    /// Sends a pre-dump, straight from the memory of the processes.
+    fn round(&mut self, pages: Round, options: &Options) -> engine::Result<()> {
+        let images =
+            ImageDir::in_memory(&self.images).map_or_else(|| ImageDir::create(&options.image_path), Ok)?;
+        let streams = pages.streams(&images)?;
+        self.set(&images)?;
+        streams.iter().try_for_each(|stream| self.stream(stream))
+    }
+
+    /// Sends an image of pages. While one piece is on its way, the next is read.
+    fn stream(&mut self, stream: &Stream) -> engine::Result<()> {
+        self.wire.send(Kind::File, stream.name.as_bytes())?;
+        let Some(memory) = copy::Memory::of_running(stream.pid)? else { return Ok(()) };
+        let pieces = copy::pieces(stream.pages.iter().cloned());
+        let (full, filled) = sync_channel::<engine::Result<Vec<u8>>>(AHEAD);
+        let (empty, emptied) = sync_channel(AHEAD + 2);
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                for piece in &pieces {
+                    let mut buffer: Vec<u8> = emptied.try_recv().unwrap_or_default();
+                    buffer.resize(piece.len, 0);
+                    let read = memory.read(&piece.ranges, &mut buffer).map(|()| buffer);
+                    // Nobody takes any more: the other thread knows why.
+                    if full.send(read).is_err() {
+                        break;
+                    }
+                }
+            });
+            for buffer in filled {
+                let buffer = buffer?;
+                self.wire.send(Kind::Data, &buffer)?;
+                self.sent += buffer.len() as u64;
+                let _ = empty.try_send(buffer);
+            }
+            Ok(())
+        })
+    }
+
     /// Sends a set of images, of which the link to its parent is no part: the other side knows the order.
-    fn set(&mut self, dir: &Path) -> engine::Result<()> {
+    fn set(&mut self, images: &ImageDir) -> engine::Result<()> {
         self.made += 1;
         self.wire.send(Kind::Round, &self.made.to_le_bytes())?;
-        let failed = |e: std::io::Error| engine::Error::new(format!("cannot send the images: {e}")).path(dir);
+        let failed = |e: std::io::Error| {
+            engine::Error::new(format!("cannot send the images: {e}")).path(images.path())
+        };
         let mut buffer = vec![0; LARGEST];
-        for entry in fs::read_dir(dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let Some(name) = name.to_str().filter(|name| is_image(name)) else { continue };
-            let mut file = File::open(dir.join(name)).map_err(failed)?;
+        for name in images.names()?.iter().filter(|name| is_image(name)) {
+            let mut file = images.raw_open(name)?;
             self.wire.send(Kind::File, name.as_bytes())?;
             loop {
                 let n = file.read(&mut buffer).map_err(failed)?;
@@ -210,9 +260,8 @@ impl Sender<'_> {
 }
 
 impl Heir for Sender<'_> {
-    fn offer(&mut self) -> engine::Result<()> {
-        let images = self.images.clone();
-        self.set(&images)?;
+    fn offer(&mut self, images: &ImageDir) -> engine::Result<()> {
+        self.set(images)?;
         self.wire.send(Kind::Restore, &[])?;
         self.wire.expect(Kind::Ready).map(drop)
     }

@@ -12,7 +12,8 @@
 //!   └── ...                    at no moment is there an inventory.img beside a mixture of images
 //! ```
 //!
-//! Everything is relative to descriptors: the directory may belong to somebody who changes it under our hands.
+//! Everything is relative to descriptors: the directory may belong to somebody who changes it under our hands. What is
+//! made while the container stands still may stand in memory first (`desk`).
 
 use std::fs::File;
 use std::io::BufReader;
@@ -27,6 +28,7 @@ use nix::sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, symlinkat, unlinkat};
 
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::desk::Desk;
 use crate::checkpoint::image::kind::Kind;
 use crate::checkpoint::image::record::Record;
 use crate::checkpoint::image::stream::{Reader, Writer};
@@ -34,7 +36,7 @@ use crate::checkpoint::image::stream::{Reader, Writer};
 /// Name of the image that completes a set.
 pub const INVENTORY: &str = "inventory.img";
 /// Name of the link to the set that this one builds on.
-const PARENT: &str = "parent";
+pub(super) const PARENT: &str = "parent";
 /// How staging directories begin.
 const STAGING: &str = ".stasis-";
 /// Files that are flushed at the same time.
@@ -44,12 +46,15 @@ const FLUSHERS: usize = 32;
 #[derive(Debug)]
 pub struct ImageDir {
     path: PathBuf,
-    dir: OwnedFd,
+    pub(super) dir: OwnedFd,
     staging: Option<Staging>,
+    pub(super) desk: Option<Desk>,
+    /// Nothing is made on the desk any more.
+    pub(super) settled: AtomicBool,
 }
 
 #[derive(Debug)]
-struct Staging {
+pub(super) struct Staging {
     name: String,
     /// Locked, so that other dumps know that this one lives.
     dir: Flock<OwnedFd>,
@@ -61,7 +66,11 @@ impl ImageDir {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
         let dir = open_directory(nix::fcntl::AT_FDCWD, &path)?;
-        Ok(Self { path, dir, staging: None })
+        Ok(Self::of(path, dir, None))
+    }
+
+    pub(super) fn of(path: PathBuf, dir: OwnedFd, staging: Option<Staging>) -> Self {
+        Self { path, dir, staging, desk: None, settled: AtomicBool::new(false) }
     }
 
     /// Makes a directory to write images to, with its parents, and a staging directory in it.
@@ -88,7 +97,7 @@ impl ImageDir {
                                 .call("flock(_, LOCK_EX|LOCK_NB)", errno)
                         })?;
                     let staging = Staging { name, dir: staging, over: AtomicBool::new(false) };
-                    return Ok(Self { path, dir, staging: Some(staging) });
+                    return Ok(Self::of(path, dir, Some(staging)));
                 }
             }
         }
@@ -110,8 +119,17 @@ impl ImageDir {
 
     /// Creates a file, which must not exist, for raw bytes.
     pub fn raw_create(&self, name: &str) -> Result<File> {
+        self.raw_create_in(self.desk().map_or_else(|| self.place(), Desk::as_fd), name)
+    }
+
+    /// As [`Self::raw_create`], for more than one wants to have in memory twice.
+    pub fn raw_create_large(&self, name: &str) -> Result<File> {
+        self.raw_create_in(self.place(), name)
+    }
+
+    fn raw_create_in(&self, place: BorrowedFd<'_>, name: &str) -> Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        openat(self.place(), name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
+        openat(place, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map(File::from)
             .during("cannot create the image", || format!("openat(_, {name:?}, O_CREAT|O_EXCL, 0600)"))
             .map_err(|e| e.path(self.path.join(name)))
@@ -122,7 +140,9 @@ impl ImageDir {
         let flags =
             OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let at = |e: Error| e.path(self.path.join(name));
-        let file = openat(self.place(), name, flags, Mode::empty())
+        let on_desk = self.desk().and_then(|desk| openat(desk, name, flags, Mode::empty()).ok());
+        let file = on_desk
+            .map_or_else(|| openat(self.place(), name, flags, Mode::empty()), Ok)
             .during("cannot open the image", || format!("openat(_, {name:?}, O_RDONLY|O_NOFOLLOW)"))
             .map_err(at)?;
         let stat = fstat(&file).during("cannot open the image", || "fstat(_)".into()).map_err(at)?;
@@ -134,12 +154,17 @@ impl ImageDir {
 
     /// Whether there is such a file.
     pub fn exists(&self, name: &str) -> bool {
-        fstatat(self.place(), name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+        let exists = |place: BorrowedFd<'_>| fstatat(place, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();
+        exists(self.place()) || self.desk().is_some_and(|desk| exists(desk.as_fd()))
     }
 
     /// Names of all files, in no order.
     pub fn names(&self) -> Result<Vec<String>> {
-        names(self.place()).map_err(|e| e.path(&self.path))
+        let mut all = names(self.place()).map_err(|e| e.path(&self.path))?;
+        if let Some(desk) = self.desk() {
+            all.extend(names(desk.as_fd()).map_err(|e| e.path(&self.path))?);
+        }
+        Ok(all)
     }
 
     /// The set that this one builds on, if the link `parent` leads to one.
@@ -157,7 +182,7 @@ impl ImageDir {
             return Err(at(Error::new("the link to the earlier images is absolute")));
         }
         let dir = open_directory(self.dir.as_fd(), &target)?;
-        Ok(Some(Self { path: self.path.join(target), dir, staging: None }))
+        Ok(Some(Self::of(self.path.join(target), dir, None)))
     }
 
     /// Makes the link to the set that this one builds on, relative to this directory.
@@ -209,6 +234,7 @@ impl ImageDir {
     /// Puts the new images in the place of those that were there. `sync` waits until they are on the disk.
     pub fn publish(&self, sync: bool) -> Result<()> {
         let Some(staging) = &self.staging else { return Ok(()) };
+        self.settle()?;
         let new = names(staging.dir.as_fd()).map_err(|e| e.path(&self.path))?;
         let flush = |fd: BorrowedFd<'_>| match sync {
             true => fsync(fd).during("cannot flush the images", || "fsync(_)".into()),
@@ -308,7 +334,7 @@ fn open_directory(at: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
 }
 
 /// Names in a directory, apart from `.` and `..`, and those that no image has.
-fn names(dir: BorrowedFd<'_>) -> Result<Vec<String>> {
+pub(super) fn names(dir: BorrowedFd<'_>) -> Result<Vec<String>> {
     let read = || -> nix::Result<Vec<String>> {
         let mut dir =
             Dir::openat(dir, ".", OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;

@@ -15,6 +15,7 @@ pub mod cgroup;
 pub mod core;
 pub mod cpuinfo;
 pub mod creds;
+mod desk;
 pub mod device;
 mod dir;
 mod extra;

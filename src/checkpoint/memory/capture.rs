@@ -10,16 +10,18 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use nix::errno::Errno;
-
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::{ImageDir, PagemapEntry, VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Memory, Placed, Sharing};
+use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pagemap;
-use crate::checkpoint::memory::pages::{Marks, Pagemap, Saved};
+use crate::checkpoint::memory::pages::{self, Found, Marks, Pagemap};
 use crate::checkpoint::memory::snapshot::Copy;
 use crate::checkpoint::memory::vdso::Vdso;
 use crate::checkpoint::memory::vmas;
+
+/// More bytes than this are not kept in memory while everything stands still.
+const LARGE: u64 = 64 << 20;
 
 /// What is still to be written: the private pages of all tasks.
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ pub struct TaskPages {
     pub(super) related: bool,
     /// What the kernel has.
     vdso: Option<Placed>,
+    /// Ranges that `MADV_GUARD_INSTALL` made inaccessible.
+    pub(super) guards: Vec<Range<u64>>,
     /// The file, once there is one.
     file: Option<File>,
 }
@@ -72,38 +76,57 @@ impl TaskPages {
             own: Vec::new(),
             related: false,
             vdso: None,
+            guards: Vec::new(),
             file: None,
         };
+        let is_vdso = |mapping: &&VmaEntry| mapping.status & status::VDSO != 0;
+        let mappings: Vec<&VmaEntry> = mappings.filter(|mapping| vmas::may_have_guards(mapping)).collect();
         let mut offset = 0;
-        for mapping in mappings.filter(|mapping| vmas::has_private_pages(mapping)) {
-            let whole = mapping.start..mapping.end;
-            let lazy = vmas::may_be_lazy(mapping);
-            let advice = mapping.madv.unwrap_or(0);
-            let stays = 1 << libc::MADV_DONTFORK | 1 << libc::MADV_WIPEONFORK;
-            let vdso = mapping.status & status::VDSO != 0;
+        for part in mappings.split_inclusive(is_vdso) {
+            let before = part.iter().take_while(|mapping| !is_vdso(mapping));
+            let ranges: Vec<Range<u64>> = before.map(|mapping| mapping.start..mapping.end).collect();
+            map.survey(&ranges, earlier.marks, &mut |index, range, what| match part.get(index) {
+                Some(_) if what == Found::Guard => pages.guards.push(range),
+                Some(mapping) if vmas::has_private_pages(mapping) => {
+                    pages.add(mapping, &range, what == Found::Clean, earlier, &mut offset);
+                }
+                _ => {}
+            })?;
             // All of the vdso: whoever restores it under another kernel needs it.
-            let found = if vdso {
-                vec![Saved { range: whole, clean: false }]
-            } else {
-                map.saved_since(whole, earlier.marks)?
-            };
-            for (range, kept) in found.iter().flat_map(|saved| earlier.divide(saved)) {
-                if kept {
-                    pages.kept += range.end - range.start;
-                    pages.entries.push(pagemap::in_parent(&range, lazy));
-                    continue;
-                }
-                let len = range.end - range.start;
-                pages.entries.push(pagemap::present(&range, lazy));
-                match () {
-                    () if vdso => pages.vdso = Some((range, offset)),
-                    () if advice & stays != 0 => pages.own.push((range, offset)),
-                    () => pages.inherited.push((range, offset)),
-                }
-                offset += len;
+            if let Some(vdso) = part.last().filter(|mapping| is_vdso(mapping)) {
+                let range = vdso.start..vdso.end;
+                pages.entries.push(pagemap::present(&range, false));
+                pages.vdso = Some((range, offset));
+                offset += vdso.end - vdso.start;
             }
         }
         Ok(pages)
+    }
+
+    /// Adds pages of a mapping, those that an earlier set has apart from the others.
+    fn add(
+        &mut self,
+        mapping: &VmaEntry,
+        range: &Range<u64>,
+        clean: bool,
+        earlier: &Earlier,
+        offset: &mut u64,
+    ) {
+        let lazy = vmas::may_be_lazy(mapping);
+        let stays = 1 << libc::MADV_DONTFORK | 1 << libc::MADV_WIPEONFORK;
+        let stays = mapping.madv.unwrap_or(0) & stays != 0;
+        for (range, kept) in earlier.divide(range, clean) {
+            let len = range.end - range.start;
+            if kept {
+                self.kept += len;
+                self.entries.push(pagemap::in_parent(&range, lazy));
+                continue;
+            }
+            self.entries.push(pagemap::present(&range, lazy));
+            let to = if stays { &mut self.own } else { &mut self.inherited };
+            to.push((range, *offset));
+            *offset += len;
+        }
     }
 
     /// Bytes that a copy of the process would spare it.
@@ -118,15 +141,24 @@ impl TaskPages {
 
     /// Writes what no copy of the process has.
     pub(super) fn write_own(&mut self, images: &ImageDir) -> Result<()> {
-        let file = pagemap::create(images, &pagemap::of_task(self.vpid), self.pages_id, &self.entries)?;
+        if self.own.is_empty() { Ok(()) } else { self.begin(images) }
+    }
+
+    fn begin(&mut self, images: &ImageDir) -> Result<()> {
+        let file = self.create(images)?;
         copy::to_file(self.pid, Sharing::Own, std::mem::take(&mut self.own), &file)?;
         self.file = Some(file);
         Ok(())
     }
 
+    fn create(&self, images: &ImageDir) -> Result<File> {
+        let name = pagemap::of_task(self.vpid);
+        pagemap::create(images, &name, self.pages_id, &self.entries, self.bytes() > LARGE)
+    }
+
     fn write(&mut self, images: &ImageDir, vdso: &Vdso) -> Result<()> {
         if self.file.is_none() {
-            self.write_own(images)?;
+            self.begin(images)?;
         }
         let Some(file) = &self.file else { return Ok(()) };
         let own = self.source == self.pid && !self.related;
@@ -150,15 +182,34 @@ impl TaskPages {
     /// Writes the pages of a process that runs: what it unmaps meanwhile is not missed by whoever builds on this set,
     /// because it has been written or is gone then. A process that has ended is left out.
     pub(crate) fn write_running(mut self, images: &ImageDir) -> Result<()> {
-        match Memory::open(self.pid, Sharing::Running) {
-            Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH)) => return Ok(()),
-            opened => drop(opened?),
+        if Memory::of_running(self.pid)?.is_none() {
+            return Ok(());
         }
-        let file = pagemap::create(images, &pagemap::of_task(self.vpid), self.pages_id, &self.entries)?;
+        let file = self.create(images)?;
         for placed in [std::mem::take(&mut self.own), std::mem::take(&mut self.inherited)] {
             copy::from_running(self.pid, placed, &file)?;
         }
         copy::from_running(self.pid, self.vdso.take(), &file)
+    }
+
+    /// Writes the pagemap, and leaves the pages to whoever reads them, in order, while the process runs.
+    pub(crate) fn stream(self, images: &ImageDir) -> Result<Stream> {
+        pagemap::write(images, &pagemap::of_task(self.vpid), self.pages_id, &self.entries)?;
+        let mut pages: Vec<Placed> = self.own.into_iter().chain(self.inherited).chain(self.vdso).collect();
+        pages.sort_unstable_by_key(|(_, offset)| *offset);
+        Ok(Stream { name: pagemap::pages_name(self.pages_id), pid: self.pid, pages })
+    }
+
+    /// The process, by its pid inside.
+    pub(crate) fn vpid(&self) -> u32 {
+        self.vpid
+    }
+
+    /// The pages that this set has, or an earlier one, in ascending order.
+    pub(crate) fn known(&self) -> Vec<Range<u64>> {
+        let range =
+            |entry: &PagemapEntry| entry.vaddr..entry.vaddr + entry.nr_pages.unwrap_or(0) * pages::PAGE;
+        self.entries.iter().map(range).collect()
     }
 
     /// Bytes that are to be written.
@@ -166,6 +217,17 @@ impl TaskPages {
         let all = self.inherited.iter().chain(&self.own).chain(&self.vdso);
         all.map(|(range, _)| range.end - range.start).sum()
     }
+}
+
+/// The pages of a process that runs, in the order of their image.
+#[derive(Debug)]
+pub struct Stream {
+    /// Of the image.
+    pub name: String,
+    /// The process.
+    pub pid: i32,
+    /// Where each range of its memory goes.
+    pub pages: Vec<Placed>,
 }
 
 /// What an earlier set has of a process, and how it is known what has been written since.
@@ -182,12 +244,12 @@ impl Earlier {
     pub const NONE: Self = Self { marks: Marks::None, known: Vec::new() };
 
     /// Cuts a range into parts that the earlier set has, which are true, and parts to be written.
-    fn divide(&self, saved: &Saved) -> Vec<(Range<u64>, bool)> {
-        let Range { start, end } = saved.range;
+    fn divide(&self, saved: &Range<u64>, clean: bool) -> Vec<(Range<u64>, bool)> {
+        let Range { start, end } = *saved;
         let mut parts = Vec::new();
         let mut at = start;
         let first = self.known.partition_point(|known| known.end <= start);
-        for known in self.known[first..].iter().take_while(|known| saved.clean && known.start < end) {
+        for known in self.known[first..].iter().take_while(|known| clean && known.start < end) {
             if at < known.start {
                 parts.push((at..known.start, false));
             }
@@ -203,6 +265,11 @@ impl Earlier {
 }
 
 impl Capture {
+    /// Whether what was taken for true of the mappings was so when the tasks stood still.
+    pub fn hold(&self, looks: &Looks) -> bool {
+        self.tasks.iter().all(|task| looks.hold(task.pid, task.source))
+    }
+
     /// Writes the pages: while the tasks are stopped, or when [`Self::snapshot`] has made copies of them.
     pub fn write(&mut self, images: &ImageDir) -> Result<()> {
         let vdso = Vdso::own()?;
@@ -221,7 +288,7 @@ mod tests {
     fn what_an_earlier_set_has_is_left_to_it() {
         let earlier =
             Earlier { marks: Marks::Protection, known: vec![0x2000..0x4000, 0x4000..0x5000, 0x8000..0x9000] };
-        let divide = |range, clean| earlier.divide(&Saved { range, clean });
+        let divide = |range: Range<u64>, clean| earlier.divide(&range, clean);
         assert_eq!(divide(0x1000..0xa000, false), [(0x1000..0xa000, false)]);
         assert_eq!(
             divide(0x1000..0xa000, true),
@@ -236,6 +303,6 @@ mod tests {
         );
         assert_eq!(divide(0x3000..0x4000, true), [(0x3000..0x4000, true)]);
         assert_eq!(divide(0x5000..0x8000, true), [(0x5000..0x8000, false)]);
-        assert_eq!(Earlier::NONE.divide(&Saved { range: 0..0x1000, clean: true }), [(0..0x1000, false)]);
+        assert_eq!(Earlier::NONE.divide(&(0..0x1000), true), [(0..0x1000, false)]);
     }
 }

@@ -138,6 +138,14 @@ impl Memory {
         Ok(Self { pid, mem, sharing })
     }
 
+    /// The memory of a process that runs; None when it has ended.
+    pub fn of_running(pid: i32) -> Result<Option<Self>> {
+        match Self::open(pid, Sharing::Running) {
+            Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH)) => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// Reads all of the ranges, one after the other, into `buffer`, which is exactly as large.
     pub fn read(&self, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
         let remote: Vec<RemoteIoVec> = ranges.iter().filter_map(remote).collect();

@@ -6,6 +6,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -15,6 +16,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{MmEntry, VmaEntry, vma as status};
 pub use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::memory::capture::{Earlier, TaskPages};
+use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
@@ -50,7 +52,7 @@ fn task_memory(
     let (pid, vpid) = (task.pid, task.vpid.cast_unsigned());
     let noted = dump.parent.as_ref().is_some_and(Parent::is_known);
     let watched = noted || track::is_ours(dump.source.state_dir.as_deref(), pid);
-    let (mut mm, mut found) = live(task, watched)?;
+    let (mut mm, mut found) = live(task, watched, &mut dump.looks)?;
     let (exe, link) = layout::executable(pid)?;
     mm.exe_file_id = register(dump, exe, &link, 0)?;
     assign(dump, pid, &mut found, register, shared)?;
@@ -62,18 +64,18 @@ fn task_memory(
     let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
     lock::record(dump, vpid, on_fault)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
-    guards(&mut map, &mut mm.vmas)?;
+    mm.vmas.extend(pages.guards.iter().map(guard));
     dump.model.mm.insert(vpid, mm);
     Ok(pages)
 }
 
-fn live(task: &mut LiveTask, watched: bool) -> Result<(MmEntry, Vec<Vma>)> {
+fn live(task: &mut LiveTask, watched: bool, looks: &mut Looks) -> Result<(MmEntry, Vec<Vma>)> {
     let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
     let mm = mm::capture(task.pid, injection)?;
     // Asked now: the first batch has mapped it.
     let (start, end) = injection.footprint();
     let hidden: Vec<_> = (start < end).then_some(start..end).into_iter().collect();
-    Ok((mm, layout::read(task.pid, &hidden, watched)?))
+    Ok((mm, layout::read(task.pid, &hidden, watched, looks)?))
 }
 
 /// Gives each mapping with a file or with shared memory its `shmid`, and writes shared memory seen for the first time.
@@ -131,20 +133,8 @@ fn assign(
     Ok(())
 }
 
-/// Appends an entry for each range of guard pages.
-fn guards(map: &mut Pagemap, entries: &mut Vec<VmaEntry>) -> Result<()> {
-    let mut found = Vec::new();
-    for entry in entries.iter().filter(|e| e.status & status::REGULAR != 0) {
-        if entry.status & (status::VDSO | status::VVAR) == 0 {
-            found.extend(map.guards(entry.start..entry.end)?);
-        }
-    }
-    entries.extend(found.into_iter().map(|range| VmaEntry {
-        start: range.start,
-        end: range.end,
-        status: status::GUARD,
-        fd: -1,
-        ..VmaEntry::default()
-    }));
-    Ok(())
+/// The entry for guard pages.
+fn guard(range: &Range<u64>) -> VmaEntry {
+    let Range { start, end } = *range;
+    VmaEntry { start, end, status: status::GUARD, fd: -1, ..VmaEntry::default() }
 }

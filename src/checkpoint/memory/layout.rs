@@ -13,21 +13,31 @@ use nix::sys::stat::fstat;
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::look::{Flagged, Looks};
 use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
 
-/// Describes all mappings of a task, apart from those within `hidden`: what an injection has put there. `watched`: if its
-/// memory is write-protected, it is so by us.
-pub fn read(pid: i32, hidden: &[Range<u64>], watched: bool) -> Result<Vec<Vma>> {
-    describe(pid, found(pid, watched)?, hidden)
+/// Describes all mappings of a stopped task, apart from those within `hidden`: what an injection has put there.
+/// `watched`: if its memory is write-protected, it is so by us. `looks` may have its flags already.
+pub fn read(pid: i32, hidden: &[Range<u64>], watched: bool, looks: &mut Looks) -> Result<Vec<Vma>> {
+    let is_hidden = |m: &Mapping| hidden.iter().any(|h| h.start <= m.start && m.end <= h.end);
+    let known = if looks.know(pid) {
+        let mut now = maps::read(pid)?;
+        now.retain(|mapping| !is_hidden(mapping));
+        looks.of_stopped(pid, &now)
+    } else {
+        None
+    };
+    let mut found = known.map_or_else(|| maps::read_with_flags(pid), Ok)?;
+    found.retain(|(mapping, _)| !is_hidden(mapping));
+    describe(pid, unmarked(found, watched))
 }
 
-fn found(pid: i32, watched: bool) -> Result<Vec<(Mapping, VmFlags)>> {
-    let mut found = maps::read_with_flags(pid)?;
+fn unmarked(mut found: Flagged, watched: bool) -> Flagged {
     if watched {
         found.iter_mut().for_each(|(_, flags)| flags.clear(b"uw"));
     }
-    Ok(found)
+    found
 }
 
 /// The mappings that can have pages of the task's own, as far as `maps` tells, which is quick.
@@ -52,23 +62,22 @@ pub fn private(pid: i32) -> Result<Vec<VmaEntry>> {
     Ok(mappings.map(entry).collect())
 }
 
-/// As [`read`], but with every mapping that is refused, instead of the first.
-pub fn refusals(pid: i32, watched: bool) -> Result<Vec<Error>> {
+/// Every mapping of a running task that is refused. What was seen of it is added to `looks`.
+pub fn refusals(pid: i32, watched: bool, looks: &mut Looks) -> Result<Vec<Error>> {
     let internal = internal_device()?;
-    let found = found(pid, watched)?;
+    let found = unmarked(maps::read_with_flags(pid)?, watched);
     let check = |(mapping, flags): &(Mapping, VmFlags)| {
         file_facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
     };
-    Ok(found.iter().filter_map(|found| check(found).err()).collect())
+    let refused = found.iter().filter_map(|found| check(found).err()).collect();
+    looks.add(pid, found);
+    Ok(refused)
 }
 
-fn describe(pid: i32, found: Vec<(Mapping, VmFlags)>, hidden: &[Range<u64>]) -> Result<Vec<Vma>> {
+fn describe(pid: i32, found: Flagged) -> Result<Vec<Vma>> {
     let internal = internal_device()?;
     let mut described: Vec<Vma> = Vec::with_capacity(found.len());
     for (mapping, flags) in found {
-        if hidden.iter().any(|h| h.start <= mapping.start && mapping.end <= h.end) {
-            continue;
-        }
         let file = file_facts(pid, &mapping)?;
         described.push(vmas::describe(&mapping, flags, file, internal)?);
     }
@@ -160,7 +169,7 @@ mod tests {
     #[test]
     fn this_process_has_code_heap_stack_and_vdso() {
         let pid = std::process::id().cast_signed();
-        let vmas = read(pid, &[], false).unwrap();
+        let vmas = read(pid, &[], false, &mut Looks::default()).unwrap();
         let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
         assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
         assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
@@ -168,16 +177,16 @@ mod tests {
         let (file, link) = named(pid, code).unwrap();
         assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
         assert!(link.is_absolute());
-        assert_eq!(refusals(pid, false).unwrap().len(), 0);
+        assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
     }
 
     #[test]
     fn what_is_hidden_is_left_out() {
         let pid = std::process::id().cast_signed();
-        let all = read(pid, &[], false).unwrap();
+        let all = read(pid, &[], false, &mut Looks::default()).unwrap();
         let stack = all.iter().find(|v| v.mapping.name() == b"[stack]").unwrap();
         let hidden = stack.entry.start..stack.entry.end;
-        let rest = read(pid, &[hidden], false).unwrap();
+        let rest = read(pid, &[hidden], false, &mut Looks::default()).unwrap();
         assert!(rest.iter().all(|v| v.mapping.name() != b"[stack]"));
     }
 }

@@ -14,6 +14,7 @@
 //! | `maps`    | the text of `maps` and `smaps`                                    |
 //! | `vmas`    | what a mapping is, in the words of the image; what is refused     |
 //! | `layout`  | the mappings of a live task, with their files                     |
+//! | `look`    | flags of mappings, read before the program stands still           |
 //! | `mm`      | bounds of code, data, heap and stack; executable, auxiliary vector |
 //! | `pages`   | which pages are a process's own                                   |
 //! | `pagemap` | pagemap-N.img                                                     |
@@ -45,6 +46,7 @@ pub mod inherit;
 pub mod layout;
 pub mod lazy;
 pub mod lock;
+pub mod look;
 pub mod maps;
 pub mod mm;
 pub mod pagemap;

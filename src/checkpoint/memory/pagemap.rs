@@ -111,7 +111,8 @@ pub fn of_shared(id: u64) -> String {
     format!("pagemap-shmem-{id}.img")
 }
 
-fn pages_name(id: u32) -> String {
+/// Name of a file of pages.
+pub fn pages_name(id: u32) -> String {
     format!("pages-{id}.img")
 }
 
@@ -137,13 +138,25 @@ fn entry(range: &Range<u64>, flags: u32) -> PagemapEntry {
     }
 }
 
-/// Writes a pagemap, and creates the file for the pages it tells of.
-pub fn create(images: &ImageDir, name: &str, pages_id: u32, entries: &[PagemapEntry]) -> Result<File> {
+/// Writes a pagemap.
+pub fn write(images: &ImageDir, name: &str, pages_id: u32, entries: &[PagemapEntry]) -> Result<()> {
     let mut writer = images.writer(Kind::Pagemap, name)?;
     writer.record(&PagemapHead { pages_id })?;
     entries.iter().try_for_each(|entry| writer.record(entry))?;
-    writer.finish()?;
-    images.raw_create(&pages_name(pages_id))
+    writer.finish().map(drop)
+}
+
+/// Writes a pagemap, and creates the file for the pages it tells of; `large`: these are too many to stand in memory first.
+pub fn create(
+    images: &ImageDir,
+    name: &str,
+    pages_id: u32,
+    entries: &[PagemapEntry],
+    large: bool,
+) -> Result<File> {
+    write(images, name, pages_id, entries)?;
+    let name = pages_name(pages_id);
+    if large { images.raw_create_large(&name) } else { images.raw_create(&name) }
 }
 
 /// Reads a pagemap and opens its pages, and those of the sets before it as far as they are needed. Order, alignment and
@@ -247,7 +260,7 @@ mod tests {
     /// A set of images with one pagemap, and pages of as many bytes as it needs.
     fn set(dir: &std::path::Path, entries: &[PagemapEntry], parent: Option<&str>) -> File {
         let images = ImageDir::create(dir).unwrap();
-        let file = create(&images, &of_task(1), 7, entries).unwrap();
+        let file = create(&images, &of_task(1), 7, entries, false).unwrap();
         file.set_len(runs(entries).unwrap().1).unwrap();
         if let Some(parent) = parent {
             images.link_parent(std::path::Path::new(parent)).unwrap();

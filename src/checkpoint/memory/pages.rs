@@ -4,7 +4,9 @@
 //! of such pages; before Linux 6.7 the eight bytes a page of `/proc/PID/pagemap` tell the same, except for the zero
 //! page, which is then saved like any other.
 //!
-//! Where writes are noted (see `track`), the same pass tells which of the pages have not been written since.
+//! Where writes are noted (see `track`), the same pass tells which of the pages have not been written since; and it finds
+//! the guards. One scan serves all mappings: it skips what lies between them, and a call for each would cost more than
+//! what it finds.
 
 use std::fs::File;
 use std::ops::Range;
@@ -27,18 +29,19 @@ pub struct Pagemap {
     knows_guards: bool,
 }
 
-/// What is saved is none of these. A guard counts as swapped out.
-const LEFT_OUT: u64 = scan::PAGE_IS_PFNZERO | scan::PAGE_IS_FILE | scan::PAGE_IS_GUARD;
-const SAVED: Query = Query {
+/// What is found is none of these.
+const LEFT_OUT: u64 = scan::PAGE_IS_PFNZERO | scan::PAGE_IS_FILE;
+const FOUND: Query = Query {
     inverted: LEFT_OUT,
     all: LEFT_OUT,
     any: scan::PAGE_IS_PRESENT | scan::PAGE_IS_SWAPPED,
-    // Nothing is reported, so that ranges are cut only where a page is left out.
-    report: 0,
+    // A guard counts as swapped out. Nothing else is reported, so that ranges are cut only where something differs.
+    report: scan::PAGE_IS_GUARD,
     flags: 0,
 };
-const GUARDS: Query =
-    Query { inverted: 0, all: scan::PAGE_IS_GUARD, any: 0, report: scan::PAGE_IS_GUARD, flags: 0 };
+/// Regions that one call can find: as many as the kernel gathers at once. With room for more it goes on, but (in Linux
+/// 6.18) says of a walk that then reaches its end that it ended where the first of these were full.
+const REGIONS: usize = 512;
 
 // proc_pid_pagemap(5)
 const ENTRY_PRESENT: u64 = 1 << 63;
@@ -60,13 +63,15 @@ pub enum Marks {
     SoftDirty,
 }
 
-/// Pages to be saved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Saved {
-    /// Where they are.
-    pub range: Range<u64>,
-    /// They have not been written since writes were last begun to be noted.
-    pub clean: bool,
+/// What pages next to each other are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// To be saved: written, as far as is known.
+    Written,
+    /// To be saved, but not written since writes were last begun to be noted.
+    Clean,
+    /// Inaccessible by `MADV_GUARD_INSTALL`.
+    Guard,
 }
 
 impl Pagemap {
@@ -83,14 +88,14 @@ impl Pagemap {
         Self::open(pid).map(|map| Self { scans: false, ..map })
     }
 
-    /// The pages within `within` that have to be saved, in order, touching ranges joined.
-    #[cfg(test)]
-    fn saved(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        Ok(self.saved_since(within, Marks::None)?.into_iter().map(|saved| saved.range).collect())
-    }
-
-    /// The pages within `within` that have to be saved, in order, touching ranges that are alike joined.
-    pub fn saved_since(&mut self, within: Range<u64>, marks: Marks) -> Result<Vec<Saved>> {
+    /// Calls `found` for the pages of each of the mappings, which are in ascending order: with its index, and in order,
+    /// touching ranges that are alike joined.
+    pub fn survey(
+        &mut self,
+        mappings: &[Range<u64>],
+        marks: Marks,
+        found: &mut dyn FnMut(usize, Range<u64>, Found),
+    ) -> Result<()> {
         const NOTED: u64 = scan::PAGE_IS_WPALLOWED | scan::PAGE_IS_WRITTEN;
         let (report, flags) = match marks {
             Marks::None => (0, 0),
@@ -102,23 +107,48 @@ impl Pagemap {
             Marks::Protection => (NOTED, 0),
             Marks::ProtectionAgain => (NOTED, scan::PM_SCAN_WP_MATCHING),
         };
-        let mut found: Vec<Saved> = Vec::new();
+        let query = Query { report: FOUND.report | report, flags, ..FOUND };
         let matches = |entry: u64| {
-            let saved =
-                entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & (ENTRY_FILE | ENTRY_GUARD) == 0;
+            let there = entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0 && entry & ENTRY_FILE == 0;
             let clean = marks == Marks::SoftDirty && entry & ENTRY_SOFT_DIRTY == 0;
-            saved.then_some(if clean { scan::PAGE_IS_WPALLOWED } else { 0 })
-        };
-        self.find(within, Query { report, flags, ..SAVED }, matches, &mut |range, kind| {
-            let clean = kind & NOTED == scan::PAGE_IS_WPALLOWED;
-            match found.last_mut() {
-                Some(last) if last.range.end == range.start && last.clean == clean => {
-                    last.range.end = range.end;
-                }
-                _ => found.push(Saved { range, clean }),
+            match () {
+                () if entry & ENTRY_GUARD != 0 => Some(scan::PAGE_IS_GUARD),
+                () if there => Some(if clean { scan::PAGE_IS_WPALLOWED } else { 0 }),
+                () => None,
             }
-        })?;
-        Ok(found)
+        };
+        let mut next = 0;
+        // What is held back until it is known whether it goes on.
+        let mut last: Option<(usize, Range<u64>, Found)> = None;
+        let mut sort = |range: Range<u64>, kind: u64| {
+            let what = match () {
+                () if kind & scan::PAGE_IS_GUARD != 0 => Found::Guard,
+                () if kind & NOTED == scan::PAGE_IS_WPALLOWED => Found::Clean,
+                () => Found::Written,
+            };
+            while mappings.get(next).is_some_and(|mapping| mapping.end <= range.start) {
+                next += 1;
+            }
+            let there = mappings.iter().enumerate().skip(next);
+            for (index, mapping) in there.take_while(|(_, mapping)| mapping.start < range.end) {
+                let part = mapping.start.max(range.start)..mapping.end.min(range.end);
+                match &mut last {
+                    Some((of, before, kind)) if *of == index && *kind == what && before.end == part.start => {
+                        before.end = part.end;
+                    }
+                    _ => {
+                        if let Some((index, range, what)) = last.replace((index, part, what)) {
+                            found(index, range, what);
+                        }
+                    }
+                }
+            }
+        };
+        self.find(mappings, query, matches, &mut sort)?;
+        if let Some((index, range, what)) = last {
+            found(index, range, what);
+        }
+        Ok(())
     }
 
     /// The pages within `within` that are there, whatever is in them.
@@ -132,35 +162,24 @@ impl Pagemap {
         };
         let mut found = Vec::new();
         let matches = |entry: u64| (entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0).then_some(0);
-        self.find(within, THERE, matches, &mut |range, _| push(&mut found, range))?;
+        self.find(&[within], THERE, matches, &mut |range, _| push(&mut found, range))?;
         Ok(found)
     }
 
-    /// The pages within `within` that `MADV_GUARD_INSTALL` made inaccessible.
-    pub fn guards(&mut self, within: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let mut found = Vec::new();
-        self.find(within, GUARDS, |entry| (entry & ENTRY_GUARD != 0).then_some(0), &mut |range, _| {
-            push(&mut found, range);
-        })?;
-        Ok(found)
-    }
-
-    /// Calls `found` for each range of pages of one kind: a scan's, or, without scans, a page's of the kind that
-    /// `matches` gives.
+    /// Calls `found` for each range of pages of one kind: a scan's, which may reach beyond the mappings, or, without scans,
+    /// a page's of the kind that `matches` gives.
     fn find(
         &mut self,
-        within: Range<u64>,
+        mappings: &[Range<u64>],
         query: Query,
         matches: impl Fn(u64) -> Option<u64>,
         found: &mut dyn FnMut(Range<u64>, u64),
     ) -> Result<()> {
+        let (Some(first), Some(last)) = (mappings.first(), mappings.last()) else { return Ok(()) };
         while self.scans {
             let known = if self.knows_guards { query } else { query.without(scan::PAGE_IS_GUARD) };
-            if known.any | known.all == 0 {
-                return Ok(());
-            }
             // An unknown bit or ioctl is refused before anything is found.
-            match self.scan(within.clone(), known, found) {
+            match self.scan(first.start..last.end, known, found) {
                 Err(error) if error.errno() == Some(Errno::ENOTTY) => self.scans = false,
                 Err(error) if error.errno() == Some(Errno::EINVAL) && self.knows_guards => {
                     self.knows_guards = false;
@@ -168,11 +187,11 @@ impl Pagemap {
                 done => return done,
             }
         }
-        self.read(within, matches, found)
+        mappings.iter().try_for_each(|mapping| self.read(mapping.clone(), &matches, found))
     }
 
     fn scan(&self, within: Range<u64>, query: Query, found: &mut dyn FnMut(Range<u64>, u64)) -> Result<()> {
-        let mut regions = [Region::default(); 512];
+        let mut regions = vec![Region::default(); REGIONS];
         let mut at = within.start;
         while at < within.end {
             let (count, walked) = scan::scan(&self.file, at, within.end, query, &mut regions)
@@ -191,7 +210,7 @@ impl Pagemap {
     fn read(
         &self,
         within: Range<u64>,
-        matches: impl Fn(u64) -> Option<u64>,
+        matches: &impl Fn(u64) -> Option<u64>,
         found: &mut dyn FnMut(Range<u64>, u64),
     ) -> Result<()> {
         let mut entries = vec![0u8; 64 << 10];
@@ -241,6 +260,12 @@ mod tests {
         std::process::id().cast_signed()
     }
 
+    fn found(map: &mut Pagemap, mappings: &[Range<u64>]) -> Vec<(usize, Range<u64>, Found)> {
+        let mut all = Vec::new();
+        map.survey(mappings, Marks::None, &mut |index, range, what| all.push((index, range, what))).unwrap();
+        all
+    }
+
     /// Pages 1, 2 and 5 of 8 written, page 7 read (the zero page), both ways of finding them.
     #[test]
     fn written_pages_are_found_and_the_zero_page_is_not() {
@@ -249,11 +274,18 @@ mod tests {
             memory.as_mut_slice()[page * 4096] = 1;
         }
         assert_eq!(memory.as_slice()[7 * 4096], 0);
-        let base = range.start;
-        let expected = [base + PAGE..base + 3 * PAGE, base + 5 * PAGE..base + 6 * PAGE];
-        assert_eq!(Pagemap::open(pid()).unwrap().saved(range.clone()).unwrap(), expected);
-        let old = Pagemap::open_old(pid()).unwrap().saved(range).unwrap();
-        assert_eq!(old[..2], expected);
+        let at = |page: u64| range.start + page * PAGE;
+        let written = |index, from, to| (index, at(from)..at(to), Found::Written);
+        let expected = [written(0, 1, 3), written(0, 5, 6)];
+        let whole = std::slice::from_ref(&range);
+        assert_eq!(found(&mut Pagemap::open(pid()).unwrap(), whole), expected);
+        assert_eq!(found(&mut Pagemap::open_old(pid()).unwrap(), whole)[..2], expected);
+        // Each mapping gets its own, and nobody what lies between.
+        let parts = [at(0)..at(2), at(2)..at(3), at(4)..at(5), at(5)..at(7)];
+        let expected = [written(0, 1, 2), written(1, 2, 3), written(3, 5, 6)];
+        assert_eq!(found(&mut Pagemap::open(pid()).unwrap(), &parts), expected);
+        assert_eq!(found(&mut Pagemap::open_old(pid()).unwrap(), &parts), expected);
+        assert_eq!(found(&mut Pagemap::open(pid()).unwrap(), &[]), []);
     }
 
     #[test]
@@ -261,7 +293,7 @@ mod tests {
         let maps = maps::read(pid()).unwrap();
         let code = maps.iter().find(|m| m.prot & 4 != 0 && m.inode != 0).unwrap();
         for mut map in [Pagemap::open(pid()).unwrap(), Pagemap::open_old(pid()).unwrap()] {
-            assert_eq!(map.saved(code.start..code.end).unwrap(), []);
+            assert_eq!(found(&mut map, &[code.start..code.end]), []);
         }
     }
 
@@ -273,8 +305,10 @@ mod tests {
             return; // before Linux 6.13
         }
         let base = range.start;
-        let mut map = Pagemap::open(pid()).unwrap();
-        assert_eq!(map.guards(range.clone()).unwrap(), vec![base + 3 * PAGE..base + 5 * PAGE]);
-        assert_eq!(map.saved(range).unwrap(), [base..base + PAGE]);
+        let expected =
+            [(0, base..base + PAGE, Found::Written), (0, base + 3 * PAGE..base + 5 * PAGE, Found::Guard)];
+        for mut map in [Pagemap::open(pid()).unwrap(), Pagemap::open_old(pid()).unwrap()] {
+            assert_eq!(found(&mut map, std::slice::from_ref(&range)), expected);
+        }
     }
 }

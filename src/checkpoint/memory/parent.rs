@@ -17,8 +17,11 @@ use crate::checkpoint::memory::track::Tracking;
 pub struct Parent {
     /// None: the marks do not belong to this set, and everything is written.
     tracking: Option<Tracking>,
-    known: BTreeMap<u32, Vec<Range<u64>>>,
+    known: Known,
 }
+
+/// The pages that a set has, or an earlier one, in ascending order by process.
+pub type Known = BTreeMap<u32, Vec<Range<u64>>>;
 
 impl Parent {
     /// Opens the set that `options` name, for marks that are `given` or that an earlier command has left.
@@ -38,16 +41,25 @@ impl Parent {
         let tracking = given.or_else(|| state_dir.and_then(Tracking::find)).filter(|tracking| {
             !tracking.run().is_empty() && inventory.dump_criu_run_id.as_deref() == Some(tracking.run())
         });
-        let mut known = BTreeMap::new();
-        if tracking.is_some() {
-            for name in images.names()? {
-                let number = name.strip_prefix("pagemap-").and_then(|name| name.strip_suffix(".img"));
-                if let Some(vpid) = number.and_then(|number| number.parse().ok()) {
-                    known.insert(vpid, pagemap::known(&images, &name)?);
-                }
+        let known = if tracking.is_some() { Self::pages_of(&images)? } else { Known::new() };
+        Ok(Some(Self { tracking, known }))
+    }
+
+    /// The pages that a set of images has.
+    pub fn pages_of(images: &ImageDir) -> Result<Known> {
+        let mut known = Known::new();
+        for name in images.names()? {
+            let number = name.strip_prefix("pagemap-").and_then(|name| name.strip_suffix(".img"));
+            if let Some(vpid) = number.and_then(|number| number.parse().ok()) {
+                known.insert(vpid, pagemap::known(images, &name)?);
             }
         }
-        Ok(Some(Self { tracking, known }))
+        Ok(known)
+    }
+
+    /// A set that this command has made itself.
+    pub fn given(tracking: Option<Tracking>, known: Known) -> Self {
+        Self { tracking, known }
     }
 
     /// What it has of a process whose writes were noted so.

@@ -29,7 +29,7 @@ pub const OWN_ID: u64 = 1 << 31;
 pub fn write(images: &ImageDir, id: u64, pages_id: u32, memory: &File) -> Result<()> {
     let ranges = data(memory)?;
     let entries: Vec<_> = ranges.iter().map(|range| pagemap::present(range, false)).collect();
-    let pages = pagemap::create(images, &pagemap::of_shared(id), pages_id, &entries)?;
+    let pages = pagemap::create(images, &pagemap::of_shared(id), pages_id, &entries, true)?;
     copy::each(&copy::pieces(copy::place(ranges, 0)), |piece, buffer| {
         read_ranges(memory, &piece.ranges, buffer)?;
         pages

@@ -227,6 +227,11 @@ pub fn has_private_pages(entry: &VmaEntry) -> bool {
         && entry.flags & MAP_DROPPABLE == 0
 }
 
+/// Whether it may have pages of its own, or guards.
+pub fn may_have_guards(entry: &VmaEntry) -> bool {
+    entry.status & status::REGULAR != 0 && entry.status & (status::VVAR | status::GUARD) == 0
+}
+
 /// Whether writes to its pages can be noted.
 pub fn may_be_watched(entry: &VmaEntry) -> bool {
     has_private_pages(entry) && entry.status & status::VDSO == 0

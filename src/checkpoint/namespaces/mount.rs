@@ -98,6 +98,9 @@ fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)], parts: bool) 
         .remedy("unmount it, or mount it through config.json"))
 }
 
+/// A tmpfs of more than this is not kept in memory twice.
+const LARGE: u64 = 16 << 20;
+
 /// Saves the table, and the contents of every tmpfs that is the container's.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let init = dump.source.init;
@@ -107,8 +110,11 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     }
     if Kind::Mnt.private(init)? {
         for (mount, copy) in open_tmpfs(init, &mounts)? {
-            let to = dump.images.raw_create(&tmpfs::name(mount.dev))?;
-            tmpfs::pack(copy, to).map_err(|e| e.path(&mount.point))?;
+            let name = tmpfs::name(mount.dev);
+            let large = tmpfs::used(&copy) > LARGE;
+            let to = if large { dump.images.raw_create_large(&name) } else { dump.images.raw_create(&name) };
+            tmpfs::pack(&copy, to?).map_err(|e| e.path(&mount.point))?;
+            dump.to_close.push(copy);
         }
         let table = mounts.iter().map(|(mount, class)| table::entry(mount, class)).collect();
         dump.model.mountpoints.insert(Kind::Mnt.id(true), table);

@@ -23,6 +23,14 @@ pub fn name(dev: u32) -> String {
     format!("tmpfs-dev-{dev}.tar.gz.img")
 }
 
+/// Bytes that a tmpfs has.
+pub fn used(root: impl AsFd) -> u64 {
+    nix::sys::statfs::fstatfs(root).map_or(u64::MAX, |fs| {
+        let block = u64::try_from(fs.block_size()).unwrap_or(0);
+        (fs.blocks() - fs.blocks_free().min(fs.blocks())) * block
+    })
+}
+
 /// A path to whatever a descriptor is, O_PATH ones included. Only for use where /proc is ours.
 fn magic_path(fd: impl AsFd) -> CString {
     // A formatted number has no zero byte.

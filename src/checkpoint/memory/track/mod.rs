@@ -168,6 +168,23 @@ impl Tracking {
         Ok(())
     }
 
+    /// Whether writes of a process can be found, and noted again, while it runs.
+    pub fn needs_no_stop(&self, pid: i32) -> bool {
+        let watched = self.tasks.get(&pid).filter(|watched| start_time(pid) == Some(watched.start));
+        self.how == How::Protection && watched.is_some_and(|watched| watched.uffd.is_some())
+    }
+
+    /// As [`Self::watch`], for a task that runs and was watched before. What cannot be watched counts as written.
+    pub fn watch_more(&mut self, pid: i32, mappings: &[VmaEntry]) -> Result<()> {
+        let Some(watched) = self.tasks.get_mut(&pid) else { return Ok(()) };
+        let Some(uffd) = &watched.uffd else { return Ok(()) };
+        match register(uffd, &ranges(mappings)) {
+            // Unmapped since they were read; or the program has called execve(2), and nothing of it is watched.
+            Ok(()) | Err(Errno::ENOMEM | Errno::ESRCH) => Ok(()),
+            other => other.during("cannot note writes", || "ioctl(uffd, UFFDIO_REGISTER)".into()),
+        }
+    }
+
     /// How the pages of a stopped task are to be scanned such that from then on writes to them are noted.
     pub fn scan(&self, pid: i32) -> Marks {
         match self.marks(pid) {

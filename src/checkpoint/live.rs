@@ -1,0 +1,62 @@
+//! A pre-dump that stops nobody.
+//!
+//! ```text
+//!   program      runs ────────────────────────────────────────────>
+//!   per process  register what is new; scan: what was written is protected again, and found
+//!                copy it          ── what is written from now on is found by the next scan
+//! ```
+//!
+//! The last rounds of a pre-copy have to be short, for what is written during one is what the next has to copy. A page is
+//! protected before it is copied, so that what is copied is at least as new as the protection; a write that is newer
+//! takes it away again.
+
+use crate::checkpoint::image::VmaEntry;
+use crate::checkpoint::memory::capture::TaskPages;
+use crate::checkpoint::memory::layout;
+use crate::checkpoint::memory::pages::Pagemap;
+use crate::checkpoint::memory::parent::{Known, Parent};
+use crate::checkpoint::memory::track::Tracking;
+use crate::checkpoint::predump::Round;
+use crate::checkpoint::task::status::Status;
+use crate::checkpoint::{Freezer, Result};
+
+/// Finds what has been written since the round before. `known`: the pages that the rounds have so far.
+///
+/// None: a round that stops all is needed, because not all processes are watched, or not in a way that needs no stop.
+pub fn round(freezer: &dyn Freezer, tracking: &mut Tracking, known: &mut Known) -> Result<Option<Round>> {
+    let pids = running(freezer)?;
+    if !pids.iter().all(|(pid, _)| tracking.needs_no_stop(*pid)) {
+        return Ok(None);
+    }
+    let mut parent = Parent::given(None, std::mem::take(known));
+    let mut found = Vec::new();
+    for ((pid, vpid), id) in pids.into_iter().zip(1..) {
+        match scan((pid, vpid), id, &mut parent, tracking) {
+            Ok(pages) => found.push(pages),
+            // It has ended meanwhile.
+            Err(_) if !is_alive(pid) => {}
+            Err(error) => return Err(error.pid(vpid.cast_signed())),
+        }
+    }
+    Round::new(found, tracking).map(Some)
+}
+
+fn scan((pid, vpid): (i32, u32), id: u32, parent: &mut Parent, tracking: &mut Tracking) -> Result<TaskPages> {
+    let mappings: Vec<VmaEntry> = layout::private(pid)?;
+    tracking.watch_more(pid, &mappings)?;
+    let earlier = parent.of(vpid, tracking.scan(pid));
+    TaskPages::find(&mut Pagemap::open(pid)?, (pid, vpid), id, mappings.iter(), &earlier)
+}
+
+/// The processes of the container that have memory: pids on this host and inside.
+fn running(freezer: &dyn Freezer) -> Result<Vec<(i32, u32)>> {
+    let look = |pid: i32| {
+        let status = Status::of(pid).ok().filter(|status| !matches!(status.state, 'Z' | 'X'))?;
+        Some((pid, status.ns_pid.last().copied().unwrap_or(pid).cast_unsigned()))
+    };
+    Ok(freezer.pids()?.into_iter().filter_map(look).collect())
+}
+
+fn is_alive(pid: i32) -> bool {
+    Status::of(pid).is_ok_and(|status| !matches!(status.state, 'Z' | 'X'))
+}
