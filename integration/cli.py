@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import socket
 import subprocess
+import threading
 import time
 
-from harness import Container, check, config, equal, real_checkpoints, sh, tail, until
+from harness import TOP, Container, check, config, equal, need, real_checkpoints, sh, tail, until
 
 
 def busybox(host, *args, label="c", output="file", change=None, tty=False):
@@ -373,3 +375,66 @@ def test_exec_affinity(host):
         equal(re.search(r"Cpus_allowed_list:\s*(\S+)", text)[1], everywhere, "init, which is not concerned")
     if os.cpu_count() > 1:
         check(everywhere != "0", "the command's own affinity was inherited")
+
+
+def test_notify(host):
+    """NOTIFY_SOCKET: the command that lets the program run stays until it is ready, and tells systemd whom to watch."""
+    need("gcc")
+    path = f"/tmp/stasis-notify-{os.getpid()}.sock"
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(path)
+    manager.settimeout(60)
+    host.undo.append(lambda: os.unlink(path))
+    env = {"NOTIFY_SOCKET": path}
+    said = []
+
+    def listen():
+        """What is said until the barrier, which is lifted by closing what comes with it."""
+        said.clear()
+        while "BARRIER=1" not in said:
+            text, fds, _, _ = socket.recv_fds(manager, 4096, 1)
+            said.append(text.decode().strip())
+            for fd in fds:
+                os.close(fd)
+
+    def call(c, *words):
+        """A command whose output the container may keep."""
+        nowhere = {name: subprocess.DEVNULL for name in ("stdin", "stdout", "stderr")}
+        equal(subprocess.run(c.command(*words), env={**os.environ, **env}, timeout=60, **nowhere).returncode, 0, f"status of {words[0]}")
+
+    def told(c, *words):
+        listener = threading.Thread(target=listen)
+        listener.start()
+        call(c, *words)
+        listener.join(60)
+        equal(said, ["READY=1", f"MAINPID={c.pid()}", "BARRIER=1"], f"what {words[0]} has passed on")
+
+    def container(label, *args):
+        c = busybox(host, "/notify", *args, label=label)
+        sh("gcc", "-static", "-O2", "-Wall", "-o", f"{c.spec['root']['path']}/notify", TOP / "integration/programs/notify.c")
+        return c
+
+    c = container("run", "STATUS=x", "READY=1\nSTATUS=y")
+    told(c, "run", "--detach", "--bundle", c.bundle, c.id)
+    check("NOTIFY_SOCKET=/run/notify/notify.sock" in c.exec("env").stdout, "exec has it as well")
+    other = container("start", "READY=1")
+    call(other, "create", "--bundle", other.bundle, other.id)
+    told(other, "start", other.id)
+    # One that ends without a word keeps nobody waiting, nor does one that was not made for it.
+    mute = busybox(host, "true", label="mute")
+    call(mute, "run", "--detach", "--bundle", mute.bundle, mute.id)
+    plain = busybox(host, "sleep", "1000", label="plain")
+    env.clear()
+    call(plain, "create", "--bundle", plain.bundle, plain.id)
+    env["NOTIFY_SOCKET"] = path
+    call(plain, "start", plain.id)
+    # In the foreground it is the command that is to be watched.
+    front = container("front", "READY=1")
+    listener = threading.Thread(target=listen)
+    listener.start()
+    process = subprocess.Popen(front.command("run", "--bundle", front.bundle, front.id), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **env})
+    listener.join(60)
+    equal(said, ["READY=1", f"MAINPID={process.pid}", "BARRIER=1"], "what run in the foreground has passed on")
+    front.call("kill", front.id, "KILL")
+    equal(process.wait(60), 137, "its end")

@@ -11,7 +11,7 @@ use crate::bundle::Bundle;
 use crate::container::create::{Created, Options, Request, host_root};
 use crate::container::foreground::{Signals, stay};
 use crate::container::stdio::{Ours, Stdio};
-use crate::container::{Error, Result};
+use crate::container::{Error, Result, notify};
 use crate::init::process::Purpose;
 use crate::init::seal;
 use crate::sys::{self, Context as _};
@@ -72,6 +72,10 @@ pub fn prepare(
     if listen > 0 {
         add_env(&mut bundle.spec, [format!("LISTEN_FDS={listen}"), "LISTEN_PID=1".to_owned()]);
     }
+    let notify = notify::manager().is_some();
+    if notify {
+        notify::add(&mut bundle.spec, &context.store.dir(id)?);
+    }
     let passed = i32::from(listen) + i32::from(flags.preserve_fds);
     check_passed(i32::from(listen), passed)?;
     let terminal = bundle.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
@@ -86,6 +90,7 @@ pub fn prepare(
         console: stdio.console,
         pidfd_socket,
         passed,
+        notify,
         options: Options {
             no_pivot: flags.no_pivot,
             no_new_keyring: flags.no_new_keyring,
@@ -94,6 +99,27 @@ pub fn prepare(
         },
     };
     Ok(Prepared { request, ours: stdio.ours, pid_file })
+}
+
+/// Passes on to the service manager, if one wants to hear it, that the container is ready. A command in the background
+/// stays until then, one in the foreground is itself what the manager watches.
+pub fn tell_manager(created: &mut Created, detach: bool) -> Result<()> {
+    let (Some(manager), Some(socket)) = (notify::manager(), created.notify.take()) else { return Ok(()) };
+    let manager = PathBuf::from(manager);
+    if detach {
+        let told = socket.relay(&manager, created.init.pidfd.as_fd(), created.init.pid);
+        return told.or_else(unheard);
+    }
+    let init = created.init.pidfd.try_clone().context(|| "dup")?;
+    let relay = move || socket.relay(&manager, init.as_fd(), std::process::id() as i32).or_else(unheard);
+    std::thread::Builder::new().spawn(relay).context(|| "a thread for the notify socket")?;
+    Ok(())
+}
+
+/// The container runs all the same.
+pub fn unheard(e: Error) -> Result<()> {
+    log::warn(&e.to_string());
+    Ok(())
 }
 
 /// Goes on in a program file that nobody can write to.

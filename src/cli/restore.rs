@@ -106,8 +106,10 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         new::become_subreaper();
     }
     let pid_file = prepared.pid_file.as_deref();
-    let (created, done) = checkpoint::restore(&context.store, prepared.request, options, pid_file)?;
+    let (mut created, done) = checkpoint::restore(&context.store, prepared.request, options, pid_file)?;
     tell(&done);
+    // It had said that it is ready before the checkpoint, and will not say so again.
+    created.notify = None;
     let Some(signals) = signals else { return Ok(0) };
     new::stay_and_delete(created, prepared.ours, &signals, false)
 }

@@ -33,7 +33,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     if !args.no_subreaper {
         new::become_subreaper();
     }
-    let created = create::create(&context.store, prepared.request)?;
+    let mut created = create::create(&context.store, prepared.request)?;
     let finish = || -> Result<()> {
         start::poststart(&created.container, &created.spec)?;
         match &prepared.pid_file {
@@ -46,6 +46,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         let _ = created.container.destroy();
         return Err(e);
     }
+    new::tell_manager(&mut created, args.detach)?;
     let Some(signals) = signals else { return Ok(0) };
     new::stay_and_delete(created, prepared.ours, &signals, args.keep)
 }

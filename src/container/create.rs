@@ -25,7 +25,7 @@ use super::launch::{Newborn, launch};
 use super::proc::Stat;
 use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
-use super::{Cgroup, Container, Error, Result, clock, net_devices};
+use super::{Cgroup, Container, Error, Result, clock, net_devices, notify};
 use crate::bundle::Bundle;
 use crate::init::channel::Message;
 use crate::init::credentials::{self, IdMaps};
@@ -54,6 +54,8 @@ pub struct Request {
     pub pidfd_socket: Option<OwnedFd>,
     /// How many descriptors from 3 on the program inherits.
     pub passed: i32,
+    /// The program is to have a socket to say on that it is ready.
+    pub notify: bool,
     /// Flags of the command line.
     pub options: Options,
 }
@@ -84,6 +86,8 @@ pub struct Created {
     pub init: Newborn,
     /// The slave of its terminal, for a restore.
     pub console: Option<OwnedFd>,
+    /// Where its program says that it is ready.
+    pub notify: Option<notify::Socket>,
 }
 
 /// Creates a container. On failure nothing of it is left.
@@ -100,16 +104,26 @@ pub fn create_with(store: &Store, request: Request, early: Early<'_>) -> Result<
     }
     let (dir, lock) = store.create(&request.id)?;
     let mut undo = Undo { dir: &dir, cgroup: None, init: None };
-    let made = make(&dir, &request, &mut undo, early);
+    let made = listen(&dir, &request)
+        .and_then(|notify| make(&dir, &request, &mut undo, early).map(|made| (made, notify)));
     match made {
-        Ok((container, init, console)) => {
-            Ok(Created { container, spec: request.bundle.spec, lock, init, console })
+        Ok(((container, init, console), notify)) => {
+            Ok(Created { container, spec: request.bundle.spec, lock, init, console, notify })
         }
         Err(e) => {
             undo.all(&request);
             Err(e)
         }
     }
+}
+
+/// Makes the place where the program says that it is ready; whoever lets it run listens there.
+fn listen(dir: &Dir, request: &Request) -> Result<Option<notify::Socket>> {
+    if !request.notify {
+        return Ok(None);
+    }
+    notify::make_dir(dir)?;
+    if request.hold { Ok(None) } else { notify::Socket::listen(dir) }
 }
 
 /// Before what failed about the control groups.

@@ -23,6 +23,7 @@ pub mod launch;
 pub mod list;
 mod listener;
 pub mod net_devices;
+pub mod notify;
 pub mod pause;
 pub mod proc;
 pub mod signal;
