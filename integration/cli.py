@@ -2,13 +2,14 @@
 
 import json
 import os
+import pathlib
 import re
 import socket
 import subprocess
 import threading
 import time
 
-from harness import TOP, Container, check, config, equal, need, real_checkpoints, sh, tail, until
+from harness import TOP, Container, Failed, check, config, equal, need, real_checkpoints, sh, tail, until
 
 
 def busybox(host, *args, label="c", output="file", change=None, tty=False):
@@ -176,6 +177,65 @@ def test_paused_checkpoint(host):
     until(lambda: int(c.text().split()[-1]) > last + 10, "counting after the restore")
     got = [int(n) for n in c.text().split()]
     equal(got, list(range(1, len(got) + 1)), "numbers")
+
+
+def group_file(c, controller, v1, v2):
+    """A setting of the container's control group, whichever version has it."""
+    for line in pathlib.Path(f"/proc/{c.pid()}/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return pathlib.Path("/sys/fs/cgroup") / controller / path[1:] / v1
+        if not names and not pathlib.Path("/sys/fs/cgroup", controller).is_dir():
+            return pathlib.Path("/sys/fs/cgroup") / path[1:] / v2
+    raise Failed(f"no control group for {controller}")
+
+
+def test_cgroup_modes(host):
+    """What `update` has changed comes back with --manage-cgroups-mode full, as far as config.json allows."""
+    real_checkpoints()
+    c = busybox(host, "sleep", "1000")
+    c.spec["linux"]["resources"].update({"memory": {"limit": 256 << 20}})
+    config_file = c.bundle / "config.json"
+    config_file.write_text(json.dumps(c.spec))
+
+    def limits():
+        files = group_file(c, "pids", "pids.max", "pids.max"), group_file(c, "memory", "memory.limit_in_bytes", "memory.max")
+        return [f.read_text().strip() for f in files]
+
+    c.run()
+    equal(limits(), ["max", str(256 << 20)], "limits of config.json")
+    c.call("update", "--pids-limit", "77", "--memory", str(200 << 20), c.id)
+    equal(limits(), ["77", str(200 << 20)], "limits after the update")
+    c.checkpoint("image")
+    for flags, expected in ((), ["max", str(256 << 20)]), (("--manage-cgroups-mode", "soft"), ["max", str(256 << 20)]), \
+            (("--manage-cgroups-mode", "ignore"), ["max", str(256 << 20)]), \
+            (("--manage-cgroups-mode", "full"), ["77", str(200 << 20)]), \
+            (("--manage-cgroups-mode", "strict"), ["77", str(200 << 20)]):
+        c.restore("image", *flags)
+        equal(limits(), expected, f"limits with {flags}")
+        c.delete()
+    # A config.json that allows less has the last word.
+    c.spec["linux"]["resources"].update({"pids": {"limit": 9}, "memory": {"limit": 64 << 20}})
+    config_file.write_text(json.dumps(c.spec))
+    c.restore("image", "--manage-cgroups-mode", "full")
+    equal(limits(), ["9", str(64 << 20)], "limits under a narrower config.json")
+    c.checkpoint("again")
+    # strict wants a group that was not there.
+    c.spec["linux"]["cgroupsPath"] = f"/{c.id}-there"
+    config_file.write_text(json.dumps(c.spec))
+    c.restore("again")
+    directory = group_file(c, "devices", "", "").resolve()
+    c.checkpoint("third")
+    directory.mkdir()
+    try:
+        c.restore("third", "--manage-cgroups-mode", "strict")
+    except Failed as e:
+        check("is there already" in str(e), str(e))
+    else:
+        raise Failed("strict took a control group that was there")
+    c.restore("third", "--manage-cgroups-mode", "full")
+    equal(limits(), ["9", str(64 << 20)], "limits in a group that was there")
+    c.delete()
 
 
 def test_killed_checkpoint(host):

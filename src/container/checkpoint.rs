@@ -15,7 +15,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
-use super::create::{Created, Request, create_with, write_pid_file};
+use super::create::{Created, Request, create_with, has_control_group, write_pid_file};
 use super::{Container, Error, Result, Status, Store, criu_config, start};
 use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
@@ -171,6 +171,11 @@ pub fn restore_when(
         locked.set(files::lock_restored(&model, &options, pid)?);
         Ok(())
     };
+    if options.manage_cgroups.as_deref() == Some("strict") && has_control_group(&request)? {
+        return Err(Error::new(
+            "the container's control group is there already, which --manage-cgroups-mode strict forbids",
+        ));
+    }
     let mut created = create_with(store, request, &early)?;
     match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {
         Ok(report) => {

@@ -344,6 +344,13 @@ fn check(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
+/// Whether the control group that this container would get is there already.
+pub fn has_control_group(request: &Request) -> Result<bool> {
+    let linux = request.bundle.spec.linux().as_ref();
+    let path = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
+    Ok(Cgroup::locate(path, &request.id, request.options.systemd_cgroup)?.exists())
+}
+
 /// Makes the control groups, which must not be in use by somebody else.
 fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
     let spec = &request.bundle.spec;

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! At a restore all processes are born in the container's group. They go to theirs while they have no memory yet, so
-//! that what they get is charged where it was. Settings come last, and only inside: they cannot widen anything, for
-//! no group has more than the one around it.
+//! that what they get is charged where it was. Settings come last; inside they cannot widen anything, for no group has
+//! more than the one around it. Those of the container's own group come back only where that is asked for: see `limits`.
 
+mod limits;
 mod properties;
 mod roots;
 mod tree;
@@ -102,6 +103,8 @@ impl<'a> Places<'a> {
         if ignored(restore.options.manage_cgroups.as_deref()) {
             return Ok(None);
         }
+        let full = limits::wanted(restore.options.manage_cgroups.as_deref());
+        let limits_any = |top: &CgroupDirEntry| !top.properties.is_empty();
         let mut bases = BTreeMap::new();
         for controller in &entry.controllers {
             let Some(top) = controller.dirs.first() else { continue };
@@ -109,7 +112,14 @@ impl<'a> Places<'a> {
             let dir = controller.cnames.iter().find_map(|name| restore.target.cgroups.get(name));
             match dir {
                 Some(dir) => _ = bases.insert(name, (top.dir_name.as_str(), dir.clone())),
-                None if top.children.is_empty() => {}
+                None if top.children.is_empty() && !(full && limits_any(top)) => {}
+                None if top.children.is_empty() => {
+                    let what = if name.is_empty() { "version 2".into() } else { name };
+                    return Err(Error::new(format!(
+                        "the checkpoint has settings of the controller {what}, which this machine does not give the container"
+                    ))
+                    .remedy("restore on a machine with the same, or with --manage-cgroups-mode soft"));
+                }
                 None => {
                     let what = if name.is_empty() { "of version 2".into() } else { format!("for {name}") };
                     return Err(Error::new(format!(
@@ -227,8 +237,13 @@ pub fn finish(restore: &Restore<'_>, threads: &[Thread]) -> Result<()> {
             }
         }
     }
+    let mode = restore.options.manage_cgroups.as_deref();
     places.each(&mut |controller, group, dir| {
         let inside = !controller.dirs.first().is_some_and(|top| std::ptr::eq(top, group));
-        if inside { properties::after(group, dir) } else { Ok(()) }
+        match inside {
+            true => properties::after(group, dir),
+            false if limits::wanted(mode) => limits::restore(group, dir, &restore.target.spec),
+            false => Ok(()),
+        }
     })
 }

@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use super::limits;
 use super::tree::perms;
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::{CgControllerEntry, CgroupDirEntry, CgroupPropEntry};
@@ -93,17 +94,17 @@ pub(super) fn unified(controller: &CgControllerEntry) -> bool {
     controller.cnames.iter().all(String::is_empty)
 }
 
-fn value(dir: &Path, name: &str) -> Option<String> {
+pub(super) fn value(dir: &Path, name: &str) -> Option<String> {
     // Not there in this kernel, or not readable in this kind of group.
     fs::read_to_string(dir.join(name)).ok().map(|text| text.trim_end().to_owned())
 }
 
-/// The settings of a group. Of the container's own only what config.json has no say in.
+/// The settings of a group. Of the container's own those that `update` can change.
 pub(super) fn read(hierarchy: &str, dir: &Path, top: bool) -> Result<Vec<CgroupPropEntry>> {
     let names: Vec<&str> = match (hierarchy.is_empty(), top) {
-        (true, true) => vec![DISTRIBUTED],
+        (true, true) => [DISTRIBUTED].into_iter().chain(limits::names(hierarchy)).collect(),
         (true, false) => [TYPE, DISTRIBUTED].into_iter().chain(V2).collect(),
-        (false, true) => Vec::new(),
+        (false, true) => limits::names(hierarchy),
         (false, false) => FIRST_V1.into_iter().chain(V1).collect(),
     };
     let mut all = Vec::new();
@@ -116,7 +117,7 @@ pub(super) fn read(hierarchy: &str, dir: &Path, top: bool) -> Result<Vec<CgroupP
     Ok(all)
 }
 
-fn set(dir: &Path, name: &str, value: &str) -> Result<()> {
+pub(super) fn set(dir: &Path, name: &str, value: &str) -> Result<()> {
     let path = dir.join(name);
     fs::write(&path, value)
         .during("cannot set a control group", || format!("write({}, {value:?})", path.display()))
