@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, open};
+use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
 
 use crate::checkpoint::context::{Dump, Source};
@@ -128,7 +129,7 @@ fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, Owned
     let copies = within(init, &[Kind::Mnt], || {
         places
             .iter()
-            .map(|(mount, place)| detached(place).map_err(|e| e.path(&mount.point)))
+            .map(|(mount, place)| alone(mount, place).map_err(|e| e.path(&mount.point)))
             .collect::<Result<Vec<_>>>()
     })?;
     Ok(places.into_iter().map(|(mount, _)| mount).zip(copies).collect())
@@ -156,6 +157,16 @@ fn places<'a>(
                 Ok(place) => places.push((mount, place)),
                 Err(e) => _ = failed.entry(mount.dev).or_insert(e),
             }
+        }
+    }
+    for (mount, _) in &places {
+        let covered = mounts.iter().any(|(m, _)| m.parent == mount.id && m.id != mount.id);
+        if mount.flags.contains(MsFlags::MS_UNBINDABLE) && covered {
+            return Err(Error::new(
+                "the mount is unbindable, so its contents cannot be told from what is mounted on it",
+            )
+            .remedy("make it private, or unmount that")
+            .path(&mount.point));
         }
     }
     for mount in own() {
@@ -217,6 +228,14 @@ fn open_mount(root: impl AsFd, mount: &Mount) -> Result<OwnedFd> {
 fn detached(place: impl AsFd) -> Result<OwnedFd> {
     clone_tree(place.as_fd(), c"", false)
         .during("cannot copy the mount", || "open_tree(_, \"\", OPEN_TREE_CLONE|AT_EMPTY_PATH)".into())
+}
+
+/// A mount without those on it, to be read: one that cannot be copied has none, or [`places`] has refused it.
+fn alone(mount: &Mount, place: &OwnedFd) -> Result<OwnedFd> {
+    match mount.flags.contains(MsFlags::MS_UNBINDABLE) {
+        true => place.try_clone().during("cannot hold the mount", || "fcntl(_, F_DUPFD_CLOEXEC)".into()),
+        false => detached(place),
+    }
 }
 
 /// A path without its leading slash, for lookups below a root.

@@ -39,18 +39,22 @@ pub(super) fn source<'a>(images: &'a [MntEntry], entry: &MntEntry) -> Option<&'a
 }
 
 /// Of the mounts that a mount may be copied from, the one that brings it into its peer group, or makes it a slave of
-/// whom it received from; else the first.
+/// whom it received from; else the first. One that another mount lies over is not `open`, and taken only where there is
+/// no other.
 pub(super) fn best<'a>(
     images: &'a [MntEntry],
     done: &BTreeSet<u32>,
     entry: &MntEntry,
+    open: &dyn Fn(&MntEntry) -> bool,
 ) -> Option<&'a MntEntry> {
     let first = source(images, entry)?;
     let shows = |e: &&MntEntry| {
         e.root_dev == entry.root_dev
             && Path::new(&entry.root).starts_with(&e.root)
             && done.contains(&e.mnt_id)
+            && open(e)
     };
+    let first = if open(first) { first } else { images.iter().find(shows).unwrap_or(first) };
     let (shared, master) = groups(entry);
     let ranks: [&dyn Fn(&MntEntry) -> bool; 3] =
         [&|e| shared != 0 && groups(e).0 == shared, &|e| master != 0 && groups(e).0 == master, &|e| {
@@ -104,12 +108,26 @@ pub(super) fn bind(root: impl AsFd, entry: &MntEntry, original: &MntEntry) -> Re
         .during("cannot copy the mount", || format!("open_tree(_, {from:?}, OPEN_TREE_CLONE)"))
 }
 
-/// A new file system with the options that the kernel showed of the old one.
-pub(super) fn fresh(name: &str, options: &str) -> Result<OwnedFd> {
+/// A new file system with the source, flags and options that the kernel showed of the old one. What is still to be
+/// filled cannot be read-only yet.
+pub(super) fn fresh(name: &str, entry: &MntEntry) -> Result<OwnedFd> {
     let text = |s: &str| CString::new(s).map_err(|_| Error::new("a mount option has a zero byte"));
     let context = FsContext::open(&text(name)?)
         .during("cannot make the file system", || format!("fsopen({name:?})"))?;
-    for option in options.split(',').filter(|option| !option.is_empty()) {
+    if !matches!(entry.source.as_str(), "" | "none") {
+        let source = &entry.source;
+        context
+            .string(c"source", &text(source)?)
+            .during("cannot make the file system", || format!("fsconfig(_, \"source\", {source:?})"))?;
+    }
+    let set = MsFlags::from_bits_retain(entry.sb_flags.unwrap_or(0).into());
+    let flags =
+        [(MsFlags::MS_RDONLY, c"ro"), (MsFlags::MS_SYNCHRONOUS, c"sync"), (MsFlags::MS_DIRSYNC, c"dirsync")];
+    let later = |flag| flag == MsFlags::MS_RDONLY && name == "tmpfs";
+    for (_, key) in flags.iter().filter(|(flag, _)| set.contains(*flag) && !later(*flag)) {
+        context.flag(key).during("cannot make the file system", || format!("fsconfig(_, {key:?})"))?;
+    }
+    for option in entry.options.split(',').filter(|option| !option.is_empty()) {
         let set = match option.split_once('=') {
             Some((key, value)) => context.string(&text(key)?, &text(value)?),
             None => context.flag(&text(option)?),
@@ -145,6 +163,16 @@ mod tests {
     }
 
     #[test]
+    fn a_covered_mount_is_copied_only_where_there_is_no_other() {
+        let all = [entry(1, 7, "/"), entry(2, 7, "/"), entry(3, 7, "/file")];
+        let done = (1..3).collect();
+        let of = |open: &dyn Fn(&MntEntry) -> bool| best(&all, &done, &all[2], open).map(|e| e.mnt_id);
+        assert_eq!(of(&|_| true), Some(1));
+        assert_eq!(of(&|e| e.mnt_id != 1), Some(2));
+        assert_eq!(of(&|_| false), Some(1));
+    }
+
+    #[test]
     fn groups_come_from_what_is_copied() {
         let of = |mnt_id, shared, master| MntEntry {
             mnt_id,
@@ -163,7 +191,7 @@ mod tests {
         ];
         let done = (1..8).collect();
         let plan = |n: usize| {
-            let from = best(&all, &BTreeSet::from_iter(1..=n as u32), &all[n]);
+            let from = best(&all, &BTreeSet::from_iter(1..=n as u32), &all[n], &|_| true);
             (from.map(|e| e.mnt_id), propagation(&all[n], from))
         };
         let (private, slave, shared) = (libc::MS_PRIVATE, libc::MS_SLAVE, libc::MS_SHARED);

@@ -114,7 +114,7 @@ pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<
     let copies = through(vec![(door, Kind::Mnt)], || {
         places
             .iter()
-            .map(|(mount, place)| detached(place).map_err(|e| e.path(&mount.point)))
+            .map(|(mount, place)| super::alone(mount, place).map_err(|e| e.path(&mount.point)))
             .collect::<Result<Vec<_>>>()
     })?;
     for ((mount, _), copy) in places.iter().zip(copies) {
@@ -282,7 +282,7 @@ impl Builder<'_> {
 
     /// A mount, not attached yet, private, with its flags.
     fn tree(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
-        let original = best(&self.all, &self.done, entry);
+        let original = best(&self.all, &self.done, entry, &|_| true);
         let place = original.and_then(|e| self.places.get(self.owners.get(&e.mnt_id)?));
         if self.bounded {
             self.permit(entry, original)?;
@@ -292,7 +292,7 @@ impl Builder<'_> {
                 through(place.doors()?, || bind(&place.root, entry, original))?
             }
             (None, _, Some(name)) => {
-                let tree = through(self.around()?, || fresh(name, &entry.options))?;
+                let tree = through(self.around()?, || fresh(name, entry))?;
                 if name == "tmpfs" {
                     self.fill(entry, tree.as_fd())?;
                 }
@@ -320,7 +320,7 @@ impl Builder<'_> {
     /// A directory of a new tmpfs, whose root nothing leads to.
     fn part(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
         let what = "cannot make a part of a tmpfs";
-        let whole = through(self.around()?, || fresh("tmpfs", &entry.options))?;
+        let whole = through(self.around()?, || fresh("tmpfs", entry))?;
         let (mut dir, flags) = (
             whole.try_clone().during(what, || "fcntl(_, F_DUPFD)".into())?,
             OFlag::O_PATH | OFlag::O_DIRECTORY,

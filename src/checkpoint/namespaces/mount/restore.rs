@@ -27,6 +27,7 @@ use crate::checkpoint::namespaces::mountinfo::{self, Mount, NOSYMFOLLOW};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
 use crate::sys::mount::{Attributes, FsContext, attach, set_attributes};
 use crate::sys::resolve::open_in_root;
+use crate::sys::stat;
 
 /// Compares the tables, makes what is missing and fills each tmpfs.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
@@ -106,15 +107,27 @@ impl Table<'_> {
         Ok(())
     }
 
+    /// Whether the path of a mount of the images leads to it now.
+    fn open(&self, entry: &MntEntry, live: &[Mount]) -> bool {
+        let point = Path::new(&entry.mountpoint);
+        let below = self.images.iter().take(position(self.images, entry));
+        let nth = below.filter(|e| e.mountpoint == entry.mountpoint).count();
+        let place = open_in_root(&self.restore.target.root, inner(point), OFlag::O_PATH);
+        let leads = place.ok().and_then(|place| stat::place(&place).ok()).map_or(0, |place| place.mount);
+        let there = live.iter().filter(|mount| mount.point == point).nth(nth);
+        there.is_some_and(|mount| leads == 0 || leads == u64::from(mount.id))
+    }
+
     /// Makes a mount that the container had made itself.
     fn make(&mut self, entry: &MntEntry) -> Result<()> {
         let target = self.restore.target;
         let (root, images) = (target.root.as_fd(), self.images);
-        let original = best(images, &self.done, entry);
+        let live = mountinfo::of(&target.init.to_string())?;
+        let original = best(images, &self.done, entry, &|e| self.open(e, &live));
         let tree = within(target.init, &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Mnt], || {
             match (original, renewable(entry)) {
                 (Some(original), _) => bind(root, entry, original),
-                (None, Some(name)) => fresh(name, &entry.options),
+                (None, Some(name)) => fresh(name, entry),
                 (None, None) => {
                     Err(Error::new("the mount cannot be made again: what it shows is not in the checkpoint"))
                 }
