@@ -148,6 +148,7 @@ def test_rootless(host):
     equal((made.returncode, (top / "log").read_text()), (0, ""), "create")
     status = lambda: json.loads(call("state", "two").stdout)["status"]  # noqa: E731
     equal(status(), "created", "after create")
+    equal(call("exec", "two", "id", "-u").stdout, "0\n", "exec before start")
     call("start", "two")
     until((bundle / "rootfs/started").exists, "the program")
     said = call("exec", "two", "sh", "-c", "id -u; cat /proc/self/uid_map; exit 5", ok=[5]).stdout

@@ -4,6 +4,7 @@ pub mod features;
 pub mod template;
 pub mod validate;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -27,21 +28,23 @@ pub struct Bundle {
     pub spec: Spec,
     /// The root file system, absolute and free of symbolic links.
     pub rootfs: PathBuf,
+    /// Capabilities that nobody has heard of, and that were left out.
+    pub unknown: Vec<String>,
 }
 
 impl Bundle {
     /// Reads and checks the bundle in that directory.
     pub fn load(path: &Path) -> Result<Self> {
         let path = fs::canonicalize(path).context(|| format!("chdir {}", path.display()))?;
-        let spec = load(&path.join(CONFIG))?;
+        let (spec, unknown) = load(&path.join(CONFIG))?;
         validate::spec(&spec, &path)?;
         let rootfs = rootfs(&path, &spec)?;
-        Ok(Self { path, spec, rootfs })
+        Ok(Self { path, spec, rootfs, unknown })
     }
 }
 
-/// Reads and checks a config.json.
-pub fn load(path: &Path) -> Result<Spec> {
+/// Reads and checks a config.json, and names the capabilities that it left out.
+fn load(path: &Path) -> Result<(Spec, Vec<String>)> {
     let text = match fs::metadata(path) {
         Ok(meta) if meta.len() > LIMIT => return Err(Error::new(format!("{} is too large", path.display()))),
         _ => fs::read(path),
@@ -52,37 +55,48 @@ pub fn load(path: &Path) -> Result<Spec> {
         }
         text => text.context(|| format!("open {}", path.display()))?,
     };
-    read(&text)
+    read_known(&text)
 }
 
 /// Understands the text of a config.json, and checks what needs no bundle to be checked.
 pub fn read(text: &[u8]) -> Result<Spec> {
-    let spec: Spec = parse(text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
+    read_known(text).map(|(spec, _)| spec)
+}
+
+fn read_known(text: &[u8]) -> Result<(Spec, Vec<String>)> {
+    let (spec, unknown): (Spec, _) = parse(text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
     match spec.process() {
         Some(process) => validate_process(process)?,
         None => return Err(Error::new("process property must not be empty")),
     }
     crate::init::namespaces::validate(&spec)?;
-    Ok(spec)
+    Ok((spec, unknown))
 }
 
-/// Reads a config.json or a process's settings. Capabilities that nobody has heard of are left out: clients list those
-/// of the newest kernel.
-pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> {
+/// Reads a config.json or a process's settings, without capabilities that nobody has heard of, which are named: clients
+/// list those of the newest kernel. Flags of the scheduler may have the names of the specification's Go package.
+pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
     let failure = match serde_json::from_slice(text) {
-        Ok(value) => return Ok(value),
+        Ok(value) => return Ok((value, vec![])),
         Err(e) => e,
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(failure) };
     let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };
+    let mut unknown = BTreeSet::new();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
-    let mut changed = false;
     for set in sets.into_iter().flat_map(serde_json::Map::values_mut).filter_map(Value::as_array_mut) {
-        let before = set.len();
-        set.retain(|name| serde_json::from_value::<Capability>(name.clone()).is_ok());
-        changed |= set.len() != before;
+        set.retain(|name| {
+            let known = serde_json::from_value::<Capability>(name.clone()).is_ok();
+            unknown.extend(name.as_str().filter(|_| !known).map(str::to_owned));
+            known
+        });
     }
-    if changed { serde_json::from_value(value) } else { Err(failure) }
+    let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(Value::as_array_mut);
+    for flag in flags.into_iter().flatten().filter(|f| **f == "SCHED_FLAG_RESET_ON_FORK") {
+        *flag = "SCHED_RESET_ON_FORK".into();
+    }
+    // What else is wrong is told with its line and column.
+    serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)
 }
 
 /// What runc demands of a process.
@@ -123,14 +137,26 @@ mod tests {
     fn unknown_capabilities_are_left_out() {
         let process = r#"{"user":{},"cwd":"/","args":["a"],
             "capabilities":{"bounding":["CAP_KILL","CAP_OF_TOMORROW"],"effective":["CAP_KILL"]}}"#;
-        let alone: Process = parse(process.as_bytes()).unwrap();
-        let spec: Spec =
+        let (alone, unknown): (Process, _) = parse(process.as_bytes()).unwrap();
+        assert_eq!(unknown, ["CAP_OF_TOMORROW"]);
+        let (spec, _): (Spec, _) =
             parse(format!(r#"{{"ociVersion":"1.0.2","process":{process}}}"#).as_bytes()).unwrap();
         for process in [&alone, spec.process().as_ref().unwrap()] {
             let sets = process.capabilities().as_ref().unwrap();
             assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         }
         assert!(parse::<Process>(br#"{"user":7}"#).is_err());
+    }
+
+    #[test]
+    fn both_names_of_a_flag_of_the_scheduler_are_understood() {
+        for name in ["SCHED_RESET_ON_FORK", "SCHED_FLAG_RESET_ON_FORK"] {
+            let process = format!(
+                r#"{{"user":{{}},"cwd":"/","args":["a"],"scheduler":{{"policy":"SCHED_BATCH","flags":["{name}"]}}}}"#
+            );
+            let (process, _): (Process, _) = parse(process.as_bytes()).unwrap();
+            assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 1);
+        }
     }
 
     #[test]

@@ -119,12 +119,13 @@ impl Cgroup {
                 },
             }
             missing.pop();
-            if controller == "cpuset" && d != dir {
-                v1::inherit_cpuset(d)?;
-            }
         }
         match (controller, res.cpu()) {
             ("cpuset", cpu) => {
+                // A group can have no more than those above.
+                if let Some(parent) = dir.parent().filter(|p| p.join("cpuset.cpus").exists()) {
+                    v1::inherit_cpuset(parent)?;
+                }
                 if let Some(cpu) = cpu {
                     v1::set_cpuset(dir, cpu)?;
                 }

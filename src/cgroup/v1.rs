@@ -74,16 +74,24 @@ pub(super) fn set_cpuset(dir: &Path, cpu: &LinuxCpu) -> Result<()> {
     Ok(())
 }
 
-/// Gives a new group its parent's processors and memory nodes, where it has none of its own: without any, no process
-/// can enter it.
+/// Gives a group its parent's processors and memory nodes, where it has none of its own: without any, no process can
+/// enter it. So may it be with groups above that others made: they get theirs first.
 pub(super) fn inherit_cpuset(dir: &Path) -> Result<()> {
-    let Some(parent) = dir.parent() else { return Ok(()) };
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        if read(dir, file)?.trim().is_empty() {
-            write(dir, file, read(parent, file)?.trim())?;
-        }
+        inherit(dir, file)?;
     }
     Ok(())
+}
+
+/// The value of `file` in `dir`, taken from the nearest group above that has one.
+fn inherit(dir: &Path, file: &str) -> Result<String> {
+    let own = read(dir, file)?.trim().to_owned();
+    let Some(parent) = dir.parent().filter(|p| own.is_empty() && p.join(file).exists()) else {
+        return Ok(own);
+    };
+    let value = inherit(parent, file)?;
+    write(dir, file, &value)?;
+    Ok(value)
 }
 
 fn has_cpu_limit(cpu: &LinuxCpu) -> bool {

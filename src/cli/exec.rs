@@ -138,13 +138,18 @@ fn groups(args: &[String]) -> Result<BTreeMap<String, String>> {
 }
 
 fn process(args: &Args, container: &Container) -> Result<Process> {
+    let mut unknown = vec![];
     let process = match &args.process {
         Some(path) => {
             let text = std::fs::read(path).context(|| format!("open {}", path.display()))?;
-            bundle::parse(&text).map_err(|e| Error::new(format!("{}: {e}", path.display())))?
+            let parsed = bundle::parse(&text);
+            let (process, names) = parsed.map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
+            unknown = names;
+            process
         }
         None => from_flags(args, container)?,
     };
+    new::warn_of_capabilities(&unknown, Some(&process));
     validate_process(&process)?;
     lsm::validate(&process)?;
     Ok(process)

@@ -4,7 +4,7 @@ use std::env;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 use super::{Context, absolute, log};
 use crate::bundle::Bundle;
@@ -13,7 +13,7 @@ use crate::container::foreground::{Signals, stay};
 use crate::container::stdio::{Ours, Stdio};
 use crate::container::{Error, Result, notify};
 use crate::init::process::Purpose;
-use crate::init::seal;
+use crate::init::{capabilities, seal};
 use crate::sys::{self, Context as _};
 
 /// Flags of a new container.
@@ -68,6 +68,7 @@ pub fn prepare(
     // Hooks with relative paths, and their working directory, mean the bundle.
     env::set_current_dir(bundle).context(|| format!("chdir {}", bundle.display()))?;
     let mut bundle = Bundle::load(Path::new("."))?;
+    warn_of_capabilities(&bundle.unknown, bundle.spec.process().as_ref());
     let listen = listen_fds();
     if listen > 0 {
         add_env(&mut bundle.spec, [format!("LISTEN_FDS={listen}"), "LISTEN_PID=1".to_owned()]);
@@ -120,6 +121,17 @@ pub fn tell_manager(created: &mut Created, detach: bool) -> Result<()> {
 pub fn unheard(e: Error) -> Result<()> {
     log::warn(&e.to_string());
     Ok(())
+}
+
+/// Names the capabilities that a process will not have, whatever is asked for.
+pub fn warn_of_capabilities(unknown: &[String], process: Option<&Process>) {
+    if !unknown.is_empty() {
+        log::warn(&format!("ignoring unknown or unavailable capabilities: [{}]", unknown.join(" ")));
+    }
+    let sets = process.and_then(|p| p.capabilities().as_ref());
+    for name in sets.map(capabilities::unraisable).unwrap_or_default() {
+        log::warn(&format!("can't raise ambient capability {name}: operation not permitted"));
+    }
 }
 
 /// Goes on in a program file that nobody can write to.

@@ -32,7 +32,7 @@ use crate::init::credentials::{self, IdMaps};
 use crate::init::namespaces::{self, KINDS};
 use crate::init::process::{self, Plan, Purpose, Stage};
 use crate::init::rootfs::{self, Setup};
-use crate::init::{lsm, mounts, rlimits, scheduling, seccomp};
+use crate::init::{lsm, mounts, rlimits, scheduling, seccomp, time};
 use crate::sys::{self, Context, pidfd};
 
 /// What is asked of `create`, `run` and `restore`.
@@ -246,6 +246,7 @@ fn serve(
     let mut container = None;
     while let Some(message) = init.channel.listen()? {
         match message {
+            Message::Clocks => time::write(spec, init.pid)?,
             Message::Mounted => {
                 if let Some(linux) = spec.linux() {
                     cgroup

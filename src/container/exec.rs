@@ -46,12 +46,13 @@ pub fn target(store: &Store, id: &str, ignore_paused: bool) -> Result<Container>
 /// Runs a process in the container. It is a child of ours.
 pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
     // No process may appear while the container is being checkpointed or paused.
-    let _lock = container.dir.lock_shared()?;
+    let mut lock = Some(container.dir.lock_shared()?);
     let cgroup = container.cgroup();
     if !container.has_init() {
         return Err(Error::new("cannot exec in a stopped container"));
     }
-    if !request.ignore_paused && cgroup.is_frozen()? {
+    let frozen = cgroup.is_frozen()?;
+    if !request.ignore_paused && frozen {
         return Err(Error::new("cannot exec in a paused container (use --ignore-paused to override)"));
     }
     let spec = container.spec()?;
@@ -109,6 +110,10 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             None if first.is_none() => scheduling::reset_affinity(process.pid),
             None => {}
         }
+        if frozen {
+            // It goes on once somebody thaws it, and `resume` must not wait for that.
+            lock = None;
+        }
         process.channel.go()?;
         let mut ready = false;
         while let Some(message) = process.channel.listen()? {
@@ -135,6 +140,7 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             Err(Error::new("unable to start container process: it died before it was ready"))
         }
     })();
+    drop(lock);
     match talked {
         Ok(()) => Ok(process),
         Err(e) => {

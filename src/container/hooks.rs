@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use oci_spec::runtime::{Hook, Hooks, Spec};
 use serde::Serialize;
 
 use super::state::State;
-use crate::sys::{Context, Error, Result, pidfd};
+use crate::sys::{self, Context, Error, Result, pidfd};
 
 /// The points in a container's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,13 @@ fn run_one(hook: &Hook, input: &[u8], env: &[String]) -> Result<()> {
         return Ok(());
     }
     let (stdout, stderr) = (String::from_utf8_lossy(&output[0]), String::from_utf8_lossy(&output[1]));
-    let status = status.to_string().replace("exit status: ", "exit status ");
+    let status = match (status.code(), status.signal()) {
+        (_, Some(signal)) => {
+            let core = if status.core_dumped() { " (core dumped)" } else { "" };
+            format!("signal: {}{core}", sys::error::signal_words(signal))
+        }
+        (code, None) => format!("exit status {}", code.unwrap_or(255)),
+    };
     Err(Error::new(format!("{status}, stdout: {stdout}, stderr: {stderr}")))
 }
 
@@ -236,6 +242,8 @@ mod tests {
     fn hooks_read_the_state_and_may_fail() {
         run_script(r#"test "$A" = 1 && grep -q '"pid":7,"bundle":"/b"'"#, 0).unwrap();
         run_script("exit 0", 0).unwrap();
+        let e = run_script("kill -TERM $$", 0).unwrap_err().to_string();
+        assert_eq!(e, "error running createRuntime hook #0: signal: terminated, stdout: , stderr: ");
         let e = run_script("echo out; echo bad >&2; exit 3", 0).unwrap_err().to_string();
         assert_eq!(e, "error running createRuntime hook #0: exit status 3, stdout: out\n, stderr: bad\n");
     }

@@ -59,10 +59,20 @@ pub fn apply(capabilities: &LinuxCapabilities) -> Result<()> {
         return Ok(());
     }
     for cap in known(capabilities.ambient().as_ref(), last) {
-        // As runc does: what cannot be raised is left out.
+        // As runc does: what cannot be raised is left out. The command has said so.
         let _ = caps::raise(None, CapSet::Ambient, cap);
     }
     Ok(())
+}
+
+/// The ambient capabilities that [`apply`] will leave out, for they are not permitted and inheritable, too.
+pub fn unraisable(capabilities: &LinuxCapabilities) -> Vec<String> {
+    let has = |set: &Option<Capabilities>, c: &Capability| set.as_ref().is_some_and(|set| set.contains(c));
+    let raised = |c| has(capabilities.permitted(), c) && has(capabilities.inheritable(), c);
+    let ambient = capabilities.ambient().iter().flatten();
+    let mut names: Vec<String> = ambient.filter(|&c| !raised(c)).map(|c| format!("CAP_{c}")).collect();
+    names.sort();
+    names
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 //! ```text
 //!   command                              init (or an exec'ed process)
 //!      | -- Go -------------------------> |   in its control groups, ids mapped
+//!      | <------------------- Clocks ---- |   a time namespace is made, and can be set
+//!      | -- Go -------------------------> |
 //!      | <------------------ Mounted ---- |   mounts in place: time for prestart and createRuntime hooks
 //!      | -- Go -------------------------> |
 //!      | <-------- Console (restore) ---- |   the slave of its new terminal
@@ -36,6 +38,8 @@ pub enum Message {
     /// The pid that the helper which joined the namespaces gave the process proper, and whether that was born in its
     /// control group.
     Pid(i32, bool),
+    /// There is a time namespace whose clocks want to be set.
+    Clocks,
     /// All mounts are in place, below the root file system to be.
     Mounted,
     /// The slave of the process's terminal.
@@ -64,6 +68,7 @@ impl Channel {
         match message {
             Message::Pid(pid, false) => self.send(b'P', &pid.to_ne_bytes(), None),
             Message::Pid(pid, true) => self.send(b'B', &pid.to_ne_bytes(), None),
+            Message::Clocks => self.send(b'T', &[], None),
             Message::Mounted => self.send(b'M', &[], None),
             Message::Console(fd) => self.send(b'C', &[], Some(fd.as_raw_fd())),
             Message::Ready => self.send(b'R', &[], None),
@@ -83,6 +88,7 @@ impl Channel {
         Ok(Some(match (tag, fd) {
             (b'P', _) => Message::Pid(number()?, false),
             (b'B', _) => Message::Pid(number()?, true),
+            (b'T', _) => Message::Clocks,
             (b'M', _) => Message::Mounted,
             (b'C', Some(fd)) => Message::Console(fd),
             (b'R', _) => Message::Ready,

@@ -54,10 +54,11 @@ pub fn after_ready(
         }
     };
     lsm::apply_selinux(process, procfs)?;
+    // A filter need not know close_range(2).
+    fd::cloexec_from(u32::try_from(3 + passed).unwrap_or(3)).context(|| "close_range")?;
     if early {
         load()?;
     }
-    fd::cloexec_from(u32::try_from(3 + passed).unwrap_or(3)).context(|| "close_range")?;
     // A user namespace forgets it at setuid(2).
     let death_signal = prctl::parent_death_signal().context(|| "can't get pdeath signal")?;
     let cwd = process.cwd();

@@ -105,6 +105,13 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     let mapped = plan.namespace(LinuxNamespaceType::User);
     first_steps(plan.stdio, plan.keep(channel), mapped && plan.rootless)?;
     channel.wait()?;
+    if plan.namespace(LinuxNamespaceType::Time) {
+        // Now, while a rootless user may still open our files under /proc.
+        super::time::enter_new(plan.spec, &|| {
+            channel.tell(&Message::Clocks)?;
+            channel.wait()
+        })?;
+    }
     if mapped {
         become_root()?;
     }
@@ -157,6 +164,11 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
 /// What `start` sets off. Its failures can only be printed.
 fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
     if let Some(fifo) = plan.fifo {
+        if plan.rootless {
+            // `exec` may come before `start`, and its user has no other right to our namespaces. Whoever else could
+            // trace us has all that we have left.
+            set_dumpable(true).context(|| "prctl(PR_SET_DUMPABLE)")?;
+        }
         let name = format!("/proc/self/fd/{}", fifo.as_raw_fd());
         let file = open(name.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
             .context(|| "reopen exec fifo")?;
@@ -210,9 +222,6 @@ fn own_namespaces(plan: &Plan<'_>) -> Result<()> {
     if plan.namespace(LinuxNamespaceType::Cgroup) {
         // Only now, in its control group: that becomes the root of the namespace.
         unshare(CloneFlags::CLONE_NEWCGROUP).context(|| "unshare(CLONE_NEWCGROUP)")?;
-    }
-    if plan.namespace(LinuxNamespaceType::Time) {
-        super::time::enter_new(plan.spec)?;
     }
     if plan.namespace(LinuxNamespaceType::Network) {
         network::loopback_up().context(|| "bringing up the loopback interface")?;

@@ -81,6 +81,46 @@ impl<T> Context<T> for Result<T, Error> {
     }
 }
 
+/// What Go says of a process that a signal ended.
+pub fn signal_words(signal: i32) -> String {
+    const NAMES: [&str; 31] = [
+        "hangup",
+        "interrupt",
+        "quit",
+        "illegal instruction",
+        "trace/breakpoint trap",
+        "aborted",
+        "bus error",
+        "floating point exception",
+        "killed",
+        "user defined signal 1",
+        "segmentation fault",
+        "user defined signal 2",
+        "broken pipe",
+        "alarm clock",
+        "terminated",
+        "stack fault",
+        "child exited",
+        "continued",
+        "stopped (signal)",
+        "stopped",
+        "stopped (tty input)",
+        "stopped (tty output)",
+        "urgent I/O condition",
+        "CPU time limit exceeded",
+        "file size limit exceeded",
+        "virtual timer expired",
+        "profiling timer expired",
+        "window changed",
+        "I/O possible",
+        "power failure",
+        "bad system call",
+    ];
+    let name = usize::try_from(signal - 1).ok().and_then(|i| NAMES.get(i));
+    name.map_or_else(|| format!("signal {signal}"), |name| (*name).to_owned())
+}
+
+
 /// An errno in words, as Go's standard library prints it: the C library's sentence with a small first letter.
 pub fn words(errno: Errno) -> String {
     let text = io::Error::from_raw_os_error(errno as i32).to_string();

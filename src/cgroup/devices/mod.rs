@@ -35,8 +35,12 @@ impl Access {
                 'm' => 1,
                 'r' => 2,
                 'w' => 4,
-                _ => return Err(Error::new(format!("unknown device access {letter:?} in {text:?}"))),
+                // runc gives them no meaning, either.
+                _ => 0,
             };
+        }
+        if bits == 0 {
+            return Err(Error::new(format!("device access {text:?} has none of the letters r, w and m")));
         }
         Ok(Self(bits))
     }
@@ -237,5 +241,8 @@ mod tests {
     fn rules_without_access_or_with_a_wrong_one_are_refused() {
         assert!(Policy::of(Some(&resources(r#"[{"allow":true}]"#)), &[]).is_err());
         assert!(Policy::of(Some(&resources(r#"[{"allow":true,"access":"x"}]"#)), &[]).is_err());
+        let odd = r#"[{"allow":true,"type":"c","major":1,"minor":11,"access":"rwa"}]"#;
+        let kmsg = Devices { major: Some(1), minor: Some(11), block: false };
+        assert_eq!(Policy::of(Some(&resources(odd)), &[]).unwrap().exceptions[&kmsg].to_string(), "rw");
     }
 }
