@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, Process, Spec};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::sys::{Context, Error, Result};
 
@@ -74,7 +74,8 @@ fn read_known(text: &[u8]) -> Result<(Spec, Vec<String>)> {
 }
 
 /// Reads a config.json or a process's settings, without capabilities that nobody has heard of, which are named: clients
-/// list those of the newest kernel. Flags of the scheduler may have the names of the specification's Go package.
+/// list those of the newest kernel. Flags of the scheduler may have the names of the specification's Go package, and
+/// numbers that are not given are 0, as in Go: a process without a user is root's.
 pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
     let failure = match serde_json::from_slice(text) {
         Ok(value) => return Ok((value, vec![])),
@@ -91,9 +92,19 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
             known
         });
     }
+    if let Some(process) = process.as_object_mut().filter(|p| p.contains_key("cwd")) {
+        process.entry("user").or_insert_with(|| json!({}));
+    }
     let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(Value::as_array_mut);
     for flag in flags.into_iter().flatten().filter(|f| **f == "SCHED_FLAG_RESET_ON_FORK") {
         *flag = "SCHED_RESET_ON_FORK".into();
+    }
+    let rules = value.pointer_mut("/linux/seccomp/syscalls").and_then(Value::as_array_mut);
+    let args = rules.into_iter().flatten().filter_map(|r| r.get_mut("args")?.as_array_mut()).flatten();
+    for arg in args.filter_map(Value::as_object_mut) {
+        for number in ["index", "value"] {
+            arg.entry(number).or_insert_with(|| json!(0));
+        }
     }
     // What else is wrong is told with its line and column.
     serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)
@@ -157,6 +168,17 @@ mod tests {
             let (process, _): (Process, _) = parse(process.as_bytes()).unwrap();
             assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn what_is_left_out_is_zero() {
+        let (process, _): (Process, _) = parse(br#"{"cwd":"/","args":["a"]}"#).unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+        let rules = r#"{"ociVersion":"1.0.2","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
+            {"names":["kill"],"action":"SCMP_ACT_ERRNO","args":[{"op":"SCMP_CMP_EQ"}]}]}}}"#;
+        let (spec, _): (Spec, _) = parse(rules.as_bytes()).unwrap();
+        let seccomp = spec.linux().as_ref().unwrap().seccomp().clone().unwrap();
+        assert_eq!(seccomp.syscalls().as_ref().unwrap()[0].args().as_ref().unwrap()[0].value(), 0);
     }
 
     #[test]

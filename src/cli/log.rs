@@ -16,7 +16,6 @@ use crate::container::{Error, clock};
 struct Logger {
     file: Option<File>,
     json: bool,
-    debug: bool,
 }
 
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -37,7 +36,10 @@ pub fn init(path: Option<&Path>, format: &str, debug: bool) -> Result<(), Error>
         None => None,
     };
     // Only ever called once, at the start.
-    let _ = LOGGER.set(Logger { file, json, debug });
+    let _ = LOGGER.set(Logger { file, json });
+    if debug {
+        crate::container::debug::send_to(self::debug);
+    }
     Ok(())
 }
 
@@ -54,11 +56,9 @@ pub fn warn(text: &str) {
     write("warning", text, None);
 }
 
-/// Logs what only `--debug` shows.
-pub fn debug(text: &str) {
-    if LOGGER.get().is_some_and(|l| l.debug) {
-        write("debug", text, None);
-    }
+/// Logs what `--debug` asks for.
+fn debug(text: &str) {
+    write("debug", text, None);
 }
 
 fn write(level: &str, text: &str, cause: Option<&checkpoint::Error>) {

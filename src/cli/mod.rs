@@ -132,13 +132,17 @@ const USAGE: &[(&str, &str)] = &[
     ("update", "<container-id>"),
 ];
 
+/// How help is laid out: as runc's is, for those who read it by line.
+const HELP: &str = "NAME:\n   {bin} - {about-with-newline}\nUSAGE:\n   {usage}\n\n{all-args}{after-help}";
+
 /// The command line as a whole: what is parsed, and what help, man pages and completions are made of.
 ///
 /// Positional arguments are counted by the commands themselves, in runc's words; here they are only shown.
 pub fn definition() -> clap::Command {
-    let mut command = Cli::command();
+    let mut command = Cli::command().help_template(HELP);
     for (name, rest) in USAGE {
         command = command.mut_subcommand(name, |c| {
+            let c = c.help_template(HELP);
             let usage = format!("stasis {name} [OPTIONS] {rest}");
             c.mut_arg("args", |a| a.hide(true)).override_usage(usage.trim_end().to_owned())
         });

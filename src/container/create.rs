@@ -25,13 +25,15 @@ use super::launch::{Newborn, launch};
 use super::proc::Stat;
 use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
-use super::{Cgroup, Container, Error, Result, clock, net_devices, notify};
+use super::{Cgroup, Container, Error, Result, clock, debug, net_devices, notify};
 use crate::bundle::Bundle;
 use crate::init::channel::Message;
+use crate::init::console::Console;
 use crate::init::credentials::{self, IdMaps};
+use crate::init::mounts::{Mount, Source};
 use crate::init::namespaces::{self, KINDS};
 use crate::init::process::{self, Plan, Purpose, Stage};
-use crate::init::rootfs::{self, Setup};
+use crate::init::rootfs::{self, Setup, parse_mounts};
 use crate::init::{lsm, mounts, rlimits, scheduling, seccomp, time};
 use crate::sys::{self, Context, pidfd};
 
@@ -48,8 +50,8 @@ pub struct Request {
     pub hold: bool,
     /// Standard input, output and error, where they are not ours.
     pub stdio: Option<[OwnedFd; 3]>,
-    /// Connected socket that is to get the terminal's master.
-    pub console: Option<OwnedFd>,
+    /// Where the terminal's master is to go.
+    pub console: Option<Console>,
     /// Connected socket that is to get a pidfd of init.
     pub pidfd_socket: Option<OwnedFd>,
     /// How many descriptors from 3 on the program inherits.
@@ -175,7 +177,7 @@ fn make(
     };
     let fifo = request.hold.then(|| exec_fifo(dir, spec)).transpose()?;
     let joined = namespaces::to_join(spec)?;
-    let hooks_inside = |stage: Stage| run_inside(request, stage);
+    let hooks_inside = |stage: Stage<'_>| run_inside(request, stage);
     let plan = Plan {
         id: &request.id,
         spec,
@@ -205,6 +207,7 @@ fn make(
     let flags = namespaces::clone_flags(spec);
     let init = launch(flags, &joined, doors.as_ref(), &|channel| process::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
+    debug::newborn(init.pid);
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let entered = match doors {
@@ -224,6 +227,10 @@ fn make(
         oom_score(init.pid, score)?;
     }
     early(init.pid)?;
+    debug::say(|| "child process in init()".to_owned());
+    if let Some(filter) = &filter {
+        debug::say(|| format!("seccomp filter flags: {}", filter.flags));
+    }
     init.channel.go()?;
     match serve(dir, request, process, cgroup, &init)
         .map_err(|e| e.context("unable to start container process: error during container init"))?
@@ -247,6 +254,13 @@ fn serve(
     while let Some(message) = init.channel.listen()? {
         match message {
             Message::Clocks => time::write(spec, init.pid)?,
+            Message::Source(index) => {
+                let mounts = parse_mounts(spec, &request.bundle.path, &request.bundle.rootfs)?;
+                let mount =
+                    mounts.get(index).ok_or_else(|| Error::new("garbled message on the init channel"))?;
+                init.channel.go_with(late_source(mount, spec, init.pid)?)?;
+                continue;
+            }
             Message::Mounted => {
                 if let Some(linux) = spec.linux() {
                     cgroup
@@ -257,7 +271,7 @@ fn serve(
                 hooks::run(spec, Point::Prestart, &state, &[])?;
                 hooks::run(spec, Point::CreateRuntime, &state, &[])?;
             }
-            Message::Console(fd) => {
+            Message::Descriptor(fd) => {
                 console = Some(fd);
                 continue;
             }
@@ -284,6 +298,7 @@ fn serve(
         }
         init.channel.go()?;
     }
+    debug::say(|| "init: closing the pipe to signal completion".to_owned());
     Ok((container, console))
 }
 
@@ -300,21 +315,18 @@ fn died(pid: i32) -> Error {
 }
 
 /// The hooks that run inside the new process.
-fn run_inside(request: &Request, stage: Stage) -> sys::Result<()> {
+fn run_inside(request: &Request, stage: Stage<'_>) -> sys::Result<()> {
     let spec = &request.bundle.spec;
-    let (point, status) = match stage {
-        Stage::CreateContainer => (Point::CreateContainer, "creating"),
-        Stage::StartContainer => (Point::StartContainer, "created"),
+    // startContainer hooks get the program's environment where they bring none.
+    let (point, status, env) = match stage {
+        Stage::CreateContainer => (Point::CreateContainer, "creating", &[][..]),
+        Stage::StartContainer(env) => (Point::StartContainer, "created", env),
     };
     if !hooks::any(spec, &[point]) {
         return Ok(());
     }
     let state = hook_state(request, Some(std::process::id() as i32), status);
-    // startContainer hooks get the program's environment where they bring none.
-    let env = match stage {
-        Stage::StartContainer => spec.process().as_ref().and_then(|p| p.env().clone()).unwrap_or_default(),
-        Stage::CreateContainer => vec![],
-    };
+    let env: Vec<String> = env.iter().map(|pair| pair.to_string_lossy().into_owned()).collect();
     hooks::run(spec, point, &state, &env)
 }
 
@@ -364,9 +376,10 @@ fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
         if there != 0 {
             return Err(Error::new(format!("container's cgroup is not empty: {there} process(es) found")));
         }
-        if located.is_frozen().unwrap_or(false) {
-            return Err(Error::new("container's cgroup unexpectedly frozen"));
-        }
+    }
+    // The freezer's may be there alone.
+    if located.is_frozen().unwrap_or(false) {
+        return Err(Error::new("container's cgroup unexpectedly frozen"));
     }
     let none = LinuxResources::default();
     let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
@@ -379,10 +392,36 @@ fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
 }
 
 /// Sources of bind mounts that only we, outside, can open.
-fn sources(bundle: &Bundle) -> Result<Vec<Option<OwnedFd>>> {
-    let mounts = bundle.spec.mounts().iter().flatten();
-    let open = |m| mounts::source(&mounts::Mount::parse(m, &bundle.path)?, &bundle.spec);
-    Ok(mounts.map(open).collect::<sys::Result<_>>()?)
+fn sources(bundle: &Bundle) -> Result<Vec<Source>> {
+    let mounts = parse_mounts(&bundle.spec, &bundle.path, &bundle.rootfs)?;
+    Ok(mounts.iter().map(|m| mounts::source(m, &bundle.spec, &bundle.rootfs)).collect::<sys::Result<_>>()?)
+}
+
+/// Opens the source of a mount in init's mount namespace, with our privileges; none where we have no more than init.
+fn late_source(mount: &Mount, spec: &Spec, pid: i32) -> Result<Option<OwnedFd>> {
+    if !geteuid().is_root() {
+        return Ok(None);
+    }
+    let name = format!("/proc/{pid}/ns/mnt");
+    let namespace = fs::File::open(&name).context(|| format!("open {name}"))?;
+    let helper = launch(0, &[], None, &|channel| {
+        let opened = sys::process::setns(namespace.as_fd(), libc::CLONE_NEWNS)
+            .context(|| format!("setns to {name}"))
+            .and_then(|()| mounts::open_for_init(mount, spec));
+        let answer = match opened {
+            Ok(source) => Message::Descriptor(source),
+            Err(e) => Message::Failed(e.to_string()),
+        };
+        // Nobody is left to hear of a failure.
+        let _ = channel.tell(&answer);
+    })?;
+    let answer = helper.channel.listen();
+    let _ = sys::process::wait_child(helper.pid, true);
+    match answer? {
+        Some(Message::Descriptor(tree)) => Ok(Some(tree)),
+        Some(Message::Failed(text)) => Err(Error::new(text)),
+        _ => Ok(None),
+    }
 }
 
 /// The fifo that init opens for writing, and thereby waits for `start`.

@@ -7,8 +7,9 @@ use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 use super::hooks::HookState;
 use super::launch::{Newborn, launch};
-use super::{Cgroup, Container, Error, Result, Status, Store};
+use super::{Cgroup, Container, Error, Result, Status, Store, debug};
 use crate::init::channel::Message;
+use crate::init::console::Console;
 use crate::init::{credentials, namespaces, rlimits, scheduling, seccomp, setns};
 use crate::sys;
 
@@ -19,8 +20,8 @@ pub struct Request {
     pub process: Process,
     /// Standard input, output and error, where they are not ours.
     pub stdio: Option<[OwnedFd; 3]>,
-    /// Connected socket that is to get the terminal's master.
-    pub console: Option<OwnedFd>,
+    /// Where the terminal's master is to go.
+    pub console: Option<Console>,
     /// Connected socket that is to get a pidfd of the process.
     pub pidfd_socket: Option<OwnedFd>,
     /// How many descriptors from 3 on the program inherits.
@@ -90,6 +91,7 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
     let doors = inside.doors();
     let process = launch(0, &joined, doors.as_ref(), &|channel| setns::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
+    debug::newborn(process.pid);
     let talked = (|| -> Result<()> {
         let entered = match doors {
             Some(_) if process.born_inside || !inside.is_unified() => {
@@ -111,9 +113,10 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             None => {}
         }
         if frozen {
-            // It goes on once somebody thaws it, and `resume` must not wait for that.
+            // The process goes on once somebody thaws it, and `resume` must not wait for that.
             lock = None;
         }
+        debug::say(|| "child process in init()".to_owned());
         process.channel.go()?;
         let mut ready = false;
         while let Some(message) = process.channel.listen()? {
@@ -135,6 +138,7 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             process.channel.go()?;
         }
         if ready {
+            debug::say(|| "setns_init: about to exec".to_owned());
             Ok(())
         } else {
             Err(Error::new("unable to start container process: it died before it was ready"))

@@ -11,7 +11,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::sys::termios::{OutputFlags, SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 use super::Result;
 use super::stdio::{Ours, receive_master};
@@ -92,6 +92,8 @@ impl Raw {
         let before = tcgetattr(&tty).context(|| "tcgetattr")?;
         let mut raw = before.clone();
         cfmakeraw(&mut raw);
+        // The container's terminal passes line feeds on as they are; ours makes new lines of them.
+        raw.output_flags.insert(OutputFlags::OPOST);
         tcsetattr(&tty, SetArg::TCSANOW, &raw)
             .context(|| "failed to set the terminal from the stdin: tcsetattr")?;
         Ok(Self { tty, before })

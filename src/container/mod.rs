@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod clock;
 pub mod create;
 mod criu_config;
+pub mod debug;
 pub mod error;
 pub mod events;
 pub mod exec;

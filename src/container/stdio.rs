@@ -19,6 +19,7 @@ use nix::sys::socket::{
 use nix::unistd::{Gid, Uid, fchown, pipe2};
 
 use super::{Error, Result};
+use crate::init::console::Console;
 use crate::sys::Context;
 
 /// Standard descriptors, prepared on both sides.
@@ -26,8 +27,8 @@ use crate::sys::Context;
 pub struct Stdio {
     /// What the process gets in place of our descriptors.
     pub theirs: Option<[OwnedFd; 3]>,
-    /// The socket over which the process sends its terminal's master.
-    pub console: Option<OwnedFd>,
+    /// Where the process sends its terminal's master.
+    pub console: Option<Console>,
     /// What stays with us.
     pub ours: Ours,
 }
@@ -59,13 +60,18 @@ impl Stdio {
             (true, Some(path)) => {
                 let socket =
                     UnixStream::connect(path).context(|| format!("dial unix {}: connect", path.display()))?;
-                Ok(Self { theirs: None, console: Some(socket.into()), ours: Ours::Nothing })
+                Ok(Self {
+                    theirs: None,
+                    console: Some(Console { socket: socket.into(), copied: false }),
+                    ours: Ours::Nothing,
+                })
             }
             (true, None) => {
                 let (ours, theirs) =
                     socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
                         .context(|| "socketpair")?;
-                Ok(Self { theirs: None, console: Some(theirs), ours: Ours::Terminal(ours) })
+                let console = Some(Console { socket: theirs, copied: true });
+                Ok(Self { theirs: None, console, ours: Ours::Terminal(ours) })
             }
             (false, _) if detach => Ok(Self::default()),
             (false, _) => Self::pipes(owner),

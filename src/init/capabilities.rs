@@ -9,7 +9,7 @@
 //! config.json files are written for many kernels. A permitted capability that the runtime itself lacks is an error.
 
 use caps::CapSet;
-use oci_spec::runtime::{Capabilities, LinuxCapabilities};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
 use crate::sys::{Context, Error, Result, prctl};
 

@@ -5,9 +5,11 @@
 //!      | -- Go -------------------------> |   in its control groups, ids mapped
 //!      | <------------------- Clocks ---- |   a time namespace is made, and can be set
 //!      | -- Go -------------------------> |
+//!      | <------------- Source(index) --- |   a bind mount's source can be opened only now, and not by the process
+//!      | -- Go, with the descriptor ----> |
 //!      | <------------------ Mounted ---- |   mounts in place: time for prestart and createRuntime hooks
 //!      | -- Go -------------------------> |
-//!      | <-------- Console (restore) ---- |   the slave of its new terminal
+//!      | <----- Descriptor (restore) ---- |   the slave of its new terminal
 //!      | <-------------------- Ready ---- |   all but credentials and seccomp
 //!      | -- Go -------------------------> |   state.json is written
 //!      | <----------- Listener(fd) ------ |   seccomp with a listener: the command fetches the descriptor
@@ -40,10 +42,12 @@ pub enum Message {
     Pid(i32, bool),
     /// There is a time namespace whose clocks want to be set.
     Clocks,
+    /// The source of the mount with that index is to be opened now, in the process's mount namespace.
+    Source(usize),
     /// All mounts are in place, below the root file system to be.
     Mounted,
-    /// The slave of the process's terminal.
-    Console(OwnedFd),
+    /// What the process was made for: the slave of its terminal, or a mount.
+    Descriptor(OwnedFd),
     /// Everything is set up but for what takes privileges away.
     Ready,
     /// A seccomp filter with a listener is in force; this is the listener's number in the process.
@@ -69,8 +73,11 @@ impl Channel {
             Message::Pid(pid, false) => self.send(b'P', &pid.to_ne_bytes(), None),
             Message::Pid(pid, true) => self.send(b'B', &pid.to_ne_bytes(), None),
             Message::Clocks => self.send(b'T', &[], None),
+            Message::Source(index) => {
+                self.send(b'S', &i32::try_from(*index).unwrap_or(-1).to_ne_bytes(), None)
+            }
             Message::Mounted => self.send(b'M', &[], None),
-            Message::Console(fd) => self.send(b'C', &[], Some(fd.as_raw_fd())),
+            Message::Descriptor(fd) => self.send(b'C', &[], Some(fd.as_raw_fd())),
             Message::Ready => self.send(b'R', &[], None),
             Message::Listener(fd) => self.send(b'L', &fd.to_ne_bytes(), None),
             Message::Failed(text) => {
@@ -89,8 +96,9 @@ impl Channel {
             (b'P', _) => Message::Pid(number()?, false),
             (b'B', _) => Message::Pid(number()?, true),
             (b'T', _) => Message::Clocks,
+            (b'S', _) => Message::Source(usize::try_from(number()?).map_err(|_| garbled())?),
             (b'M', _) => Message::Mounted,
-            (b'C', Some(fd)) => Message::Console(fd),
+            (b'C', Some(fd)) => Message::Descriptor(fd),
             (b'R', _) => Message::Ready,
             (b'L', _) => Message::Listener(number()?),
             (b'F', _) => Message::Failed(String::from_utf8_lossy(payload).into_owned()),
@@ -103,10 +111,21 @@ impl Channel {
         self.send(b'G', &[], None)
     }
 
+    /// The same, with a descriptor that it has asked for.
+    pub fn go_with(&self, fd: Option<OwnedFd>) -> Result<()> {
+        self.send(b'G', &[], fd.as_ref().map(AsRawFd::as_raw_fd))
+    }
+
     /// Waits for leave to go on. The death of the command is a failure.
     pub fn wait(&self) -> Result<()> {
-        match self.receive()?.0.as_slice() {
-            b"G" => Ok(()),
+        self.wait_for_descriptor().map(drop)
+    }
+
+    /// The same, for a descriptor, which may not come.
+    pub fn wait_for_descriptor(&self) -> Result<Option<OwnedFd>> {
+        let (bytes, fd) = self.receive()?;
+        match bytes.as_slice() {
+            b"G" => Ok(fd),
             [] => Err(Error::new("the command that makes the container has died")),
             _ => Err(garbled()),
         }
@@ -172,10 +191,10 @@ mod tests {
     fn messages_arrive_whole_with_their_descriptors() {
         let (command, process) = Channel::pair().unwrap();
         process.tell(&Message::Pid(7, true)).unwrap();
-        process.tell(&Message::Console(std::fs::File::open("/dev/null").unwrap().into())).unwrap();
+        process.tell(&Message::Descriptor(std::fs::File::open("/dev/null").unwrap().into())).unwrap();
         process.tell(&Message::Failed("ä".repeat(LONGEST))).unwrap();
         assert!(matches!(command.listen(), Ok(Some(Message::Pid(7, true)))));
-        assert!(matches!(command.listen(), Ok(Some(Message::Console(_)))));
+        assert!(matches!(command.listen(), Ok(Some(Message::Descriptor(_)))));
         let Ok(Some(Message::Failed(text))) = command.listen() else { panic!() };
         assert_eq!(text.chars().count(), LONGEST / 2);
         command.go().unwrap();

@@ -7,14 +7,24 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::Mode;
 use nix::sys::statfs::fstatfs;
+use nix::sys::termios::{OutputFlags, SetArg, tcgetattr, tcsetattr};
 
 use crate::sys::{Context, Error, Result, ioctl, tty};
 
 const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
 const MASTER: &str = "/dev/pts/ptmx";
 
-/// Makes a pseudoterminal, sends its master over `socket`, and returns its slave.
-pub fn create(socket: BorrowedFd<'_>, size: Option<(u16, u16)>) -> Result<OwnedFd> {
+/// Where the master of a terminal goes.
+#[derive(Debug)]
+pub struct Console {
+    /// A connected socket.
+    pub socket: OwnedFd,
+    /// To the command itself, which copies what it reads to its own standard output.
+    pub copied: bool,
+}
+
+/// Makes a pseudoterminal, sends its master to `console`, and returns its slave.
+pub fn create(console: &Console, size: Option<(u16, u16)>) -> Result<OwnedFd> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let master = open(MASTER, flags, Mode::empty()).context(|| format!("open {MASTER}"))?;
     let kind = fstatfs(&master).context(|| format!("fstatfs {MASTER}"))?.filesystem_type().0;
@@ -25,7 +35,13 @@ pub fn create(socket: BorrowedFd<'_>, size: Option<(u16, u16)>) -> Result<OwnedF
     if let Some((rows, columns)) = size {
         ioctl::set_window_size(&slave, &[rows, columns, 0, 0]).context(|| "ioctl(TIOCSWINSZ)")?;
     }
-    send(socket, MASTER.as_bytes(), master.as_fd())?;
+    if console.copied {
+        // Line feeds stay alone: what is copied to may be no terminal, and otherwise adds the carriage returns.
+        let mut settings = tcgetattr(&slave).context(|| "tcgetattr")?;
+        settings.output_flags.remove(OutputFlags::ONLCR);
+        tcsetattr(&slave, SetArg::TCSANOW, &settings).context(|| "tcsetattr")?;
+    }
+    send(console.socket.as_fd(), MASTER.as_bytes(), master.as_fd())?;
     Ok(slave)
 }
 

@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::fcntl::{OFlag, open};
@@ -17,10 +18,11 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Gid, Uid, getppid, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Uid, fchdir, getppid, setgroups, setresgid, setresuid, setsid};
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::channel::{Channel, Message};
+use super::mounts::Source;
 use super::program::{self, Program};
 use super::{console, devices, lsm, masked, privileges, rootfs, sysctl};
 use crate::sys::process::{self, exit_now};
@@ -54,8 +56,8 @@ pub struct Plan<'a> {
     pub no_new_keyring: bool,
     /// Standard input, output and error, where they are not the command's.
     pub stdio: Option<&'a [OwnedFd; 3]>,
-    /// Socket that is to get the terminal's master.
-    pub console: Option<&'a OwnedFd>,
+    /// Where the terminal's master is to go.
+    pub console: Option<&'a console::Console>,
     /// Socket that is to get a pidfd of the process.
     pub pidfd_socket: Option<&'a OwnedFd>,
     /// O_PATH descriptor of the exec fifo.
@@ -65,16 +67,16 @@ pub struct Plan<'a> {
     /// The seccomp program, compiled.
     pub seccomp: Option<&'a super::seccomp::Program>,
     /// Runs the hooks that belong into the container: `createContainer` before, `startContainer` after the pivot.
-    pub hooks: &'a dyn Fn(Stage) -> Result<()>,
+    pub hooks: &'a dyn Fn(Stage<'_>) -> Result<()>,
 }
 
 /// Which hooks are due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// In the container's namespaces, with the host's root directory.
+pub enum Stage<'a> {
+    /// In the container's namespaces, with the host's root directory; the working directory is the container's root.
     CreateContainer,
-    /// Just before the program.
-    StartContainer,
+    /// Just before the program, whose environment this is.
+    StartContainer(&'a [CString]),
 }
 
 /// The whole life of init up to its program. Never returns.
@@ -120,9 +122,13 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     if !plan.no_new_keyring {
         session_keyring(plan.id, plan.namespace(LinuxNamespaceType::User))?;
     }
-    let root = rootfs::prepare(&mut plan.setup.borrow_mut())?;
+    let root = rootfs::prepare(&mut plan.setup.borrow_mut(), &|index| {
+        channel.tell(&Message::Source(index))?;
+        channel.wait_for_descriptor()
+    })?;
     channel.tell(&Message::Mounted)?;
     channel.wait()?;
+    fchdir(root.fd()).context(|| "chdir to the root file system")?;
     (plan.hooks)(Stage::CreateContainer)?;
     let setup = plan.setup.borrow();
     rootfs::pivot(&setup, &root)?;
@@ -164,6 +170,7 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
 /// What `start` sets off. Its failures can only be printed.
 fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
     if let Some(fifo) = plan.fifo {
+        process::end_on_signals().context(|| "sigaction")?;
         if plan.rootless {
             // `exec` may come before `start`, and its user has no other right to our namespaces. Whoever else could
             // trace us has all that we have left.
@@ -177,7 +184,7 @@ fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
             open(name.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
         nix::unistd::write(&file, b"0").context(|| "write exec fifo")?;
     }
-    (plan.hooks)(Stage::StartContainer)?;
+    (plan.hooks)(Stage::StartContainer(&program.env))?;
     Err(program.exec())
 }
 
@@ -254,14 +261,14 @@ pub(super) fn session_keyring(id: &str, user_namespace: bool) -> Result<()> {
 
 /// Makes the terminal, and adopts it or, in a shell to be filled, hands it over.
 fn terminal(plan: &Plan<'_>, channel: &Channel) -> Result<()> {
-    let Some(socket) = plan.console else { return Ok(()) };
-    let slave = console::create(socket.as_fd(), console_size(plan.process))?;
+    let Some(console) = plan.console else { return Ok(()) };
+    let slave = console::create(console, console_size(plan.process))?;
     if plan.namespace(LinuxNamespaceType::Mount) {
         devices::mount_console(slave.as_fd())?;
     }
     match plan.purpose {
         Purpose::Start => console::adopt(&slave),
-        Purpose::Restore => channel.tell(&Message::Console(slave)),
+        Purpose::Restore => channel.tell(&Message::Descriptor(slave)),
     }
 }
 
@@ -307,11 +314,14 @@ impl Plan<'_> {
     }
 
     fn keep(&self, channel: &Channel) -> Vec<RawFd> {
-        let sockets = [self.console, self.pidfd_socket, self.fifo];
+        let sockets = [self.console.map(|c| &c.socket), self.pidfd_socket, self.fifo];
         let mut keep: Vec<RawFd> = sockets.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         keep.push(channel.as_raw_fd());
         keep.extend(3..3 + self.passed);
-        keep.extend(self.setup.borrow().sources.iter().flatten().map(AsRawFd::as_raw_fd));
+        keep.extend(self.setup.borrow().sources.iter().filter_map(|s| match s {
+            Source::Ready(tree) => Some(tree.as_raw_fd()),
+            Source::Own | Source::Late => None,
+        }));
         keep
     }
 }

@@ -18,7 +18,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::mounts::{Mount, Mounter, classic_mount, clean, propagation};
+use super::mounts::{Mount, Mounter, Source, classic_mount, clean, propagation};
 use super::{devices, masked};
 use crate::sys::mount::{Attributes, set_attributes};
 use crate::sys::procfs::Procfs;
@@ -38,8 +38,8 @@ pub struct Setup<'a> {
     pub no_pivot: bool,
     /// The container's directory in cgroup v2, if it has one.
     pub unified: Option<&'a Path>,
-    /// One entry for each mount of config.json: what [`super::mounts::source`] opened for it.
-    pub sources: Vec<Option<OwnedFd>>,
+    /// One entry for each mount of config.json: what [`super::mounts::source`] says of it.
+    pub sources: Vec<Source>,
 }
 
 impl Setup<'_> {
@@ -48,8 +48,22 @@ impl Setup<'_> {
     }
 
     fn mounts(&self) -> Result<Vec<Mount>> {
-        self.spec.mounts().iter().flatten().map(|m| Mount::parse(m, self.bundle)).collect()
+        parse_mounts(self.spec, self.bundle, self.rootfs)
     }
+}
+
+/// The mounts of config.json, understood. Destinations may be written as paths of the host, inside the root file system.
+pub fn parse_mounts(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<Vec<Mount>> {
+    let parse = |m| {
+        let mut m = Mount::parse(m, bundle)?;
+        if let Ok(inside) = clean(&m.destination).strip_prefix(rootfs)
+            && rootfs != Path::new("/")
+        {
+            m.destination = Path::new("/").join(inside);
+        }
+        Ok(m)
+    };
+    spec.mounts().iter().flatten().map(parse).collect()
 }
 
 /// True if the container has a namespace of that kind, new or joined.
@@ -72,17 +86,17 @@ impl Root {
     }
 }
 
-/// Makes the mounts and devices. Runs in the container's namespaces, already in its control groups.
-pub fn prepare(setup: &mut Setup<'_>) -> Result<Root> {
+/// Makes the mounts and devices. Runs in the container's namespaces, already in its control groups. `late` has the
+/// runtime open the source of the mount with that index, which gives none where it has no more privileges than we.
+pub fn prepare(setup: &mut Setup<'_>, late: &dyn Fn(usize) -> Result<Option<OwnedFd>>) -> Result<Root> {
     // Modes of devices and directories are exactly what config.json says.
     umask(Mode::empty());
-    if !setup.has_namespace(LinuxNamespaceType::Mount) {
-        return Err(Error::new("a container without a mount namespace is not supported"));
-    }
     let linux = setup.spec.linux().as_ref();
     let wanted = linux.and_then(|l| l.rootfs_propagation().as_deref()).unwrap_or_default();
     let root_propagation = root_propagation(wanted, setup.no_pivot)?;
-    detach_propagation(setup.rootfs, root_propagation).context(|| "error preparing rootfs")?;
+    if setup.has_namespace(LinuxNamespaceType::Mount) {
+        detach_propagation(setup.rootfs, root_propagation).context(|| "error preparing rootfs")?;
+    }
 
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
     let fd = open(setup.rootfs, flags, Mode::empty()).context(|| "open rootfs handle")?;
@@ -97,8 +111,8 @@ pub fn prepare(setup: &mut Setup<'_>) -> Result<Root> {
         unified: setup.unified,
     };
     let mut sources = std::mem::take(&mut setup.sources).into_iter();
-    for mount in &mounts {
-        mounter.mount(mount, sources.next().flatten())?;
+    for (index, mount) in mounts.iter().enumerate() {
+        mounter.mount(mount, sources.next().unwrap_or(Source::Own), &|| late(index))?;
     }
     let own_dev = !mounts.iter().any(|m| m.kind == "bind" && clean(&m.destination) == Path::new("/dev"));
     if own_dev {
@@ -143,13 +157,21 @@ fn detach_propagation(rootfs: &Path, root_propagation: u64) -> Result<()> {
 pub fn pivot(setup: &Setup<'_>, root: &Root) -> Result<()> {
     let step = || -> Result<()> {
         fchdir(&root.fd).context(|| format!("chdir {}", setup.rootfs.display()))?;
-        if setup.no_pivot { move_root(setup.rootfs) } else { pivot_into_cwd() }
+        if !setup.has_namespace(LinuxNamespaceType::Mount) {
+            // The host's mounts stay as they are, and the container's remain where they are among them.
+            chroot(".").context(|| "chroot .")?;
+            chdir("/").context(|| "chdir /")
+        } else if setup.no_pivot {
+            move_root(setup.rootfs)
+        } else {
+            pivot_into_cwd()
+        }
     };
     step().context(|| "error jailing process inside rootfs")?;
     let wanted =
         setup.spec.linux().as_ref().and_then(|l| l.rootfs_propagation().as_deref()).unwrap_or_default();
     let flags = propagation(wanted).unwrap_or(0);
-    if flags != 0 && flags & (MS_PRIVATE | MS_SLAVE) == 0 {
+    if flags != 0 && flags & (MS_PRIVATE | MS_SLAVE) == 0 && setup.has_namespace(LinuxNamespaceType::Mount) {
         // Only now, that it is the root: before, it would have been the host's mount namespace that was shared with.
         classic_mount(None, Path::new("/"), None, flags, None)
             .context(|| "unable to apply root propagation flags")?;

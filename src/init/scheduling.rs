@@ -113,6 +113,12 @@ pub fn set_affinity(pid: i32, list: &str) -> Result<()> {
     sched_setaffinity(Pid::from_raw(pid), &set).context(|| format!("sched_setaffinity {list}"))
 }
 
+/// The first 64 processors that a process may run on, as bits; none if it has gone.
+pub fn affinity_mask(pid: i32) -> u64 {
+    let set = nix::sched::sched_getaffinity(Pid::from_raw(pid)).unwrap_or_default();
+    (0..64).filter(|&cpu| set.is_set(cpu).unwrap_or(false)).map(|cpu| 1 << cpu).sum()
+}
+
 /// Lets a process run on every processor of its control group, whatever it was born with. Where that is forbidden it
 /// stays as it is.
 pub fn reset_affinity(pid: i32) {

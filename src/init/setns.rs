@@ -42,8 +42,8 @@ pub struct Plan<'a> {
     pub no_new_keyring: bool,
     /// Standard input, output and error, where they are not the command's.
     pub stdio: Option<&'a [OwnedFd; 3]>,
-    /// Socket that is to get the terminal's master.
-    pub console: Option<&'a OwnedFd>,
+    /// Where the terminal's master is to go.
+    pub console: Option<&'a console::Console>,
     /// Socket that is to get a pidfd of the process.
     pub pidfd_socket: Option<&'a OwnedFd>,
     /// How many descriptors from 3 on the program inherits.
@@ -123,8 +123,8 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     if !plan.no_new_keyring {
         session_keyring(plan.id, namespaces::joins(plan.namespaces, LinuxNamespaceType::User))?;
     }
-    if let Some(socket) = plan.console {
-        let slave = console::create(socket.as_fd(), console_size(plan.process))?;
+    if let Some(console) = plan.console {
+        let slave = console::create(console, console_size(plan.process))?;
         console::adopt(&slave)?;
     }
     if let Some(socket) = plan.pidfd_socket {
@@ -149,7 +149,7 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
 
 impl Plan<'_> {
     fn keep(&self, channel: &Channel) -> Vec<RawFd> {
-        let sockets = [self.console, self.pidfd_socket];
+        let sockets = [self.console.map(|c| &c.socket), self.pidfd_socket];
         let mut keep: Vec<RawFd> = sockets.into_iter().flatten().map(AsRawFd::as_raw_fd).collect();
         keep.push(channel.as_raw_fd());
         keep.extend(3..3 + self.passed);

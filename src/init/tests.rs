@@ -51,7 +51,7 @@ impl Fixture {
     fn enter(&self, mounts: &str, rest: &str) -> Result<()> {
         let spec = self.spec(mounts, rest);
         let mut setup = self.setup(&spec);
-        let root = prepare(&mut setup)?;
+        let root = prepare(&mut setup, &|_| Ok(None))?;
         pivot(&setup, &root)?;
         finish(&setup, &root)?;
         masked::apply(&spec)
@@ -122,7 +122,7 @@ fn links_in_the_root_lead_nowhere_else() {
             let mounts = format!(r#"[{{"destination":"/{name}/x","type":"tmpfs","source":"tmpfs"}}]"#);
             let spec = fixture.spec(&mounts, "");
             // Refused or done inside, but never outside.
-            let _ = prepare(&mut fixture.setup(&spec));
+            let _ = prepare(&mut fixture.setup(&spec), &|_| Ok(None));
             assert_eq!(fs::read_dir(&host).unwrap().count(), 0, "{name}");
         }
     });
@@ -197,7 +197,7 @@ fn a_read_only_root_keeps_its_writable_mounts() {
         let root = oci_spec::runtime::RootBuilder::default().path("rootfs").readonly(true).build().unwrap();
         spec.set_root(Some(root));
         let mut setup = fixture.setup(&spec);
-        let root = prepare(&mut setup).unwrap();
+        let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
         pivot(&setup, &root).unwrap();
         finish(&setup, &root).unwrap();
         let error = |path: &str| fs::write(path, b"x").unwrap_err().raw_os_error();
@@ -277,7 +277,7 @@ fn the_root_can_be_moved_instead_of_pivoted() {
         let spec = fixture.spec(&format!("[{PROC}]"), "");
         let mut setup = fixture.setup(&spec);
         setup.no_pivot = true;
-        let root = prepare(&mut setup).unwrap();
+        let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
         pivot(&setup, &root).unwrap();
         assert!(Path::new("/here").exists());
         assert!(!Path::new("/usr").exists());
@@ -309,15 +309,6 @@ fn in_a_user_namespace_devices_are_bound() {
     });
 }
 
-#[test]
-fn a_container_without_a_mount_namespace_is_refused() {
-    test(|fixture| {
-        let mut spec = fixture.spec("[]", "");
-        spec.set_linux(None);
-        assert!(prepare(&mut fixture.setup(&spec)).is_err());
-    });
-}
-
 fn mounted_v1() -> &'static [crate::cgroup::hierarchy::Hierarchy] {
     crate::cgroup::hierarchy::v1_mounts(&crate::cgroup::hierarchy::own_paths().unwrap())
 }
@@ -342,7 +333,7 @@ fn the_cgroup_mount_shows_every_tree() {
             spec = serde_json::from_str(&json).unwrap();
             let wanted = mounted_v1();
             let mut setup = fixture.setup(&spec);
-            let root = prepare(&mut setup).unwrap();
+            let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
             pivot(&setup, &root).unwrap();
             for hierarchy in wanted {
                 let point = Path::new("/sys/fs/cgroup").join(hierarchy.mount_point.file_name().unwrap());
@@ -368,17 +359,17 @@ fn owners_of_a_mount_can_be_mapped() {
         );
         let spec = fixture.spec(&mounts, "");
         let mut setup = fixture.setup(&spec);
-        for m in spec.mounts().iter().flatten() {
-            let m = super::mounts::Mount::parse(m, setup.bundle).unwrap();
-            match super::mounts::source(&m, &spec) {
+        for m in super::rootfs::parse_mounts(&spec, setup.bundle, setup.rootfs).unwrap() {
+            match super::mounts::source(&m, &spec, setup.rootfs) {
                 Err(e) if e.to_string().contains("doesn't support idmap mounts") => {
                     return eprintln!("skipped: {e}");
                 }
                 source => setup.sources.push(source.unwrap()),
             }
         }
-        assert!(setup.sources[0].is_none() && setup.sources[1].is_some());
-        let root = prepare(&mut setup).unwrap();
+        use super::mounts::Source;
+        assert!(matches!(setup.sources[..], [Source::Own, Source::Ready(_)]));
+        let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
         pivot(&setup, &root).unwrap();
         let meta = fs::metadata("/mapped/file").unwrap();
         assert_eq!((meta.uid(), meta.gid()), (1234, 5678));
@@ -392,7 +383,7 @@ fn the_console_covers_whatever_is_there() {
         let pts = r#"{"destination":"/dev/pts","type":"devpts","source":"devpts","options":["newinstance","ptmxmode=0666"]}"#;
         let spec = fixture.spec(&format!("[{PROC},{DEV},{pts}]"), "");
         let mut setup = fixture.setup(&spec);
-        let root = prepare(&mut setup).unwrap();
+        let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
         // CVE-2025-52565: a link in place of the console.
         symlink("/proc/self/mem", fixture.rootfs.join("dev/console")).unwrap();
         pivot(&setup, &root).unwrap();

@@ -120,7 +120,6 @@ pub fn signal_words(signal: i32) -> String {
     name.map_or_else(|| format!("signal {signal}"), |name| (*name).to_owned())
 }
 
-
 /// An errno in words, as Go's standard library prints it: the C library's sentence with a small first letter.
 pub fn words(errno: Errno) -> String {
     let text = io::Error::from_raw_os_error(errno as i32).to_string();

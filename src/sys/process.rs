@@ -126,6 +126,22 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Makes the signals that ask a process to end do so: the first process of a pid namespace ignores those that it does
+/// not handle. A program that it becomes has the default actions again.
+pub fn end_on_signals() -> nix::Result<()> {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit(2) may be called from a handler.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let action = SigAction::new(SigHandler::Handler(end), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: the handler does nothing but end the process.
+        unsafe { sigaction(signal, &action) }?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

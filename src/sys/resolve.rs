@@ -13,11 +13,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
 use nix::sys::stat::{Mode, mkdirat};
 
 /// How often a lookup is tried again while somebody renames directories under it.
 const TRIES: usize = 128;
+
+/// How many symbolic links a path may lead through, as in the kernel.
+const LINKS: usize = 40;
 
 fn how(flags: OFlag, resolve: ResolveFlag) -> OpenHow {
     OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve | ResolveFlag::RESOLVE_NO_MAGICLINKS)
@@ -62,8 +65,42 @@ fn components(path: &Path) -> Vec<&OsStr> {
         .collect()
 }
 
+/// Opens the longest part of a path that is there, by cutting from the end, and says how many components it has.
+fn longest(root: impl AsFd, names: &[&OsStr]) -> Result<(OwnedFd, usize), Errno> {
+    let mut there = names.len();
+    loop {
+        there = there.checked_sub(1).ok_or(Errno::ENOENT)?;
+        let part = names[..there].iter().collect::<PathBuf>();
+        match open_in_root(&root, part, OFlag::O_PATH | OFlag::O_DIRECTORY) {
+            Err(Errno::ENOENT) => {}
+            other => return Ok((other?, there)),
+        }
+    }
+}
+
+/// A path whose missing part does not lead through symbolic links any more: images have links to files of /run, which
+/// are to be made where the links point, inside the root. Where a link changes meanwhile, it leads to another place
+/// inside.
+fn through_links(root: impl AsFd, path: &Path) -> Result<PathBuf, Errno> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match open_in_root(&root, &path, OFlag::O_PATH) {
+            Err(Errno::ENOENT) => {}
+            _ => return Ok(path),
+        }
+        let names = components(&path);
+        let (dir, there) = longest(&root, &names)?;
+        let Ok(target) = readlinkat(&dir, names[there]) else { return Ok(path) };
+        // An absolute target replaces what is before it.
+        let parts =
+            [names[..there].iter().collect(), PathBuf::from(target), names[there + 1..].iter().collect()];
+        path = parts.iter().filter(|p| !p.as_os_str().is_empty()).collect();
+    }
+    Err(Errno::ELOOP)
+}
+
 /// Opens the directory `path` inside `root` (O_PATH), making what is missing with `mode`. A missing part may not
-/// contain `..`, and what is made is never a way through a dangling symbolic link.
+/// contain `..`.
 pub fn make_dir_in_root(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> Result<OwnedFd, Errno> {
     let path = path.as_ref();
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
@@ -71,16 +108,9 @@ pub fn make_dir_in_root(root: impl AsFd, path: impl AsRef<Path>, mode: Mode) -> 
         Err(Errno::ENOENT) => {}
         other => return other,
     }
-    // The longest part that is there, by cutting from the end.
-    let names = components(path);
-    let mut there = names.len();
-    let mut current = loop {
-        there = there.checked_sub(1).ok_or(Errno::ENOENT)?;
-        match open_in_root(&root, names[..there].iter().collect::<PathBuf>(), flags) {
-            Err(Errno::ENOENT) => {}
-            other => break other?,
-        }
-    };
+    let path = through_links(&root, path)?;
+    let names = components(&path);
+    let (mut current, there) = longest(&root, &names)?;
     for name in &names[there..] {
         if name.as_bytes() == b".." {
             return Err(Errno::ENOENT);
@@ -104,7 +134,8 @@ pub fn parent_in_root(root: impl AsFd, path: &Path, mode: Mode) -> Result<(Owned
 
 /// Makes an empty file where there is none, with the directories before it, and opens it (O_PATH).
 pub fn make_file_in_root(root: impl AsFd, path: &Path, dir_mode: Mode, mode: Mode) -> Result<OwnedFd, Errno> {
-    let (dir, name) = parent_in_root(root, path, dir_mode)?;
+    let path = through_links(&root, path)?;
+    let (dir, name) = parent_in_root(root, &path, dir_mode)?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     match openat(&dir, name, flags, mode) {
         Ok(_) | Err(Errno::EEXIST) => {}
@@ -146,23 +177,27 @@ mod tests {
         symlink(outer.path(), path.join("escape")).unwrap();
         make_dir_in_root(&fd, "/slash/a/b", DIR).unwrap();
         assert!(path.join("a/b").is_dir());
-        // A dangling link: nothing may be made through it.
-        assert!(make_dir_in_root(&fd, "/escape/c", DIR).is_err());
+        // A dangling link leads to where it would in a root of its own.
+        make_dir_in_root(&fd, "/escape/c", DIR).unwrap();
         assert!(!outer.path().join("c").exists());
+        assert!(path.join(outer.path().strip_prefix("/").unwrap()).join("c").is_dir());
+        symlink("loop", path.join("loop")).unwrap();
+        assert!(make_dir_in_root(&fd, "/loop/c", DIR).is_err());
         assert!(make_dir_in_root(&fd, "/missing/../d", DIR).is_err());
         make_dir_in_root(&fd, "../../e", DIR).unwrap();
         assert!(path.join("e").is_dir());
     }
 
     #[test]
-    fn files_are_made_but_not_through_links() {
+    fn files_are_made_inside_only() {
         let (outer, fd, path) = root();
-        symlink(outer.path().join("made"), path.join("link")).unwrap();
+        symlink("../../run/made", path.join("link")).unwrap();
+        fs::create_dir(path.join("run")).unwrap();
         make_file_in_root(&fd, Path::new("/x/y"), DIR, DIR).unwrap();
         assert!(path.join("x/y").is_file());
-        // The link itself is opened (O_PATH with O_NOFOLLOW), its target never made.
-        let _ = make_file_in_root(&fd, Path::new("/link"), DIR, DIR);
-        assert!(!outer.path().join("made").exists());
+        make_file_in_root(&fd, Path::new("/link"), DIR, DIR).unwrap();
+        assert!(path.join("run/made").is_file());
+        assert!(!outer.path().join("run").exists());
     }
 
     #[test]

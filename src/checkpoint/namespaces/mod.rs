@@ -35,6 +35,15 @@ pub use kind::Kind;
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
 pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     let mut found = nested::check(source, pids);
+    let init = source.init.to_string();
+    if let (Ok(theirs), Ok(ours)) = (Kind::Mnt.of(&init), Kind::Mnt.of("self"))
+        && theirs == ours
+    {
+        found.push(
+            Error::new("the container is in the host's mount namespace, which cannot be checkpointed")
+                .remedy("give it one of its own: {\"type\": \"mount\"} in linux.namespaces"),
+        );
+    }
     match mount::check(source) {
         Ok(mounts) => found.extend(mounts),
         Err(e) => found.push(e),

@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::sys::stat::mkdirat;
 use nix::unistd::symlinkat;
 
-use super::{DIR_MODE, Mount, Mounter};
+use super::{DIR_MODE, Mount, Mounter, open_source};
 use crate::cgroup::hierarchy;
 use crate::sys::resolve::open_in_root;
 use crate::sys::{Context, Result};
@@ -61,7 +61,9 @@ pub(super) fn mount_v1(mounter: &Mounter<'_>, m: &Mount) -> Result<()> {
         } else {
             let bind =
                 Mount { kind: "bind".to_owned(), source: dir, flags: m.flags | MS_BIND | MS_REC, ..one };
-            mounter.bind(&bind, None).context(|| format!("bind {}", bind.source.display()))?;
+            open_source(&bind)
+                .and_then(|tree| mounter.bind(&bind, tree))
+                .context(|| format!("bind {}", bind.source.display()))?;
         }
         let name = name.to_string_lossy();
         if name.contains(',') {
@@ -91,5 +93,5 @@ pub(super) fn mount_v2(mounter: &Mounter<'_>, m: &Mount) -> Result<()> {
     };
     let bind =
         Mount { kind: "bind".to_owned(), source, flags: m.flags | MS_BIND, data: String::new(), ..m.clone() };
-    mounter.bind(&bind, None)
+    mounter.bind(&bind, open_source(&bind)?)
 }

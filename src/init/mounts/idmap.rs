@@ -1,38 +1,73 @@
-//! Sources of mounts that have to be opened before the container's namespaces exist.
+//! Sources of bind mounts: who opens them, and when.
+//!
+//! ```text
+//!                        no user namespace       user namespace
+//!   plain                init                    init; where its ids may not go, the runtime finds the place for it
+//!   with mapped owners   the runtime, before     the runtime, in init's mount namespace
+//! ```
 //!
 //! Inside a user namespace init has no power over the host's file systems: it can neither map owners of a mount nor
-//! reach a source below a directory that its ids may not enter. So the runtime opens such sources as detached mounts
-//! beforehand; init inherits the descriptors and attaches them.
+//! reach a source below a directory that its ids may not enter. The runtime can. It looks from init's mount namespace,
+//! where the flags of the host's mounts are locked: the container must not clear `ro` or `nosuid`. The mount itself is
+//! init's to make. A source inside the root file system may come from an earlier mount, so its turn comes later.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespace, LinuxNamespaceType, Spec};
 
 use super::{IdMapping, Mount, open_source};
 use crate::init::credentials::IdMaps;
 use crate::sys::mount::{Attributes, set_attributes};
 use crate::sys::{Context, Error, Result};
 
-/// Opens the source of `m` if init could not; `None` if it can do so itself. Called by the runtime, in its own
+/// Where the source of a mount comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// Init opens it, or asks the runtime where it may not.
+    Own,
+    /// The runtime has opened it.
+    Ready(OwnedFd),
+    /// The runtime opens it when the mount's turn has come.
+    Late,
+}
+
+/// Says where the source of `m` comes from, and opens it if it is to be ready. Called by the runtime, in its own
 /// namespaces, just before it makes those of the container.
-pub fn source(m: &Mount, spec: &Spec) -> Result<Option<OwnedFd>> {
-    let linux = spec.linux().as_ref();
-    let user = linux
-        .and_then(|l| l.namespaces().as_ref())
-        .and_then(|all| all.iter().find(|n| n.typ() == LinuxNamespaceType::User));
-    if !m.is_bind() || (m.idmap.is_none() && user.is_none()) {
-        return Ok(None);
+pub fn source(m: &Mount, spec: &Spec, rootfs: &Path) -> Result<Source> {
+    if m.idmap.is_none() || !m.is_bind() {
+        Ok(Source::Own)
+    } else if user_namespace(spec).is_some() || m.source.starts_with(rootfs) {
+        Ok(Source::Late)
+    } else {
+        Ok(Source::Ready(open_mapped(m, spec)?))
     }
-    let tree = match (open_source(m), &m.idmap) {
-        (Ok(tree), _) => tree,
-        // Without privileges here, init inside its user namespace has more than we have.
-        (Err(e), None) if e.errno() == Some(Errno::EPERM) => return Ok(None),
-        (Err(e), _) => return Err(e),
-    };
-    let Some(idmap) = &m.idmap else { return Ok(Some(tree)) };
+}
+
+fn user_namespace(spec: &Spec) -> Option<&LinuxNamespace> {
+    let all = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    all.and_then(|all| all.iter().find(|n| n.typ() == LinuxNamespaceType::User))
+}
+
+/// What the runtime can give init for a source, in the mount namespace that it is in: a finished mount with mapped
+/// owners, or else the place itself.
+pub fn open_for_init(m: &Mount, spec: &Spec) -> Result<OwnedFd> {
+    if m.idmap.is_some() {
+        return open_mapped(m, spec);
+    }
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    open(&m.source, flags, Mode::empty()).context(|| format!("open {}", m.source.display()))
+}
+
+fn open_mapped(m: &Mount, spec: &Spec) -> Result<OwnedFd> {
+    let tree = open_source(m)?;
+    let Some(idmap) = &m.idmap else { return Ok(tree) };
+    let linux = spec.linux().as_ref();
+    let user = user_namespace(spec);
     let maps = |own: &[LinuxIdMapping], container: Option<&Vec<LinuxIdMapping>>| {
         if own.is_empty() { container.cloned().unwrap_or_default() } else { own.to_vec() }
     };
@@ -45,7 +80,7 @@ pub fn source(m: &Mount, spec: &Spec) -> Result<Option<OwnedFd>> {
     };
     map(&tree, idmap, &namespace)
         .context(|| format!("failed to set MOUNT_ATTR_IDMAP on {}", m.source.display()))?;
-    Ok(Some(tree))
+    Ok(tree)
 }
 
 fn map(tree: &OwnedFd, idmap: &IdMapping, namespace: &File) -> Result<()> {

@@ -33,7 +33,7 @@ use crate::sys::stat::place;
 use crate::sys::{Context, Error, Result};
 
 pub(crate) use fresh::fresh;
-pub use idmap::source;
+pub use idmap::{Source, open_for_init, source};
 pub use options::{IdMapping, Mount, attributes, known_options, propagation};
 
 pub(crate) const DIR_MODE: Mode = Mode::from_bits_truncate(0o755);
@@ -56,9 +56,21 @@ pub struct Mounter<'a> {
 }
 
 impl Mounter<'_> {
-    /// Carries out one mount. `source` is what [`source`] opened for it beforehand, if anything.
-    pub fn mount(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
-        self.dispatch(m, source).context(|| {
+    /// Carries out one mount, whose source is as [`source`] has said. `late` has the runtime open it, if it can.
+    pub fn mount(&self, m: &Mount, source: Source, late: &dyn Fn() -> Result<Option<OwnedFd>>) -> Result<()> {
+        let tree = || match source {
+            Source::Ready(tree) => Ok(tree),
+            Source::Late => late()?.map_or_else(|| open_source(m), Ok),
+            Source::Own => match open_source(m) {
+                Err(e) if e.errno() == Some(Errno::EACCES) => match late()? {
+                    Some(place) => clone_tree(place.as_fd(), c"", m.flags & MS_REC != 0)
+                        .context(|| format!("open_tree {}", m.source.display())),
+                    None => Err(e),
+                },
+                opened => opened,
+            },
+        };
+        self.dispatch(m, tree).context(|| {
             format!(
                 "error mounting {:?} to rootfs at {:?}",
                 m.source.to_string_lossy(),
@@ -67,9 +79,9 @@ impl Mounter<'_> {
         })
     }
 
-    fn dispatch(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
+    fn dispatch(&self, m: &Mount, source: impl FnOnce() -> Result<OwnedFd>) -> Result<()> {
         match m.kind.as_str() {
-            "bind" => self.bind(m, source),
+            "bind" => self.bind(m, source()?),
             "proc" | "sysfs" => {
                 let target = self.ordinary_directory(m)?;
                 self.place(m, &target, m.flags, &m.data).map(drop)
@@ -240,11 +252,7 @@ impl Mounter<'_> {
         Ok(())
     }
 
-    pub(crate) fn bind(&self, m: &Mount, source: Option<OwnedFd>) -> Result<()> {
-        let tree = match source {
-            Some(tree) => tree,
-            None => open_source(m)?,
-        };
+    pub(crate) fn bind(&self, m: &Mount, tree: OwnedFd) -> Result<()> {
         let (target, _) = match open_in_root(self.root, &m.destination, OFlag::O_PATH) {
             Ok(fd) => (fd, true),
             Err(Errno::ENOENT) => {
@@ -274,13 +282,15 @@ pub(crate) fn open_source(m: &Mount) -> Result<OwnedFd> {
 /// The flags of a bind mount. If any are given, they replace those of the source; flags that are locked, because the
 /// source comes from a more privileged user namespace, are kept, unless they were asked away explicitly.
 fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
-    const ALL: u64 = libc::MOUNT_ATTR_RDONLY
+    const PLAIN: u64 = libc::MOUNT_ATTR_RDONLY
         | libc::MOUNT_ATTR_NOSUID
         | libc::MOUNT_ATTR_NODEV
         | libc::MOUNT_ATTR_NOEXEC
-        | libc::MOUNT_ATTR_NODIRATIME
         | libc::MOUNT_ATTR_NOSYMFOLLOW;
+    const ATIME: u64 = libc::MS_NOATIME | libc::MS_NODIRATIME | libc::MS_RELATIME | libc::MS_STRICTATIME;
     let given = m.flags & !(MS_BIND | MS_REC | MS_REMOUNT);
+    // As with mount(2): what is said about access times stays where nothing is said about them.
+    let all = if given & ATIME == 0 { PLAIN } else { PLAIN | libc::MOUNT_ATTR_NODIRATIME };
     if given == 0 && m.cleared == 0 {
         return Ok(());
     }
@@ -289,7 +299,7 @@ fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
     if given & (libc::MS_NOATIME | libc::MS_STRICTATIME | libc::MS_RELATIME) != 0 {
         atime = libc::MOUNT_ATTR__ATIME;
     }
-    let replace = Attributes { set, clear: (ALL & !set) | atime, ..Attributes::default() };
+    let replace = Attributes { set, clear: (all & !set) | atime, ..Attributes::default() };
     match set_attributes(tree, replace, false) {
         Err(Errno::EPERM) => {}
         Err(Errno::ENOSYS) => {
@@ -299,7 +309,8 @@ fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
         }
         other => return other.context(|| "failed to set user-requested vfs flags on bind-mount"),
     }
-    let cleared = attributes(m.cleared) & ALL;
+    // Symbolic links are not among what can be locked.
+    let cleared = (attributes(m.cleared) & all) | (libc::MOUNT_ATTR_NOSYMFOLLOW & !set);
     set &= !cleared;
     let adjust = Attributes { set, clear: cleared | atime, ..Attributes::default() };
     set_attributes(tree, adjust, false)
