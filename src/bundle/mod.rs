@@ -3,6 +3,7 @@
 pub mod features;
 pub mod template;
 pub mod validate;
+mod words;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -105,6 +106,9 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
         for number in ["index", "value"] {
             arg.entry(number).or_insert_with(|| json!(0));
         }
+    }
+    if let Some(words) = words::wrong(&value) {
+        return Err(serde::de::Error::custom(words));
     }
     // What else is wrong is told with its line and column.
     serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)

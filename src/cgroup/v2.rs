@@ -134,8 +134,16 @@ fn set_cpu(dir: &Path, cpu: &LinuxCpu) -> Result<()> {
         }
     }
     if quota != 0 || period != 0 {
-        let quota = if quota > 0 { quota.to_string() } else { "max".to_owned() };
-        let period = if period == 0 { 100_000 } else { period };
+        // What is not named stays.
+        let now = read(dir, "cpu.max")?;
+        let mut now = now.split_whitespace();
+        let (old_quota, old_period) = (now.next().unwrap_or("max"), now.next().unwrap_or("100000"));
+        let quota = match quota {
+            0 => old_quota.to_owned(),
+            1.. => quota.to_string(),
+            _ => "max".to_owned(),
+        };
+        let period = if period == 0 { old_period.to_owned() } else { period.to_string() };
         write(dir, "cpu.max", &format!("{quota} {period}"))?;
     }
     late_burst.map_or(Ok(()), |burst| write(dir, "cpu.max.burst", &burst.to_string()))

@@ -97,6 +97,7 @@ pub fn prepare(setup: &mut Setup<'_>, late: &dyn Fn(usize) -> Result<Option<Owne
     if setup.has_namespace(LinuxNamespaceType::Mount) {
         detach_propagation(setup.rootfs, root_propagation).context(|| "error preparing rootfs")?;
     }
+    bind_onto_itself(setup.rootfs).context(|| "error preparing rootfs")?;
 
     let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC | OFlag::O_PATH;
     let fd = open(setup.rootfs, flags, Mode::empty()).context(|| "open rootfs handle")?;
@@ -134,8 +135,15 @@ fn root_propagation(word: &str, no_pivot: bool) -> Result<u64> {
     Ok(flags)
 }
 
-/// Cuts the new mount namespace from the host's, and makes the root file system a mount of its own. Its parent mount
-/// must not be shared: the bind would appear on the host, and pivot_root(2) would fail.
+/// Makes the root file system a mount of its own: what is mounted in it is below one point. Without a mount namespace
+/// that is the host's table of mounts, where it stays, as with runc, until somebody unmounts it.
+fn bind_onto_itself(rootfs: &Path) -> Result<()> {
+    classic_mount(Some(rootfs), rootfs, Some("bind"), MS_BIND | MS_REC, None)
+        .context(|| format!("mount src={0}, dst={0}, flags=MS_BIND|MS_REC", rootfs.display()))
+}
+
+/// Cuts the new mount namespace from the host's. The parent mount of the root file system must not be shared: the bind
+/// onto itself would appear on the host, and pivot_root(2) would fail.
 fn detach_propagation(rootfs: &Path, root_propagation: u64) -> Result<()> {
     let all = if root_propagation == 0 { MS_SLAVE | MS_REC } else { root_propagation };
     classic_mount(None, Path::new("/"), None, all, None).context(|| "mount dst=/, propagation")?;
@@ -149,8 +157,7 @@ fn detach_propagation(rootfs: &Path, root_propagation: u64) -> Result<()> {
             Err(e) => return Err(e).context(|| format!("remount-propagation dst={}", path.display())),
         }
     }
-    classic_mount(Some(rootfs), rootfs, Some("bind"), MS_BIND | MS_REC, None)
-        .context(|| format!("mount src={0}, dst={0}, flags=MS_BIND|MS_REC", rootfs.display()))
+    Ok(())
 }
 
 /// Makes the root file system the root directory, and leaves nothing of the old one behind.
