@@ -264,7 +264,9 @@ fn rootless(spec: &Spec, linux: &Linux) -> Result<()> {
             (_, Some(gid)) => (gids, gid),
             _ => continue,
         };
-        if let Ok(id) = value.parse()
+        // The mappings of a namespace that is joined are not in config.json: the kernel judges.
+        if joined(spec, LinuxNamespaceType::User).is_none()
+            && let Ok(id) = value.parse()
             && crate::init::credentials::host_id(maps, id).is_none()
         {
             return Err(Error::new(format!("cannot specify {option} mount option for rootless container")));
