@@ -98,7 +98,7 @@ fn of_resources(resources: &LinuxResources) {
 
 /// The `seccomp` of a config.json.
 fn seccomp_profile(text: &[u8]) -> bool {
-    let Ok(profile) = bundle::parse::<LinuxSeccomp>(text) else { return false };
+    let Ok((profile, _)) = bundle::parse::<LinuxSeccomp>(text) else { return false };
     let Ok(program) = seccomp::compile(&profile) else { return false };
     // The kernel takes no longer one, and the last instruction has to end it.
     program.filters.last().is_some_and(|last| last.code & 7 == 6 || last.code & 7 == 5)
@@ -129,7 +129,7 @@ fn mount_options(text: &[u8]) -> bool {
 
 /// What `exec --process` reads.
 fn process_json(text: &[u8]) -> bool {
-    let Ok(process) = bundle::parse::<Process>(text) else { return false };
+    let Ok((process, _)) = bundle::parse::<Process>(text) else { return false };
     let valid = bundle::validate_process(&process).and_then(|()| lsm::validate(&process)).is_ok();
     of_process(Some(&process)) && valid
 }
