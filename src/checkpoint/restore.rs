@@ -106,7 +106,7 @@ fn run(
             memories.restore(task, &|id| files.vma_file(id), &conduit)?;
         }
     }
-    memories.start()?;
+    let hold = memories.start()?;
     phases.end("memory");
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
@@ -129,6 +129,7 @@ fn run(
     files.resume_connections()?;
     let count = threads.len();
     freeze::let_go(std::mem::take(threads))?;
+    drop(hold);
     phases.end("resume");
     let pages_restored = report::pages(restore.images.path());
     let tasks = model.pstree.len();

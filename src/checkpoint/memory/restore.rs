@@ -94,7 +94,7 @@ impl<'a> Memories<'a> {
     }
 
     /// Starts what fills the memory later.
-    pub fn start(self) -> Result<()> {
+    pub fn start(self) -> Result<lazy::Hold> {
         self.lazy.start(self.restore.target)
     }
 

@@ -4,7 +4,7 @@
 //!   ┌─> events: fault   the part around the page is filled, who waited goes on
 //!   │           fork    the child's memory is one more space, with the same parts left
 //!   │           remap, remove, unmap    the table follows
-//!   └── the next piece of what is left
+//!   └── the next piece of what is left, once the restore has let the program go
 //! ```
 //!
 //! One thread, so that events and copies have an order: while an event of an address space is unread the kernel refuses
@@ -61,12 +61,13 @@ enum Copied {
     Dead,
 }
 
-/// Fills all spaces. Ends early with an error when `guard`, a pidfd, says that nobody watches over it any more: the spaces
+/// Fills all spaces: while nothing has closed the other end of the pipe `hold`, only what somebody waits for. Ends early with an error when `guard`, a pidfd, says that nobody watches over it any more: the spaces
 /// are the caller's to close, once nobody can look at what is missing in them.
 pub fn run(
     spaces: &mut Vec<Space>,
     files: &[File],
     guard: BorrowedFd<'_>,
+    mut hold: Option<BorrowedFd<'_>>,
     mut report: impl FnMut(u64),
 ) -> Result<()> {
     let size = NonZeroUsize::new(PIECE as usize).ok_or_else(|| Error::new("a buffer of no size"))?;
@@ -75,13 +76,20 @@ pub fn run(
     let buffer = buffer.as_mut_slice();
     let mut told = Instant::now();
     while spaces.iter().any(|space| space.table.bytes() > 0 || !space.waiting.is_empty()) {
-        for index in ready(spaces, guard)? {
+        let ready = ready(spaces, guard, hold)?;
+        for index in ready.spaces {
             events(spaces, index, files, buffer)?;
+        }
+        if ready.released {
+            hold = None;
         }
         for space in spaces.iter_mut() {
             for page in std::mem::take(&mut space.waiting) {
                 fault(space, page, files, buffer)?;
             }
+        }
+        if hold.is_some() {
+            continue;
         }
         if let Some(space) = spaces.iter_mut().find(|space| space.table.bytes() > 0) {
             if let Some(part) = space.table.first(PIECE) {
@@ -96,19 +104,31 @@ pub fn run(
     Ok(())
 }
 
-/// The spaces that have events.
-fn ready(spaces: &[Space], guard: BorrowedFd<'_>) -> Result<Vec<usize>> {
-    let mut fds: Vec<PollFd<'_>> = vec![PollFd::new(guard, PollFlags::POLLIN)];
+/// What there is to do.
+struct Ready {
+    /// The spaces that have events.
+    spaces: Vec<usize>,
+    /// Nothing holds the filler back any more.
+    released: bool,
+}
+
+/// Looks at the descriptors; while the filler is held back, waits for one of them.
+fn ready(spaces: &[Space], guard: BorrowedFd<'_>, hold: Option<BorrowedFd<'_>>) -> Result<Ready> {
+    let mut fds: Vec<PollFd<'_>> =
+        vec![PollFd::new(guard, PollFlags::POLLIN), PollFd::new(hold.unwrap_or(guard), PollFlags::POLLIN)];
     fds.extend(spaces.iter().map(|space| PollFd::new(space.uffd.as_fd(), PollFlags::POLLIN)));
-    match poll(&mut fds, PollTimeout::ZERO) {
-        Err(Errno::EINTR) => return Ok(Vec::new()),
+    let idle = hold.is_some() && spaces.iter().all(|space| space.waiting.is_empty());
+    match poll(&mut fds, if idle { PollTimeout::NONE } else { PollTimeout::ZERO }) {
+        Err(Errno::EINTR) => return Ok(Ready { spaces: Vec::new(), released: false }),
         done => done.during("cannot wait for events of the memory", || "poll(uffds)".into())?,
     };
     let any = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
     if fds.first().is_some_and(any) {
         return Err(Error::new("the process that watched over the fill has died"));
     }
-    Ok(fds.iter().skip(1).enumerate().filter(|(_, fd)| any(fd)).map(|(index, _)| index).collect())
+    let released = fds.get(1).is_some_and(any);
+    let spaces = fds.iter().skip(2).enumerate().filter(|(_, fd)| any(fd)).map(|(index, _)| index).collect();
+    Ok(Ready { spaces, released })
 }
 
 /// Reads all events of a space.
@@ -220,13 +240,24 @@ mod tests {
         let mut table = Table::default();
         table.add(Run { range: start..start + 64 * PAGE, file: 0, offset: 0 });
         let handle = pidfd::open(std::process::id().cast_signed(), 0).unwrap();
+        let (hold, release) = nix::unistd::pipe().unwrap();
         let filler = std::thread::spawn(move || {
-            run(&mut vec![Space::new(uffd, table)], &[file], handle.as_fd(), |_| {})
+            run(&mut vec![Space::new(uffd, table)], &[file], handle.as_fd(), Some(hold.as_fd()), |_| {})
         });
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let first_is_there = || {
+            let mut entry = [0; 8];
+            pagemap.read_exact_at(&mut entry, start / PAGE * 8).unwrap();
+            u64::from_ne_bytes(entry) >> 63 == 1
+        };
+        assert_eq!(memory.as_slice()[63 * PAGE as usize], 64);
+        assert!(!first_is_there(), "only what is waited for comes before the filler is let go");
+        drop(release);
         // Backwards, as the filler does not go.
         let seen: Vec<u8> = (0..64).rev().map(|page| memory.as_slice()[page * PAGE as usize + 100]).collect();
         assert_eq!(seen, (0..64u8).rev().map(|page| page + 1).collect::<Vec<_>>());
         filler.join().unwrap().unwrap();
+        assert!(first_is_there());
         assert_eq!(memory.as_slice()[64 * PAGE as usize], 0);
     }
 
@@ -242,7 +273,7 @@ mod tests {
         let mut table = Table::default();
         table.add(Run { range: memory.address()..memory.address() + PAGE, file: 0, offset: 0 });
         let mut spaces = vec![Space::new(uffd, table)];
-        let error = run(&mut spaces, &[], handle.as_fd(), |_| {}).unwrap_err().to_string();
+        let error = run(&mut spaces, &[], handle.as_fd(), None, |_| {}).unwrap_err().to_string();
         assert!(error.contains("died"), "{error}");
         assert_eq!(spaces[0].table.bytes(), PAGE, "still there, for the caller to close");
     }

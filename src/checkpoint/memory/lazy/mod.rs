@@ -53,6 +53,11 @@ pub struct Lazy {
     files: Vec<File>,
 }
 
+/// Until it is dropped only what somebody waits for is filled: the rest would keep a processor and the memory's locks from
+/// the restore, which is about to let the program go.
+#[derive(Debug)]
+pub struct Hold(#[allow(dead_code)] Option<OwnedFd>);
+
 impl Lazy {
     /// Adds the memory of a process: its userfaultfd, the parts that are left, and the files that have them.
     pub fn add(&mut self, uffd: OwnedFd, runs: impl Iterator<Item = Run>, files: Vec<File>) {
@@ -66,28 +71,30 @@ impl Lazy {
     }
 
     /// Starts the filling, before anything looks at the memory.
-    pub fn start(self, target: &Target) -> Result<()> {
+    pub fn start(self, target: &Target) -> Result<Hold> {
         if self.spaces.is_empty() {
-            return Ok(());
+            return Ok(Hold(None));
         }
         let what = "cannot start filling the memory";
         let (told, tell) =
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(what, || "pipe2()".into())?;
+        let (hold, release) =
+            nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(what, || "pipe2()".into())?;
         // SAFETY: the threads that copied pages have ended, and the child ends by _exit.
         match unsafe { clone3(Fork::default()) }.during(what, || "clone3({exit_signal=SIGCHLD})".into())? {
-            Side::Child => self.guard(target),
+            Side::Child => self.guard(target, &hold),
             Side::Parent(..) => {
                 drop(tell);
                 // End of file: fill.json is there.
                 let mut byte = [0];
                 while nix::unistd::read(&told, &mut byte) == Err(nix::errno::Errno::EINTR) {}
-                Ok(())
+                Ok(Hold(Some(release)))
             }
         }
     }
 
     /// The guard, from its first instruction to its last.
-    fn guard(mut self, target: &Target) -> ! {
+    fn guard(mut self, target: &Target, hold: &OwnedFd) -> ! {
         let pid = std::process::id().cast_signed();
         let total = self.spaces.iter().map(|space| space.table.bytes()).sum();
         let start = status::start_time(pid).unwrap_or(-1);
@@ -101,7 +108,7 @@ impl Lazy {
         let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
         let mut keep: Vec<i32> = self.files.iter().map(AsRawFd::as_raw_fd).collect();
         keep.extend(self.spaces.iter().map(|space| space.uffd.as_raw_fd()));
-        keep.push(target.init_pidfd.as_raw_fd());
+        keep.extend([target.init_pidfd.as_raw_fd(), hold.as_raw_fd()]);
         // SAFETY: what is used from here on is kept; nothing else is dropped, for this process ends by _exit.
         let detached = unsafe { detach(&keep) };
         let _ = nix::sys::prctl::set_name(c"stasis-fill");
@@ -114,7 +121,8 @@ impl Lazy {
         match unsafe { clone3(fork) } {
             Ok(Side::Child) => {
                 let progress = |left| victim.tell(&Status { left, ..status.clone() });
-                match filler::run(&mut self.spaces, &self.files, handle.as_fd(), progress) {
+                match filler::run(&mut self.spaces, &self.files, handle.as_fd(), Some(hold.as_fd()), progress)
+                {
                     Ok(()) => exit_now(0),
                     Err(error) => victim.end(status, error.to_string()),
                 }
