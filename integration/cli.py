@@ -238,6 +238,78 @@ def test_cgroup_modes(host):
     c.delete()
 
 
+def test_fresh_bundle(host):
+    """A restore in another place: each thing that may differ alone, then all of them together."""
+    real_checkpoints()
+
+    def network():
+        holder = subprocess.Popen(["unshare", "--net", "sleep", "1000"])
+        host.undo.append(lambda: (holder.kill(), holder.wait()))
+        link = pathlib.Path(f"/proc/{holder.pid}/ns/net")
+        own = os.readlink("/proc/self/ns/net")
+        until(lambda: os.readlink(link) != own, "a network namespace")
+        return link
+
+    def volume(name):
+        (host.dir / name).mkdir()
+        (host.dir / name / "name").write_text(f"{name}\n")
+        return host.dir / name
+
+    networks, volumes = [network(), network()], [volume("one"), volume("two")]
+    command = ["sh", "-c", "exec 3</vol/name; i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done"]
+    first = busybox(host, *command, label="first", tty=True)
+    root = pathlib.Path(first.spec["root"]["path"])
+    (root / "which").write_text("root one")
+
+    def spec(changed):
+        made = json.loads(json.dumps(first.spec))
+        net = networks["network" in changed]
+        made["linux"]["namespaces"] = [n for n in made["linux"]["namespaces"] if n["type"] != "network"]
+        made["linux"]["namespaces"].append({"type": "network", "path": str(net)})
+        made["mounts"].append({"destination": "/vol", "type": "bind", "options": ["rbind"],
+                               "source": str(volumes["volume" in changed])})
+        if "cgroup" in changed:
+            made["linux"]["cgroupsPath"] = f"/{host.id}-other"
+        if "root" in changed:
+            made["root"]["path"] = str(other_root)
+        return made
+
+    other_root = host.overlay("busybox", "other")
+    (other_root / "which").write_text("root two")
+    (other_root / "vol").mkdir(exist_ok=True)
+    first.spec = spec(())
+    first.bundle.joinpath("config.json").write_text(json.dumps(first.spec))
+    first.run()
+    until(lambda: "20\r\n" in first.text(), "counting")
+    first.checkpoint("image")
+    last = int(first.text().split()[-1])
+    everything = ("bundle", "root", "volume", "network", "cgroup")
+    cases = [(thing,) for thing in everything] + [everything]
+    for at, changed in enumerate(cases):
+        # The id and the console are others each time.
+        c = Container(host, f"c{at}", spec(changed))
+        if "bundle" not in changed:
+            c.bundle = first.bundle
+            c.bundle.joinpath("config.json").write_text(json.dumps(c.spec))
+        c.restore("image")
+        until(lambda: len(c.text().split()) > 10, f"counting with another {changed}")
+        check(int(c.text().split()[-1]) > last, f"it goes on: {c.text()[-50:]}")
+        equal(int(c.text().split()[0]), last + 1, f"the first line with another {changed}")
+        pid = c.pid()
+        equal(os.readlink(f"/proc/{pid}/ns/net"), os.readlink(networks["network" in changed]), "network")
+        two = lambda thing: "two" if thing in changed else "one"  # noqa: E731
+        equal(c.exec("cat", "/vol/name").stdout, f"{two('volume')}\n", "volume")
+        equal(pathlib.Path(f"/proc/{pid}/fd/3").read_text(), f"{two('volume')}\n", "open file of the volume")
+        equal(c.exec("cat", "/which").stdout, f"root {two('root')}", "root file system")
+        group = pathlib.Path(f"/proc/{pid}/cgroup").read_text()
+        equal(f"{host.id}-other" in group, "cgroup" in changed, "control group")
+        # And once more from there.
+        c.checkpoint(f"image{at}")
+        c.restore(f"image{at}")
+        equal(c.state(), "running", f"state after a second restore with another {changed}")
+        c.delete()
+
+
 def test_killed_checkpoint(host):
     """SIGKILL to `checkpoint` at any moment: the container goes on, and the next checkpoint works."""
     real_checkpoints()
