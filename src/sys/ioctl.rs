@@ -17,6 +17,8 @@ const TIOCSPTLCK: libc::c_ulong = 0x4004_5431;
 const TIOCGLCKTRMIOS: libc::c_ulong = 0x5456;
 const TIOCSLCKTRMIOS: libc::c_ulong = 0x5457;
 const INOTIFY_IOC_SETNEXTWD: libc::c_ulong = 0x4004_4900;
+const FS_IOC_GETFLAGS: libc::c_ulong = 0x8008_6601;
+const FS_IOC_SETFLAGS: libc::c_ulong = 0x4008_6602;
 const SIOCGSKNS: libc::c_ulong = 0x894C;
 const NS_GET_USERNS: libc::c_ulong = 0xb701;
 const NS_GET_PARENT: libc::c_ulong = 0xb702;
@@ -187,6 +189,16 @@ pub fn tty_pgrp(fd: impl AsFd) -> nix::Result<i32> {
 /// Session of a terminal, under the same conditions.
 pub fn tty_session(fd: impl AsFd) -> nix::Result<i32> {
     get(fd, libc::TIOCGSID, 0)
+}
+
+/// The flags of a file that chattr(1) shows. The kernel takes and gives an int, whatever the request's number says.
+pub fn file_flags(fd: impl AsFd) -> nix::Result<u32> {
+    get(fd, FS_IOC_GETFLAGS, 0u64).map(|flags| flags as u32)
+}
+
+/// Sets the flags of a file.
+pub fn set_file_flags(fd: impl AsFd, flags: u32) -> nix::Result<()> {
+    set(fd, FS_IOC_SETFLAGS, &u64::from(flags))
 }
 
 /// The network namespace that a socket is in. Needs CAP_NET_ADMIN there.

@@ -5,6 +5,7 @@
 //!     ./  ./dir/  ./dir/file ...
 //!     PAX records before an entry:      SCHILY.xattr.NAME, and mtime where it has nanoseconds
 //!     a global PAX header at the end:   STASIS.socket, one for each socket, for which a tar has no type
+//!                                       STASIS.flags, one for each file with flags of chattr(1)
 //! ```
 //!
 //! Both directions work on a detached copy of the mount: no other mount lies over its files, nothing is hidden.
@@ -39,6 +40,12 @@ fn magic_path(fd: impl AsFd) -> CString {
 
 /// How an attribute's name begins in a PAX record.
 const XATTR: &str = "SCHILY.xattr.";
+
+/// Key of the records for flags that chattr(1) sets: the number before the path.
+const FLAGS: &str = "STASIS.flags";
+
+/// Those that a tmpfs can keep: immutable, append only, no dump, no access times.
+const KEPT: u32 = 0x10 | 0x20 | 0x40 | 0x80;
 
 /// Key of the records for sockets: mode, owner, group and time before the path.
 const SOCKET: &str = "STASIS.socket";

@@ -15,9 +15,9 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use tar::{Builder, EntryType, Header};
 
-use super::{SOCKET, XATTR, magic_path};
+use super::{FLAGS, KEPT, SOCKET, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::sys::{stat, xattr};
+use crate::sys::{ioctl, stat, xattr};
 
 /// Writes everything below `root`, on its own mount, into `to`.
 pub fn pack(root: impl AsFd, to: File) -> Result<()> {
@@ -26,12 +26,13 @@ pub fn pack(root: impl AsFd, to: File) -> Result<()> {
         .during("cannot read the tmpfs", || "openat(_, \".\")".into())?;
     let mount = stat::place(&root).during("cannot read the tmpfs", || "statx(_)".into())?.mount;
     let gzip = GzEncoder::new(io::BufWriter::new(to), Compression::fast());
-    let mut packer = Packer { tar: Builder::new(gzip), links: HashMap::new(), sockets: Vec::new(), mount };
+    let mut packer = Packer { tar: Builder::new(gzip), links: HashMap::new(), more: Vec::new(), mount };
     let status =
         fstatat(&root, ".", AtFlags::empty()).during("cannot read the tmpfs", || "fstat(_)".into())?;
     packer.entry(&status, b"./", root.as_fd(), c".", None)?;
+    packer.flags(root.as_fd(), b"./");
     packer.directory(root, b"./")?;
-    packer.sockets()?;
+    packer.more()?;
     let failed =
         |e: io::Result<()>| e.during("cannot write the contents of the tmpfs", || "write(_, _, _)".into());
     let gzip = packer.tar.into_inner();
@@ -42,8 +43,8 @@ struct Packer<W: Write> {
     tar: Builder<W>,
     /// Where files with several names were first seen, by inode.
     links: HashMap<u64, Vec<u8>>,
-    /// Values of the record that tells of the sockets, for which a tar has no type.
-    sockets: Vec<Vec<u8>>,
+    /// Records of what a tar has no place for: key and value.
+    more: Vec<(&'static str, Vec<u8>)>,
     mount: u64,
 }
 
@@ -79,7 +80,7 @@ impl<W: Write> Packer<W> {
             let seconds = u64::try_from(status.st_mtime).unwrap_or(0);
             let text =
                 format!("{:o} {} {} {seconds} ", status.st_mode & 0o7777, status.st_uid, status.st_gid);
-            self.sockets.push([text.as_bytes(), path].concat());
+            self.more.push((SOCKET, [text.as_bytes(), path].concat()));
             return Ok(());
         }
         if kind != SFlag::S_IFDIR && status.st_nlink > 1 {
@@ -96,6 +97,7 @@ impl<W: Write> Packer<W> {
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
                 let file = openat(dir, name, flags, Mode::empty())
                     .during("cannot read the file", || format!("openat(_, {name:?}, O_RDONLY|O_NOFOLLOW)"))?;
+                self.flags(file.as_fd(), path);
                 self.entry(&status, path, dir, name, Some(File::from(file)))
             }
             SFlag::S_IFDIR => {
@@ -108,18 +110,27 @@ impl<W: Write> Packer<W> {
                 if place.mount != self.mount {
                     return Ok(());
                 }
+                self.flags(child.as_fd(), &path);
                 self.directory(child, &path)
             }
             _ => self.entry(&status, path, dir, name, None),
         }
     }
 
+    /// Notes the flags of a file or directory, where the kernel keeps some in a tmpfs.
+    fn flags(&mut self, file: BorrowedFd<'_>, path: &[u8]) {
+        let flags = ioctl::file_flags(file).unwrap_or(0) & KEPT;
+        if flags != 0 {
+            self.more.push((FLAGS, [format!("{flags} ").as_bytes(), path].concat()));
+        }
+    }
+
     /// A global header: what does not know the records in it passes over them.
-    fn sockets(&mut self) -> Result<()> {
-        if self.sockets.is_empty() {
+    fn more(&mut self) -> Result<()> {
+        if self.more.is_empty() {
             return Ok(());
         }
-        let records: Vec<u8> = self.sockets.iter().flat_map(|value| pax_record(SOCKET, value)).collect();
+        let records: Vec<u8> = self.more.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
         let mut header = Header::new_ustar();
         header.set_entry_type(EntryType::XGlobalHeader);
         header.set_mode(0o644);

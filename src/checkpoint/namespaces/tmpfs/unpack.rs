@@ -21,10 +21,10 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use super::{SOCKET, XATTR, magic_path};
+use super::{FLAGS, KEPT, SOCKET, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::sys::resolve::open_beneath;
-use crate::sys::xattr;
+use crate::sys::{ioctl, xattr};
 
 /// More than GNU tar appends to fill its last block.
 const PADDING_MAX: u64 = 1 << 20;
@@ -53,7 +53,8 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = openat(&root, ".", flags, Mode::empty())
         .during("cannot fill the tmpfs", || "openat(_, \".\")".into())?;
-    let mut unpacker = Unpacker { root, policy, seen: BTreeSet::new(), directories: Vec::new() };
+    let mut unpacker =
+        Unpacker { root, policy, seen: BTreeSet::new(), directories: Vec::new(), flags: Vec::new() };
     let mut archive = Archive::new(MultiGzDecoder::new(io::BufReader::new(from)));
     let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
     for entry in archive.entries().map_err(broken)? {
@@ -80,6 +81,13 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     while let Some((path, meta)) = unpacker.directories.pop() {
         let at = unpacker.open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         meta.apply(at.as_fd()).map_err(|e| e.path(&path))?;
+    }
+    while let Some((path, flags)) = unpacker.flags.pop() {
+        let file = unpacker.open(&path, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)?;
+        let now = ioctl::file_flags(&file).unwrap_or(0);
+        ioctl::set_file_flags(&file, now & !KEPT | flags & KEPT)
+            .during("cannot set the flags of a file", || format!("ioctl(_, FS_IOC_SETFLAGS, {flags:#x})"))
+            .map_err(|e| e.path(&path).remedy("this needs CAP_LINUX_IMMUTABLE, and Linux 6.0"))?;
     }
     Ok(())
 }
@@ -114,6 +122,8 @@ struct Unpacker<'a> {
     policy: &'a Policy,
     seen: BTreeSet<PathBuf>,
     directories: Vec<(PathBuf, Meta)>,
+    /// Flags of chattr(1), which are set when nothing is to be written any more.
+    flags: Vec<(PathBuf, u32)>,
 }
 
 impl Unpacker<'_> {
@@ -199,7 +209,7 @@ impl Unpacker<'_> {
         }
     }
 
-    /// The sockets that a global header tells of. Whoever is bound to one makes it anew.
+    /// The sockets and flags that a global header tells of. Whoever is bound to one makes it anew.
     fn sockets<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
         let mut text = Vec::new();
         let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
@@ -208,6 +218,14 @@ impl Unpacker<'_> {
         }
         for record in tar::PaxExtensions::new(&text) {
             let record = record.map_err(broken)?;
+            if record.key_bytes() == FLAGS.as_bytes() {
+                let mut words = record.value_bytes().splitn(2, |byte| *byte == b' ');
+                let number = words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
+                let odd = || Error::new("the contents of the tmpfs are damaged: flags have an odd record");
+                let (flags, path) = number.zip(words.next()).ok_or_else(odd)?;
+                self.flags.push((inward(path)?, flags));
+                continue;
+            }
             if record.key_bytes() != SOCKET.as_bytes() {
                 continue;
             }
