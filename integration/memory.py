@@ -85,6 +85,24 @@ def test_precopy(host):
     c.right()
 
 
+def test_precopy_of_a_program_that_moves_its_memory(host):
+    c = Churn(host, "c", 64, 16, 0, "mix").start()
+    for _ in range(3):
+        c.checkpoint("p", "--precopy", "--no-sync", "--leave-running")
+        c.right()
+        c.checkpoint("p", "--precopy", "--no-sync")
+        c.restore("p")
+        c.right()
+
+
+def test_snapshots_of_a_program_whose_children_end(host):
+    """A child may have ended when its memory is written."""
+    c = Churn(host, "c", 64, 16, 0, "mix").start()
+    for _ in range(10):
+        c.checkpoint("s", "--no-sync", "--leave-running")
+    c.right()
+
+
 def test_a_parent_that_does_not_fit_is_not_used(host):
     """Sets that the marks do not belong to: all pages are saved, and the restore is right."""
     c = Churn(host, "c").start()

@@ -146,7 +146,10 @@ impl TaskPages {
 
     fn begin(&mut self, images: &ImageDir) -> Result<()> {
         let file = self.create(images)?;
-        copy::to_file(self.pid, Sharing::Own, std::mem::take(&mut self.own), &file)?;
+        // The process may have ended since a copy of it was made: nobody else has its own pages, if there are any.
+        if !self.own.is_empty() {
+            copy::to_file(self.pid, Sharing::Own, std::mem::take(&mut self.own), &file)?;
+        }
         self.file = Some(file);
         Ok(())
     }
