@@ -103,6 +103,25 @@ def test_snapshots_of_a_program_whose_children_end(host):
     c.right()
 
 
+def test_what_is_given_back_of_a_file_is_the_files_again(host):
+    need("gcc")
+    real_checkpoints()
+    root = host.overlay("busybox", "c")
+    sh("gcc", "-static", "-O2", "-Wall", "-o", root / "giveback", TOP / "integration/programs/giveback.c")
+    c = Container(host, "c", config(["/giveback"], root=root), output="null")
+    status = root / "status"
+    c.run()
+    until(lambda: status.exists() and status.read_text() == "ready", "the program begins")
+    c.checkpoint("a", "--pre-dump")
+    (root / "go1").touch()
+    until(lambda: status.read_text() == "given back", "the pages are given back")
+    c.checkpoint("d", "--parent-path", "../a")
+    c.restore("d")
+    (root / "go2").touch()
+    until(lambda: status.read_text() != "given back", "the program looks")
+    equal(status.read_text(), "good", "what it sees")
+
+
 def test_a_parent_that_does_not_fit_is_not_used(host):
     """Sets that the marks do not belong to: all pages are saved, and the restore is right."""
     c = Churn(host, "c").start()

@@ -15,7 +15,7 @@ use crate::checkpoint::image::{ImageDir, PagemapEntry, VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Memory, Placed, Sharing};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pagemap;
-use crate::checkpoint::memory::pages::{self, Found, Marks, Pagemap};
+use crate::checkpoint::memory::pages::{self, Area, Found, Marks, Pagemap};
 use crate::checkpoint::memory::snapshot::Copy;
 use crate::checkpoint::memory::vdso::Vdso;
 use crate::checkpoint::memory::vmas;
@@ -84,8 +84,12 @@ impl TaskPages {
         let mut offset = 0;
         for part in mappings.split_inclusive(is_vdso) {
             let before = part.iter().take_while(|mapping| !is_vdso(mapping));
-            let ranges: Vec<Range<u64>> = before.map(|mapping| mapping.start..mapping.end).collect();
-            map.survey(&ranges, earlier.marks, &mut |index, range, what| match part.get(index) {
+            let area = |mapping: &&VmaEntry| Area {
+                range: mapping.start..mapping.end,
+                anonymous: mapping.status & status::ANON_PRIVATE != 0,
+            };
+            let areas: Vec<Area> = before.map(area).collect();
+            map.survey(&areas, earlier.marks, &mut |index, range, what| match part.get(index) {
                 Some(_) if what == Found::Guard => pages.guards.push(range),
                 Some(mapping) if vmas::has_private_pages(mapping) => {
                     pages.add(mapping, &range, what == Found::Clean, earlier, &mut offset);
@@ -289,8 +293,8 @@ mod tests {
 
     #[test]
     fn what_an_earlier_set_has_is_left_to_it() {
-        let earlier =
-            Earlier { marks: Marks::Protection, known: vec![0x2000..0x4000, 0x4000..0x5000, 0x8000..0x9000] };
+        let known = vec![0x2000..0x4000, 0x4000..0x5000, 0x8000..0x9000];
+        let earlier = Earlier { marks: Marks::Protection, known };
         let divide = |range: Range<u64>, clean| earlier.divide(&range, clean);
         assert_eq!(divide(0x1000..0xa000, false), [(0x1000..0xa000, false)]);
         assert_eq!(

@@ -6,7 +6,8 @@
 //!
 //! Where writes are noted (see `track`), the same pass tells which of the pages have not been written since; and it finds
 //! the guards. One scan serves all mappings: it skips what lies between them, and a call for each would cost more than
-//! what it finds.
+//! what it finds. Whether a page is a file's is asked only where there may be a file: for that the kernel has to look at
+//! the page itself, and not only at its entry in the page table.
 
 use std::fs::File;
 use std::ops::Range;
@@ -50,6 +51,15 @@ const ENTRY_FILE: u64 = 1 << 61;
 const ENTRY_GUARD: u64 = 1 << 58;
 const ENTRY_SOFT_DIRTY: u64 = 1 << 55;
 
+/// A mapping to be surveyed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Area {
+    /// Where it is.
+    pub range: Range<u64>,
+    /// There is no file behind it, nor memory that others share.
+    pub anonymous: bool,
+}
+
 /// How writes have been noted, if they have been.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marks {
@@ -92,11 +102,12 @@ impl Pagemap {
     /// touching ranges that are alike joined.
     pub fn survey(
         &mut self,
-        mappings: &[Range<u64>],
+        areas: &[Area],
         marks: Marks,
         found: &mut dyn FnMut(usize, Range<u64>, Found),
     ) -> Result<()> {
         const NOTED: u64 = scan::PAGE_IS_WPALLOWED | scan::PAGE_IS_WRITTEN;
+        let noted = NOTED | scan::PAGE_IS_PRESENT;
         let (report, flags) = match marks {
             Marks::None => (0, 0),
             // A kernel that has soft-dirty bits and scans is asked for them in the old way.
@@ -104,8 +115,8 @@ impl Pagemap {
                 self.scans = false;
                 (0, 0)
             }
-            Marks::Protection => (NOTED, 0),
-            Marks::ProtectionAgain => (NOTED, scan::PM_SCAN_WP_MATCHING),
+            Marks::Protection => (noted, 0),
+            Marks::ProtectionAgain => (noted, scan::PM_SCAN_WP_MATCHING),
         };
         let query = Query { report: FOUND.report | report, flags, ..FOUND };
         let matches = |entry: u64| {
@@ -113,7 +124,8 @@ impl Pagemap {
             let clean = marks == Marks::SoftDirty && entry & ENTRY_SOFT_DIRTY == 0;
             match () {
                 () if entry & ENTRY_GUARD != 0 => Some(scan::PAGE_IS_GUARD),
-                () if there => Some(if clean { scan::PAGE_IS_WPALLOWED } else { 0 }),
+                () if there && clean => Some(scan::PAGE_IS_WPALLOWED | scan::PAGE_IS_PRESENT),
+                () if there => Some(0),
                 () => None,
             }
         };
@@ -126,12 +138,15 @@ impl Pagemap {
                 () if kind & NOTED == scan::PAGE_IS_WPALLOWED => Found::Clean,
                 () => Found::Written,
             };
-            while mappings.get(next).is_some_and(|mapping| mapping.end <= range.start) {
+            while areas.get(next).is_some_and(|area| area.range.end <= range.start) {
                 next += 1;
             }
-            let there = mappings.iter().enumerate().skip(next);
-            for (index, mapping) in there.take_while(|(_, mapping)| mapping.start < range.end) {
-                let part = mapping.start.max(range.start)..mapping.end.min(range.end);
+            let there = areas.iter().enumerate().skip(next);
+            for (index, area) in there.take_while(|(_, area)| area.range.start < range.end) {
+                let part = area.range.start.max(range.start)..area.range.end.min(range.end);
+                // What was given back of a private mapping of a file keeps its mark, and is the file's again.
+                let given_back = !area.anonymous && kind & scan::PAGE_IS_PRESENT == 0;
+                let what = if what == Found::Clean && given_back { Found::Written } else { what };
                 match &mut last {
                     Some((of, before, kind)) if *of == index && *kind == what && before.end == part.start => {
                         before.end = part.end;
@@ -144,7 +159,12 @@ impl Pagemap {
                 }
             }
         };
-        self.find(mappings, query, matches, &mut sort)?;
+        for group in areas.chunk_by(|one, next| one.anonymous == next.anonymous) {
+            let ranges: Vec<Range<u64>> = group.iter().map(|area| area.range.clone()).collect();
+            let anonymous = group.first().is_some_and(|area| area.anonymous);
+            let query = if anonymous { query.without(scan::PAGE_IS_FILE) } else { query };
+            self.find(&ranges, query, &matches, &mut sort)?;
+        }
         if let Some((index, range, what)) = last {
             found(index, range, what);
         }
@@ -162,7 +182,7 @@ impl Pagemap {
         };
         let mut found = Vec::new();
         let matches = |entry: u64| (entry & (ENTRY_PRESENT | ENTRY_SWAPPED) != 0).then_some(0);
-        self.find(&[within], THERE, matches, &mut |range, _| push(&mut found, range))?;
+        self.find(&[within], THERE, &matches, &mut |range, _| push(&mut found, range))?;
         Ok(found)
     }
 
@@ -172,7 +192,7 @@ impl Pagemap {
         &mut self,
         mappings: &[Range<u64>],
         query: Query,
-        matches: impl Fn(u64) -> Option<u64>,
+        matches: &impl Fn(u64) -> Option<u64>,
         found: &mut dyn FnMut(Range<u64>, u64),
     ) -> Result<()> {
         let (Some(first), Some(last)) = (mappings.first(), mappings.last()) else { return Ok(()) };
@@ -187,7 +207,7 @@ impl Pagemap {
                 done => return done,
             }
         }
-        mappings.iter().try_for_each(|mapping| self.read(mapping.clone(), &matches, found))
+        mappings.iter().try_for_each(|mapping| self.read(mapping.clone(), matches, found))
     }
 
     fn scan(&self, within: Range<u64>, query: Query, found: &mut dyn FnMut(Range<u64>, u64)) -> Result<()> {
@@ -262,7 +282,9 @@ mod tests {
 
     fn found(map: &mut Pagemap, mappings: &[Range<u64>]) -> Vec<(usize, Range<u64>, Found)> {
         let mut all = Vec::new();
-        map.survey(mappings, Marks::None, &mut |index, range, what| all.push((index, range, what))).unwrap();
+        let areas: Vec<_> = mappings.iter().map(|m| Area { range: m.clone(), anonymous: true }).collect();
+        let mut add = |index, range, what| all.push((index, range, what));
+        map.survey(&areas, Marks::None, &mut add).unwrap();
         all
     }
 
@@ -289,11 +311,24 @@ mod tests {
     }
 
     #[test]
+    fn more_ranges_than_one_call_finds_come_once_and_in_order() {
+        let pages = 2 * REGIONS as u64 * 3 + 1;
+        let size = NonZeroUsize::new(usize::try_from(pages * PAGE).unwrap()).unwrap();
+        let mut memory = Anonymous::private(size).unwrap();
+        memory.as_mut_slice().chunks_mut(4096).step_by(2).for_each(|page| page[0] = 1);
+        let (start, end) = (memory.address(), memory.address() + pages * PAGE);
+        let expected: Vec<_> =
+            (start..end).step_by(8192).map(|at| (0, at..at + PAGE, Found::Written)).collect();
+        assert!(found(&mut Pagemap::open(pid()).unwrap(), &[start..end]) == expected);
+    }
+
+    #[test]
     fn clean_pages_of_a_file_are_not_saved() {
         let maps = maps::read(pid()).unwrap();
         let code = maps.iter().find(|m| m.prot & 4 != 0 && m.inode != 0).unwrap();
+        let areas = [Area { range: code.start..code.end, anonymous: false }];
         for mut map in [Pagemap::open(pid()).unwrap(), Pagemap::open_old(pid()).unwrap()] {
-            assert_eq!(found(&mut map, &[code.start..code.end]), []);
+            map.survey(&areas, Marks::None, &mut |_, range, _| panic!("{range:x?}")).unwrap();
         }
     }
 
