@@ -103,6 +103,28 @@ def test_snapshots_of_a_program_whose_children_end(host):
     c.right()
 
 
+def test_auto_dedup(host):
+    c = Churn(host, "c", 64, 16, 0).start()
+
+    def blocks(name):
+        return sum(f.stat().st_blocks * 512 for f in (host.dir / name).glob("pages-*.img"))
+
+    c.checkpoint("a", "--pre-dump")
+    c.right()
+    whole = blocks("a")
+    c.checkpoint("b", "--pre-dump", "--parent-path", "../a", "--auto-dedup")
+    check(blocks("a") <= whole - 8 * MIB, f"{whole} bytes became {blocks('a')}")
+    c.right()
+    c.checkpoint("d", "--parent-path", "../b", "--auto-dedup")
+    c.restore("d")
+    c.right()
+    c.checkpoint("p", "--precopy", "--auto-dedup")
+    total = sum(blocks(d) for d in ("p", *(f"p/precopy-{n}" for n in range(1, 9))))
+    check(total < 70 * MIB, f"no page is there twice: {total} bytes")
+    c.restore("p")
+    c.right()
+
+
 def test_what_is_given_back_of_a_file_is_the_files_again(host):
     need("gcc")
     real_checkpoints()

@@ -44,6 +44,8 @@ pub struct Options {
     pub no_sync: bool,
     /// An earlier set of images, relative to the image directory, whose pages need not be saved again.
     pub parent_path: Option<PathBuf>,
+    /// What this set has anew is taken out of the earlier ones.
+    pub auto_dedup: bool,
     /// What config.json of the destination does not allow is left out of the images, instead of refusing them.
     pub clamp: bool,
     /// The memory of a restored container is filled while it already runs.

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
 use crate::checkpoint::memory::Capture;
+use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::{self, Tracking};
@@ -176,6 +177,9 @@ fn attempt(
         if before.heir.is_none() {
             images.publish(!options.no_sync)?;
             phases.end("publish");
+            if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
+                log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
+            }
         }
         if let Some(heir) = &mut before.heir {
             heir.offer(&images)?;

@@ -12,6 +12,7 @@ use crate::checkpoint::context::{LiveTask, Options, Source};
 use crate::checkpoint::dump::{Stopped, describe_set, refuse, release, stop};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
 use crate::checkpoint::memory::capture::{Earlier, Stream, TaskPages};
+use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::layout;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
@@ -36,6 +37,9 @@ pub fn pre_dump(
     let result = find(options, source, freezer, None, &mut log).and_then(|found| {
         let Found { round, tracking, mut report } = found;
         round.write(&ImageDir::create(&options.image_path)?, options)?;
+        if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
+            log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
+        }
         report.phases.end("pages");
         report.image_bytes = report::bytes(&options.image_path, "");
         report.write_stats(options);

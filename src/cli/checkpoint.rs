@@ -99,7 +99,6 @@ impl Args {
             (self.lazy_pages, "--lazy-pages"),
             (self.page_server.is_some(), "--page-server"),
             (self.status_fd.is_some_and(|fd| fd >= 0), "--status-fd"),
-            (self.auto_dedup, "--auto-dedup"),
         ];
         match missing.iter().find(|(given, _)| *given) {
             Some((_, flag)) => {
@@ -174,6 +173,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         print_stats: args.print_stats,
         trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,
+        auto_dedup: args.auto_dedup,
         parent_path: args.parent_path.clone(),
         ..options(&args.what)?
     };

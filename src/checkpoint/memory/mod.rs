@@ -27,6 +27,7 @@
 //! | `snapshot` | copies of processes that go on                                   |
 //! | `track`   | which pages are written between one set of images and the next   |
 //! | `parent`  | the set that a dump builds on                                     |
+//! | `dedup`   | taking out of earlier sets what later ones have                   |
 //! | `dump`    | from live tasks to model and images                               |
 //! | `plan`    | from an image's mappings to ordered steps                         |
 //! | `restore` | carrying the steps out in a new task                              |
@@ -40,6 +41,7 @@ pub mod bridge;
 pub mod capture;
 pub mod choose;
 pub mod copy;
+pub mod dedup;
 pub mod dump;
 pub mod fill;
 pub mod inherit;

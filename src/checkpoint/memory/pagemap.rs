@@ -221,6 +221,13 @@ pub fn known(images: &ImageDir, name: &str) -> Result<Vec<Range<u64>>> {
     Ok(found.into_iter().map(|(range, _)| range).collect())
 }
 
+/// Which pages are in the set itself.
+pub fn present_in(images: &ImageDir, name: &str) -> Result<Vec<Range<u64>>> {
+    let (found, _) = runs(&entries(images, name)?.0).map_err(|e| e.path(images.path().join(name)))?;
+    let here = |(range, place): Found| matches!(place, Place::Here(_)).then_some(range);
+    Ok(found.into_iter().filter_map(here).collect())
+}
+
 /// Positions of the entries' pages, and how long their file is.
 fn runs(entries: &[PagemapEntry]) -> Result<(Vec<Found>, u64)> {
     let mut runs = Vec::with_capacity(entries.len());
