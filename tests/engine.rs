@@ -3,6 +3,8 @@
 //! Needs root and gcc; skipped aloud without. `RUNTIME=/path` drives another runtime (one without a working
 //! checkpoint runs the `plain` mode only). `INTEROP=/path/to/runc` exchanges images with it and the criu on PATH instead:
 //! each of the two restores what the other has checkpointed. Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
+//! `EXCHANGE=DIR` takes half of a test to another machine: a fixture without `DIR/NAME.tar` is checkpointed into it, one
+//! with it is restored from it.
 //! `--build` only builds the fixtures, for a machine without gcc; `PATIENCE=5` gives every step five times as long.
 //! `docs/testing.md` describes the protocol and the directives.
 
@@ -48,7 +50,11 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let interop = std::env::var_os("INTEROP").map(PathBuf::from);
-    let suite = if interop.is_some() { "interop" } else { "engine" };
+    let suite = match std::env::var_os("EXCHANGE") {
+        Some(_) => "exchange",
+        None if interop.is_some() => "interop",
+        None => "engine",
+    };
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/known-failures");
     let (fixtures, known) = match load().and_then(|f| Ok((f, Known::read(&list, suite)?))) {
         Ok(both) => both,
@@ -57,10 +63,17 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let modes = |f: &Fixture| match (&interop, f.modes.contains(&Mode::Stop)) {
-        (None, _) => f.modes.clone(),
-        (Some(_), true) => vec![Mode::ToRunc, Mode::FromRunc],
-        (Some(_), false) => vec![],
+    let exchange = std::env::var_os("EXCHANGE").map(PathBuf::from);
+    let modes = |f: &Fixture| match (
+        &interop,
+        &exchange,
+        f.modes.iter().any(|m| matches!(m, Mode::Stop | Mode::Kernel)),
+    ) {
+        (None, None, _) => f.modes.clone(),
+        (_, _, false) => vec![],
+        (Some(_), ..) => vec![Mode::ToRunc, Mode::FromRunc],
+        (None, Some(dir), _) if dir.join(&f.name).with_extension("tar").exists() => vec![Mode::Load],
+        (None, Some(_), _) => vec![Mode::Save],
     };
     let tests: Vec<(&Fixture, Mode)> = fixtures
         .iter()
@@ -97,7 +110,8 @@ fn main() -> ExitCode {
         eprintln!("a mount namespace of our own: {e}");
         return ExitCode::FAILURE;
     }
-    let place = Place { runtime, rival: interop.unwrap_or_default(), dir };
+    let (rival, exchange) = (interop.unwrap_or_default(), exchange.unwrap_or_default());
+    let place = Place { runtime, rival, exchange, dir };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -233,6 +247,12 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
         _ => [&place.runtime, &place.runtime],
     };
     c.use_runtime(first);
+    if mode == Mode::Load {
+        c.load()?;
+        c.restore("image")?;
+        c.check()?;
+        return Ok(());
+    }
     c.start()?;
     match mode {
         Mode::ToRunc | Mode::FromRunc => {
@@ -248,6 +268,12 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
             c.restore("image")?;
             c.check()?;
         }
+        Mode::Save => {
+            c.checkpoint("image", &[])?;
+            c.save()?;
+        }
+        // Above: nothing was to be started.
+        Mode::Load => {}
         Mode::Plain => c.check()?,
         Mode::Stop => {
             if let (false, said) = c.look()? {

@@ -20,6 +20,8 @@ pub struct Place {
     pub runtime: PathBuf,
     /// The runtime that images are exchanged with.
     pub rival: PathBuf,
+    /// Where containers of another machine come from, or go to.
+    pub exchange: PathBuf,
     /// A directory of the run's own.
     pub dir: PathBuf,
 }
@@ -237,6 +239,18 @@ impl<'a> Container<'a> {
         if verdict == "ok" { Ok(()) } else { Err(format!("the fixture says: {verdict}")) }
     }
 
+    /// Packs container and images for another machine.
+    pub fn save(&self) -> Result<(), String> {
+        let to = self.place.exchange.join(&self.fixture.name).with_extension("tar");
+        tar(&["--xattrs", "-C", &self.home.to_string_lossy(), "-cf", &to.to_string_lossy(), "."])
+    }
+
+    /// Takes over what [`save`](Self::save) has packed elsewhere.
+    pub fn load(&self) -> Result<(), String> {
+        let from = self.place.exchange.join(&self.fixture.name).with_extension("tar");
+        tar(&["--xattrs", "-C", &self.home.to_string_lossy(), "-xpf", &from.to_string_lossy()])
+    }
+
     /// `status` as `state` prints it; empty when there is no such container.
     pub fn status(&self) -> String {
         let output = self.command(&["state", &self.id]).output();
@@ -325,6 +339,14 @@ impl Drop for Container<'_> {
 }
 
 /// RFC 7386: objects merge, null deletes, everything else replaces.
+fn tar(words: &[&str]) -> Result<(), String> {
+    let output = Command::new("tar").args(words).output().map_err(|e| format!("tar: {e}"))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(format!("tar {words:?}: {}", String::from_utf8_lossy(&output.stderr))),
+    }
+}
+
 fn merge(into: &mut Value, patch: &Value) {
     let Value::Object(patch) = patch else {
         *into = patch.clone();

@@ -28,6 +28,10 @@ pub enum Mode {
     ToRunc,
     /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
     FromRunc,
+    /// Checkpoint, and leave container and images in the directory `EXCHANGE`.
+    Save,
+    /// Restore what `save` has left there, elsewhere: on another machine, under another kernel. Check.
+    Load,
 }
 
 impl Mode {
@@ -43,6 +47,8 @@ impl Mode {
             Self::Kernel => "kernel",
             Self::ToRunc => "to-runc",
             Self::FromRunc => "from-runc",
+            Self::Save => "save",
+            Self::Load => "load",
         }
     }
 
