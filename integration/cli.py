@@ -397,6 +397,29 @@ def test_bad_images(host):
     equal(c.state(), "running", f"the good images, afterwards: {tail(host.dir / 'good.work/restore.log')}")
 
 
+def test_protected_paths_that_are_gone(host):
+    """A masked path that the destination lacks, as another kernel's /proc may: nothing is there to be hidden."""
+    real_checkpoints()
+    c = busybox(host, "sleep", "1000")
+    spec = json.loads((c.bundle / "config.json").read_text())
+    spec["linux"].setdefault("maskedPaths", []).extend(["/protected/dir", "/protected/file"])
+    spec["linux"].setdefault("readonlyPaths", []).append("/protected/seen")
+    (c.bundle / "config.json").write_text(json.dumps(spec))
+    place = pathlib.Path(spec["root"]["path"]) / "protected"
+    place.mkdir()
+    (place / "dir").mkdir()
+    for name in ("file", "seen"):
+        (place / name).write_text("x")
+    c.run()
+    c.checkpoint("image")
+    (place / "dir").rmdir()
+    (place / "seen").unlink()
+    c.restore("image")
+    equal(c.state(), "running", f"restored: {tail(host.dir / 'image.work/restore.log')}")
+    mounts = [line.split()[4] for line in open(f"/proc/{c.pid()}/mountinfo")]
+    equal([m for m in mounts if m.startswith("/protected")], ["/protected/file"], "protected paths")
+
+
 def test_trace(host):
     """--trace: the phases one after another; a file that can't be written is a warning, and no harm."""
     real_checkpoints()

@@ -74,6 +74,12 @@ impl<'a> Container<'a> {
         if let Some(args) = config.pointer_mut("/process/args").and_then(Value::as_array_mut) {
             args.extend(fixture.args.iter().map(|a| json!(a)));
         }
+        if let Some(env) = config.pointer_mut("/process/env").and_then(Value::as_array_mut)
+            && !place.exchange.as_os_str().is_empty()
+        {
+            // The other machine's processor may be a smaller one, as the virtual machine's is.
+            env.push(json!("GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ"));
+        }
         config["process"]["terminal"] = json!(fixture.tty);
         let text = serde_json::to_string_pretty(&config).map_err(|e| e.to_string())?;
         fs::write(bundle.join("config.json"), text).map_err(|e| e.to_string())?;

@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 use oci_spec::runtime::{Capability, Spec};
@@ -97,6 +98,8 @@ impl Table<'_> {
                 self.fill_there(entry, &mount)?;
                 self.change(entry, &mount)?;
             }
+            // Under another kernel: config.json protects a file of /proc or /sys that this one does not have.
+            None if protects(&target.spec, point) && is_missing(&target.root, point) => {}
             None => {
                 may_mount(&target.spec, entry)?;
                 self.make(entry)?;
@@ -260,6 +263,18 @@ fn compare(entry: &MntEntry, mount: &Mount) -> Result<()> {
         ))),
         _ => Ok(()),
     }
+}
+
+/// Whether config.json masks a path, or makes it read-only.
+fn protects(spec: &Spec, point: &Path) -> bool {
+    let Some(linux) = spec.linux() else { return false };
+    let paths = linux.masked_paths().iter().chain(linux.readonly_paths());
+    paths.flatten().any(|path| Path::new(path) == point)
+}
+
+/// Whether there is nothing at a path of the container.
+fn is_missing(root: impl AsFd, point: &Path) -> bool {
+    matches!(open_in_root(root, inner(point), OFlag::O_PATH), Err(Errno::ENOENT))
 }
 
 /// A container that could not have mounted anything does not get a mount from an image.
