@@ -33,6 +33,7 @@ use crate::checkpoint::context::{NewTask, Target};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::memory::pagemap::Run;
 use crate::checkpoint::remote::{Batch, Conduit};
+use crate::checkpoint::task;
 use crate::sys::process::{Fork, Side, clone3, detach, exit_now, wait_child};
 use crate::sys::{pidfd, userfaultfd};
 
@@ -99,9 +100,11 @@ impl Lazy {
         let total = self.spaces.iter().map(|space| space.table.bytes()).sum();
         let start = status::start_time(pid).unwrap_or(-1);
         let status = Status { pid, start, total, left: total, failed: None };
+        let is_first = |status: task::status::Status| status.ns_tid.last() == Some(&1);
+        let own_pids = task::status::Status::of_thread(target.init, target.init).is_ok_and(is_first);
         let victim = Victim {
             init: &target.init_pidfd,
-            cgroups: target.cgroups.clone(),
+            cgroups: (!own_pids).then(|| target.cgroups.clone()),
             state_dir: target.state_dir.clone(),
         };
         victim.tell(&status);
@@ -151,7 +154,8 @@ impl Lazy {
 /// The container, for when it has to be killed.
 struct Victim<'a> {
     init: &'a OwnedFd,
-    cgroups: BTreeMap<String, PathBuf>,
+    /// None where all processes end with init. By the time it has died its control group may be another container's.
+    cgroups: Option<BTreeMap<String, PathBuf>>,
     state_dir: Option<PathBuf>,
 }
 
@@ -166,8 +170,10 @@ impl Victim<'_> {
     /// can look at it.
     fn end(&self, status: Status, why: String) -> ! {
         self.tell(&Status { failed: Some(why), ..status });
+        if let Some(cgroups) = &self.cgroups {
+            let _ = Cgroup::load(cgroups.clone()).kill(libc::SIGKILL);
+        }
         let _ = pidfd::send_signal(self.init.as_fd(), libc::SIGKILL);
-        let _ = Cgroup::load(self.cgroups.clone()).kill(libc::SIGKILL);
         let mut ended = [nix::poll::PollFd::new(self.init.as_fd(), nix::poll::PollFlags::POLLIN)];
         while nix::poll::poll(&mut ended, nix::poll::PollTimeout::NONE) == Err(nix::errno::Errno::EINTR) {}
         exit_now(1)
