@@ -163,6 +163,21 @@ pub fn dump_extended(area: &[u8]) -> Result<(ThreadInfoX86, Vec<XstateComponent>
     Ok((ThreadInfoX86 { fpregs: entry, tls: no_segments(), ..ThreadInfoX86::default() }, extras))
 }
 
+/// Components that the kernel or the processor counts as used while the program makes no use of them: a processor
+/// without them does as well.
+fn idle(xsave: &UserX86XsaveEntry) -> u64 {
+    /// What Linux starts every program with: no protection key but 0 may be used.
+    const PKRU_AT_START: u32 = 0x5555_5554;
+    let mut idle = 0;
+    if xsave.bndreg_state.iter().chain(&xsave.bndcsr_state).all(|word| *word == 0) {
+        idle |= 1 << 3 | 1 << 4;
+    }
+    if xsave.pkru.first().is_none_or(|pkru| [0, PKRU_AT_START].contains(pkru)) {
+        idle |= 1 << 9;
+    }
+    idle
+}
+
 /// Components that CRIU's record has fields for.
 const KNOWN: u64 = 0b10_1111_1111;
 
@@ -191,7 +206,7 @@ pub fn restore_extended(info: &ThreadInfoX86, extras: &[XstateComponent], curren
             .remedy("restore on a processor with xsave"));
     }
     let here = quad(current, SW_XFEATURES);
-    let mut used = xsave.xstate_bv & KNOWN;
+    let mut used = xsave.xstate_bv & KNOWN & !(idle(xsave) & !here);
     for extra in extras {
         used |= 1 << (extra.number & 63);
     }
@@ -343,6 +358,26 @@ mod tests {
         assert_eq!(back[FXSAVE..FXSAVE + 8], area[FXSAVE..FXSAVE + 8]);
         for c in (2..20).filter_map(component) {
             assert_eq!(back[c.offset..c.offset + c.size], area[c.offset..c.offset + c.size], "{c:?}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_uses_may_be_missing_here() {
+        let area = sample();
+        let (mut info, extras) = dump_extended(&area).unwrap();
+        let mut poor = area.clone();
+        let without = quad(&area, SW_XFEATURES) & !(0b11 << 3 | 1 << 9);
+        poor[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&without.to_le_bytes());
+        let xsave = info.fpregs.xsave.as_mut().unwrap();
+        xsave.xstate_bv |= 0b11 << 3 | 1 << 9;
+        (xsave.bndreg_state, xsave.bndcsr_state) = (vec![0; 8], vec![0; 8]);
+        xsave.pkru = vec![0x5555_5554, 0];
+        let back = restore_extended(&info, &extras, &poor).unwrap();
+        assert_eq!(quad(&back, FXSAVE) & !without, 0);
+        for (bounds, pkru) in [(1, 0x5555_5554), (0, 0x5555_5550)] {
+            let xsave = info.fpregs.xsave.as_mut().unwrap();
+            (xsave.bndcsr_state[0], xsave.pkru[0]) = (bounds, pkru);
+            assert!(restore_extended(&info, &extras, &poor).is_err());
         }
     }
 
