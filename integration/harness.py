@@ -161,7 +161,7 @@ def config(args, root="rootfs", tty=False, mounts=(), env=(), user=(0, 0), cwd="
             "args": [str(a) for a in args],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "TERM=xterm", *env],
             "cwd": cwd,
-            "capabilities": {k: BASE_CAPS for k in ("bounding", "effective", "permitted")},
+            "capabilities": {k: list(BASE_CAPS) for k in ("bounding", "effective", "permitted")},
             "rlimits": [{"type": "RLIMIT_NOFILE", "hard": 1024, "soft": 1024}],
             "noNewPrivileges": True,
         },
@@ -472,7 +472,8 @@ def window(terminal):
     for _ in range(100):
         terminal.process.send_signal(signal.SIGWINCH)
         terminal.type("stty size\n")
-        if terminal.expect(r"\n(\d+ \d+)\r+\n")[1] == b"33 99":
+        # The signal may come when stty already runs, and interrupt it.
+        if terminal.expect(r"\n(\d+ \d+)\r+\n|Interrupted system call")[1] == b"33 99":
             return
         time.sleep(0.05)
     raise Failed(f"the new size has not arrived\n{terminal.text()}")

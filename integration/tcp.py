@@ -126,7 +126,7 @@ def attach(host, peer):
     hook.write_text(f"""#!/bin/sh -e
 pid=$(sed 's/.*"pid":[ ]*\\([0-9]*\\).*/\\1/')
 old=$(ip -n {peer.name} -o link show type veth | sed 's/^[0-9]*: \\([^@:]*\\).*/\\1/')
-for dev in $old; do ip -n {peer.name} link del $dev; done
+for dev in $old; do ip -n {peer.name} link del $dev || :; done # it goes by itself with the old network namespace
 ip -n {peer.name} link add p$pid type veth peer name eth0 netns $pid
 ip -n {peer.name} link set p$pid master br0 up
 nsenter -t $pid -n ip addr add 10.77.0.2/24 dev eth0
