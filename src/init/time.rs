@@ -11,7 +11,7 @@ use crate::sys::{Context, Error, Result, process};
 
 /// Makes a time namespace with the offsets of config.json and enters it. The process must have one thread.
 ///
-/// `set` has [`write`] done by the command: the files under /proc of a process that is not dumpable belong to the
+/// `set` has [`write()`] done by the command: the files under /proc of a process that is not dumpable belong to the
 /// host's root, even when the process is root in a user namespace of its own.
 pub fn enter_new(spec: &Spec, set: &dyn Fn() -> Result<()>) -> Result<()> {
     // SAFETY: numbers only; time namespaces affect no memory of ours.
