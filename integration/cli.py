@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from harness import TOP, Container, Failed, check, config, equal, need, real_checkpoints, sh, tail, until
+from harness import TOP, Container, Failed, Skip, check, config, equal, need, real_checkpoints, sh, tail, until
 
 
 def busybox(host, *args, label="c", output="file", change=None, tty=False):
@@ -418,6 +418,56 @@ def test_protected_paths_that_are_gone(host):
     equal(c.state(), "running", f"restored: {tail(host.dir / 'image.work/restore.log')}")
     mounts = [line.split()[4] for line in open(f"/proc/{c.pid()}/mountinfo")]
     equal([m for m in mounts if m.startswith("/protected")], ["/protected/file"], "protected paths")
+
+
+def test_clocks_of_another_machine(host):
+    """Images of another boot: the clocks go on where they stopped, also under a second restore, and exec sees them."""
+    real_checkpoints()
+    if not os.path.exists("/proc/self/timens_offsets"):
+        raise Skip("this kernel has no time namespaces")
+    # Seconds since boot, as the container's own clock shows them.
+    c = busybox(host, "sh", "-c", "while :; do read up rest </proc/uptime; echo $up; sleep 0.1; done")
+    clocks = lambda: [float(line) for line in c.text().split()]  # noqa: E731
+    namespace = lambda: os.stat(f"/proc/{c.pid()}/ns/time").st_ino  # noqa: E731
+    ours = os.stat("/proc/self/ns/time").st_ino
+
+    def elsewhere(name, seconds):
+        """The images as another machine would have written them, that many seconds after its start."""
+        images = host.dir / name
+        stasis, boot = images / "stasis.img", pathlib.Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        data = stasis.read_bytes()
+        check(boot in data, "stasis.img does not say which boot it is of")
+        stasis.write_bytes(data.replace(boot, boot[::-1]))
+        if seconds:
+            decoded = json.loads(sh("crit", "decode", "-i", images / "timens-0.img").stdout)
+            for clock in decoded["entries"][0].values():
+                clock["tv_sec"] = seconds
+            (host.dir / "clocks.json").write_text(json.dumps(decoded))
+            sh("crit", "encode", "-i", host.dir / "clocks.json", "-o", images / "timens-0.img")
+        c.call("image", "seal", images)
+
+    c.run()
+    until(lambda: len(clocks()) > 3, "the container's clock")
+    c.checkpoint("same")
+    c.restore("same")
+    equal(namespace(), ours, "on the same machine it sees the machine's clocks")
+    c.checkpoint("first")
+    elsewhere("first", 900_000_000)
+    before = len(clocks())
+    c.restore("first")
+    until(lambda: len(clocks()) > before + 3, "the clock of the other machine")
+    check(namespace() != ours, "no time namespace")
+    check(900_000_000 <= clocks()[-1] < 900_000_600, f"the clock shows {clocks()[-1]}")
+    check(float(c.call("exec", c.id, "cut", "-d.", "-f1", "/proc/uptime").stdout) >= 900_000_000, "exec sees other clocks")
+    # A namespace that it has now goes with it, from wherever it comes.
+    c.checkpoint("second")
+    shown, before = clocks()[-1], len(clocks())
+    time.sleep(2)
+    c.restore("second")
+    until(lambda: len(clocks()) > before + 3, "the clock after that")
+    after = clocks()[before:]
+    check(shown <= after[0] < shown + 1.5, f"stopped at {shown}, went on at {after[0]}")
+    equal(sorted(clocks()[before - 1:]), clocks()[before - 1:], "clocks never go back")
 
 
 def test_trace(host):

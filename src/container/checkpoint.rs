@@ -21,6 +21,7 @@ use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::time;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
 use crate::checkpoint::{dump, files, outlook, precopy, predump, recovery, restore as engine, trace};
 use crate::init::mounts::Mount;
@@ -152,7 +153,7 @@ pub fn restore(
 /// As [`restore`]; when all is in place, and before any restored instruction runs, `agreed` has the last word.
 pub fn restore_when(
     store: &Store,
-    request: Request,
+    mut request: Request,
     mut options: Options,
     pid_file: Option<&Path>,
     agreed: &mut dyn FnMut() -> Result<()>,
@@ -164,6 +165,7 @@ pub fn restore_when(
     let model = Model::read(&images)?;
     model.validate()?;
     files::accept(&model, &options)?;
+    time::go_on(&model, &mut request.bundle.spec)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     // Packets of connections that have no socket yet would be answered, as soon as a hook has attached the network.
     let locked = Cell::new(false);

@@ -5,14 +5,24 @@
 //!   dump:     shown = our clock - our offset + the container's offset
 //!   restore:  offset = shown - (our clock - our offset)          so they go on where they stopped
 //! ```
+//!
+//! A container without a time namespace sees the clocks of its machine. On the same machine they are right after a
+//! restore, too. Elsewhere, or after a reboot, they may have gone back, or be days ahead, and programs count on
+//! neither: then the restore makes a time namespace that config.json does not ask for.
+
+use std::collections::HashMap;
 
 use nix::time::{ClockId, clock_gettime};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, LinuxTimeOffset, Spec};
 
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{TimensEntry, Timespec};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::kind::Kind;
+
+/// The name of this room's extension in stasis.img: which boot of which machine the clocks are counted from.
+const EXTENSION: &str = "boot";
 
 /// Nanoseconds in a second.
 const SECOND: i128 = 1_000_000_000;
@@ -31,6 +41,21 @@ impl Offsets {
     pub fn lines(&self) -> String {
         let line = |name, n: i128| format!("{name} {} {}\n", n.div_euclid(SECOND), n.rem_euclid(SECOND));
         line("monotonic", self.monotonic) + &line("boottime", self.boottime)
+    }
+
+    /// As config.json has them.
+    fn for_config(&self) -> Result<HashMap<String, LinuxTimeOffset>> {
+        let offset = |n: i128| -> Result<LinuxTimeOffset> {
+            let range = |_| Error::new("the images show a time that no clock can show");
+            let mut offset = LinuxTimeOffset::default();
+            offset.set_secs(Some(i64::try_from(n.div_euclid(SECOND)).map_err(range)?));
+            offset.set_nanosecs(Some(u32::try_from(n.rem_euclid(SECOND)).map_err(range)?));
+            Ok(offset)
+        };
+        [("monotonic", self.monotonic), ("boottime", self.boottime)]
+            .into_iter()
+            .map(|(clock, n)| Ok((clock.to_owned(), offset(n)?)))
+            .collect()
     }
 
     /// Those of a process.
@@ -70,7 +95,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let entry = shown(init)?;
     // CRIU looks for 0 where the container has no time namespace of its own.
     dump.model.timens.insert(if own { Kind::Time.id(true) } else { 0 }, entry);
-    Ok(())
+    dump.model.set_extension(EXTENSION, &boot()?)
 }
 
 /// What the clocks of a process show.
@@ -99,15 +124,49 @@ pub fn put_back(restore: &Restore<'_>, id: u32, pid: i32) -> Result<()> {
     std::fs::write(&path, &lines).during("cannot set the clocks", || format!("write({path:?}, {lines:?})"))
 }
 
-/// The offsets under which the container's clocks go on where they stopped, if the images and the kernel know of
-/// such things. Whoever makes the container's init writes them before anything enters the new time namespace.
-pub fn offsets(model: &Model) -> Result<Option<Offsets>> {
-    let own = model.timens.get(&Kind::Time.inits(model)).or_else(|| model.timens.get(&0));
-    let Some(shown) = own else { return Ok(None) };
+/// Has the container made with clocks that go on where they stopped, whatever config.json says of them; unless it joins
+/// a time namespace, or never had one and the machine's own clocks are still right. Nothing without time namespaces
+/// (Linux 5.6, CONFIG_TIME_NS).
+pub fn go_on(model: &Model, spec: &mut Spec) -> Result<()> {
+    let boot = model.extension::<String>(EXTENSION)?;
+    let same = if boot.is_empty() { None } else { Some(boot == self::boot()?) };
+    let Some(offsets) = offsets(model, same)? else { return Ok(()) };
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    let mut namespaces = linux.namespaces().clone().unwrap_or_default();
+    match namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Time) {
+        Some(joined) if joined.path().is_some() => return Ok(()),
+        Some(_) => {}
+        None => {
+            let mut new = LinuxNamespace::default();
+            new.set_typ(LinuxNamespaceType::Time);
+            namespaces.push(new);
+        }
+    }
+    linux.set_namespaces(Some(namespaces));
+    linux.set_time_offsets(Some(offsets.for_config()?));
+    spec.set_linux(Some(linux));
+    Ok(())
+}
+
+/// The offsets under which the container's clocks go on where they stopped, if it needs any. `same`: whether the images
+/// are of this boot of this machine, if they say.
+fn offsets(model: &Model, same: Option<bool>) -> Result<Option<Offsets>> {
+    let (id, none) = (Kind::Time.inits(model), 0);
+    let own = model.timens.get(&id).filter(|_| id != none);
+    let Some(shown) = own.or_else(|| model.timens.get(&none)) else { return Ok(None) };
     if Kind::Time.of("self")?.is_none() {
         return Ok(None);
     }
-    since(shown).map(Some)
+    let offsets = since(shown)?;
+    let right = same.unwrap_or(offsets.monotonic <= 0 && offsets.boottime <= 0);
+    Ok((own.is_some() || !right).then_some(offsets))
+}
+
+/// Names the boot that the machine's clocks are counted from.
+fn boot() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).during("cannot tell this boot", || format!("read({path:?})"))?;
+    Ok(id.trim_end().to_owned())
 }
 
 /// The offsets under which clocks show that now.
@@ -156,10 +215,18 @@ mod tests {
     #[test]
     fn a_clock_goes_on_where_it_stopped() {
         let mut model = Model::default();
-        assert_eq!(offsets(&model).unwrap(), None);
+        assert_eq!(offsets(&model, Some(false)).unwrap(), None);
         let shown = |s| Timespec { tv_sec: s, tv_nsec: 5 };
         model.timens.insert(0, TimensEntry { monotonic: shown(7_000_000_000), boottime: shown(0) });
-        if let Some(new) = offsets(&model).unwrap() {
+        assert_eq!(
+            offsets(&model, Some(true)).unwrap(),
+            None,
+            "the same machine, and no namespace of its own"
+        );
+        if let Some(new) = offsets(&model, None).unwrap() {
+            assert!(new.monotonic > 0, "nobody knows which machine, but clocks would go back");
+        }
+        if let Some(new) = offsets(&model, Some(false)).unwrap() {
             let now = here().unwrap();
             let shown = now.monotonic + new.monotonic;
             assert!((7_000_000_000 * SECOND..7_000_000_010 * SECOND).contains(&shown), "{shown}");
