@@ -25,6 +25,7 @@ records! {
         memory_nodes: optional bytes = 11,
         dispatch: optional message(ThreadDispatch) = 12,
         placement: repeated message(MappingPolicy) = 13,
+        io_flusher: optional bool = 14,
     }
 
     /// The extension `io_uring`: rings. Their descriptors are external files to CRIU, which it does not restore.

@@ -3,6 +3,7 @@
 
 use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
+use crate::checkpoint::task::status::{self, Stat};
 use crate::checkpoint::{Error, Result};
 
 /// Version 1 of `struct sched_attr`: up to the utilisation clamps.
@@ -15,6 +16,9 @@ pub(super) const NODES: usize = 128;
 pub(super) const NODE_BITS: usize = NODES * 8 + 1;
 const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;
+const PR_SET_IO_FLUSHER: u64 = 57;
+/// What the kernel's flags of such a thread have: PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE.
+const IO_FLUSHER: i64 = 0x0008_0000 | 0x0010_0000;
 const IOPRIO_WHO_PROCESS: u64 = 1;
 const SCHED_DEADLINE: u32 = 6;
 pub(super) const MPOL_DEFAULT: u32 = 0;
@@ -81,6 +85,13 @@ impl Ask {
     }
 }
 
+/// Whether it flushes what others wait for: prctl(PR_GET_IO_FLUSHER), without the capability that this needs.
+pub fn is_io_flusher(pid: i32, tid: i32) -> Result<bool> {
+    // Field 9 are the flags.
+    let stat = Stat::parse(&status::read(format!("/proc/{pid}/task/{tid}/stat"))?);
+    Ok(stat.field(9) & IO_FLUSHER == IO_FLUSHER)
+}
+
 /// Puts a thread's scheduling back. Processors that do not exist here, or are not in the destination's cpuset, are left
 /// out by the kernel; if none is left, the thread stays where the container may run.
 pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<&ThreadExtra>) -> Result<()> {
@@ -94,6 +105,12 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
         }
         if let Some(slack) = extra.timer_slack.filter(|slack| *slack != 0) {
             batch.call(libc::SYS_prctl, &[PR_SET_TIMERSLACK.into(), slack.into()]);
+        }
+        if extra.io_flusher == Some(true) {
+            batch.about("cannot make the thread an I/O flusher again, which needs CAP_SYS_RESOURCE");
+            let (on, none) = (1.into(), || 0.into());
+            batch.call(libc::SYS_prctl, &[PR_SET_IO_FLUSHER.into(), on, none(), none(), none()]);
+            batch.about("cannot restore how the thread is scheduled");
         }
         if let Some(io) = extra.io_priority {
             let call = batch.call(libc::SYS_ioprio_set, &[IOPRIO_WHO_PROCESS.into(), 0.into(), io.into()]);

@@ -65,7 +65,9 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
         offset: d.range.0,
         length: d.range.1,
     });
-    let extra = ThreadExtra { tid: vtid.cast_unsigned(), xstate, dispatch, ..ThreadExtra::default() };
+    let io_flusher = scheduling::is_io_flusher(task.pid, tid).map_err(named)?.then_some(true);
+    let extra =
+        ThreadExtra { tid: vtid.cast_unsigned(), xstate, dispatch, io_flusher, ..ThreadExtra::default() };
     Ok(Captured { vtid, status, raw, core, extra })
 }
 
