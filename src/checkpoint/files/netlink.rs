@@ -21,13 +21,16 @@ use crate::sys::sockopt::{self, get_bytes, get_int};
 /// NETLINK_CONNECTED.
 const CONNECTED: u32 = 1;
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+/// Room for all groups of a family: generic netlink has the most, one for each kind of message of each subsystem.
+const GROUPS: usize = 512;
 
 /// A netlink socket.
 pub fn is(live: &Live) -> bool {
     inet::family(live) == Some(libc::AF_NETLINK)
 }
 
-/// Refuses answers that have not been read, and groups that the record has no room for.
+/// Refuses answers that have not been read.
 pub fn check(live: &Live) -> Result<()> {
     let refuse = |what: &str, remedy: &str| Err(live.name(Error::new(what)).remedy(remedy));
     match recv(live.file.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
@@ -37,13 +40,20 @@ pub fn check(live: &Live) -> Result<()> {
         }
         Err(_) => return refuse("a netlink socket has an error that was not read", "try again when it is"),
     }
-    match get_bytes::<64>(&live.file, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS) {
-        Ok((groups, _)) if groups.iter().skip(4).any(|b| *b != 0) => refuse(
-            "a netlink socket is a member of a group above 32",
-            "the image format has no place for it; let the program leave it, or stop it",
-        ),
-        _ => Ok(()),
+    Ok(())
+}
+
+/// The groups it is a member of, one bit each, 32 to a word. CRIU restores those of the first word.
+fn memberships(fd: &OwnedFd) -> Vec<u32> {
+    let Ok((groups, length)) = get_bytes::<GROUPS>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS) else {
+        return Vec::new();
+    };
+    let words = groups.as_chunks::<4>().0.iter().take(length.div_ceil(4));
+    let mut words: Vec<u32> = words.map(|word| u32::from_ne_bytes(*word)).collect();
+    while words.last() == Some(&0) {
+        words.pop();
     }
+    words
 }
 
 /// Port and groups of a sockaddr_nl.
@@ -80,13 +90,13 @@ fn entry(fd: &OwnedFd) -> Result<NetlinkSkEntry> {
     let what = "cannot look at a netlink socket";
     let protocol = get_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
         .during(what, || "getsockopt(_, SOL_SOCKET, SO_PROTOCOL, _, _)".into())?;
-    let (portid, groups) = ends(&sockopt::name(fd).during(what, || "getsockname(_, _, _)".into())?);
+    let (portid, _) = ends(&sockopt::name(fd).during(what, || "getsockname(_, _, _)".into())?);
     let (dst_portid, dst_group) = ends(&sockopt::peer(fd).during(what, || "getpeername(_, _, _)".into())?);
     Ok(NetlinkSkEntry {
         protocol: protocol.cast_unsigned(),
         state: if dst_portid != 0 || dst_group != 0 { CONNECTED } else { 0 },
         portid,
-        groups: if groups != 0 { vec![groups] } else { Vec::new() },
+        groups: memberships(fd),
         dst_portid,
         dst_group,
         opts: sockopts::dump(fd, libc::AF_NETLINK)?,
@@ -116,15 +126,17 @@ fn make(e: &NetlinkSkEntry) -> Result<OwnedFd> {
     let what = "cannot make a netlink socket";
     let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, e.protocol.cast_signed())
         .during(what, || format!("socket(AF_NETLINK, SOCK_RAW, {})", e.protocol))?;
-    let groups = match e.groups.as_slice() {
-        [] => 0,
-        [one] => *one,
-        _ => return Err(Error::new("a netlink socket is a member of a group above 32")),
-    };
     if e.portid != 0 {
-        sockopt::bind(&fd, &address(e.portid, groups))
-            .during(what, || format!("bind(_, {{{}, {groups:#x}}})", e.portid))
+        sockopt::bind(&fd, &address(e.portid, 0))
+            .during(what, || format!("bind(_, {{{}, 0}})", e.portid))
             .map_err(|e| e.remedy("another netlink socket of this network namespace may have this port"))?;
+    }
+    for (index, word) in (0i32..).zip(&e.groups) {
+        for bit in (0..32).filter(|bit| word & 1 << bit != 0) {
+            let group = index.saturating_mul(32).saturating_add(bit + 1);
+            sockopt::set_int(&fd, libc::SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, group)
+                .during(what, || format!("setsockopt(_, SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, {group})"))?;
+        }
     }
     if e.state == CONNECTED {
         sockopt::connect(&fd, &address(e.dst_portid, e.dst_group))
