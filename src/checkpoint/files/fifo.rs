@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::opener::Opener;
-use crate::checkpoint::files::{pipe, regular};
+use crate::checkpoint::files::{external, pipe, regular};
 use crate::checkpoint::image::{FdTypes, FifoEntry, FileEntry};
 use crate::checkpoint::{Error, Result};
 
@@ -24,8 +24,9 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let path = regular::entry(dump, live, regf_id)?;
     let pipe_id = pipe::pipe_id(live)?;
     if dump.files.pipes.insert((live.stat.st_dev, live.stat.st_ino)) {
-        let contents = pipe::contents(live, pipe_id)?;
-        dump.model.fifo_data.push(contents);
+        let (entry, data, packets) = pipe::contents(live, pipe_id)?;
+        dump.model.fifo_data.push((entry, data));
+        pipe::record_packets(dump, pipe_id, packets)?;
     }
     let fifo = FifoEntry { id, pipe_id, regf_id: Some(regf_id) };
     dump.model.files.push(path);
@@ -48,12 +49,18 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
             .ok_or_else(|| Error::new(format!("fifo {} has no path in the images", fifo.id)))?;
         let node = opener.node(reg)?;
         let both = reopen(node.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK).map_err(|e| e.path(&reg.name))?;
-        let file = reopen(node.as_fd(), regular::open_flags(reg.flags)).map_err(|e| e.path(&reg.name))?;
+        // open(2) takes O_DIRECT only where the file system has direct I/O; packets are another matter.
+        let flags = regular::open_flags(reg.flags);
+        let file = reopen(node.as_fd(), flags - OFlag::O_DIRECT).map_err(|e| e.path(&reg.name))?;
+        if flags.contains(OFlag::O_DIRECT) {
+            external::set_flags(&file, reg.flags).map_err(|e| e.path(&reg.name))?;
+        }
         if !held.contains_key(&fifo.pipe_id) {
             if let Some((entry, data)) =
                 opener.restore.model.fifo_data.iter().find(|d| d.0.pipe_id == fifo.pipe_id)
             {
-                pipe::fill(&both, entry, data).map_err(|e| e.path(&reg.name))?;
+                pipe::fill(&both, entry, data, &pipe::packets(opener, fifo.pipe_id)?)
+                    .map_err(|e| e.path(&reg.name))?;
             }
             held.insert(fifo.pipe_id, both);
         }

@@ -43,7 +43,7 @@ mod opener;
 mod options;
 mod owner;
 mod pidfd;
-mod pipe;
+pub mod pipe;
 mod registry;
 mod regular;
 mod share;
@@ -140,7 +140,7 @@ fn fine(_: &Live, _: &Surroundings<'_>) -> Result<()> {
 /// The kinds, in the order in which a descriptor is asked, and in which files are made.
 #[rustfmt::skip]
 const KINDS: &[Kind] = &[
-    Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: |l, _| pipe::check(l), dump: pipe::dump, open: pipe::open },
+    Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: fine, dump: pipe::dump, open: pipe::open },
     Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
     Kind { name: "namespace", r#type: FdTypes::Ns, is: space::is, check: space::check, dump: space::dump, open: space::open },
     Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },

@@ -32,16 +32,9 @@ pub fn is(live: &Live) -> bool {
     live.format() == libc::S_IFIFO && live.fs == PIPEFS_MAGIC
 }
 
-/// Refuses packets whose boundaries would be lost. Only the writing end knows of them.
-pub fn check(live: &Live) -> Result<()> {
-    let packets = live.info.flags & libc::O_DIRECT as u32 != 0;
-    if packets && ioctl::readable(&live.file).unwrap_or(0) > 0 {
-        return Err(live
-            .name(Error::new("a pipe in packet mode (O_DIRECT) holds packets"))
-            .remedy("the image format keeps no packet boundaries; try again when the pipe is empty"));
-    }
-    Ok(())
-}
+/// The extension with the lengths of packets, by pipe. CRIU would make a stream of them.
+pub const PACKETS: &str = "packets";
+type Packets = BTreeMap<u32, Vec<usize>>;
 
 /// Records one end of a pipe and, once for each pipe, what it holds.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
@@ -54,8 +47,9 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     if external::stdio_index(&dump.source.stdio, live, false).is_none()
         && dump.files.pipes.insert((live.stat.st_dev, live.stat.st_ino))
     {
-        let (entry, data) = contents(live, pipe.pipe_id)?;
+        let (entry, data, packets) = contents(live, pipe.pipe_id)?;
         dump.model.pipes_data.push((entry, data));
+        record_packets(dump, pipe.pipe_id, packets)?;
     }
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Pipe as i32,
@@ -72,8 +66,18 @@ pub fn pipe_id(live: &Live) -> Result<u32> {
         .map_err(|_| live.name(Error::new("a pipe's inode number has more than 32 bits")))
 }
 
-/// Capacity and contents of a pipe, which keeps them.
-pub fn contents(live: &Live, pipe_id: u32) -> Result<(PipeDataEntry, Vec<u8>)> {
+/// Records where the packets of a pipe end, if it has any.
+pub fn record_packets(dump: &mut Dump<'_>, pipe_id: u32, packets: Vec<usize>) -> Result<()> {
+    if packets.is_empty() {
+        return Ok(());
+    }
+    let mut all: Packets = dump.model.extension(PACKETS)?;
+    all.insert(pipe_id, packets);
+    dump.model.set_critical_extension(PACKETS, &all)
+}
+
+/// Capacity and contents of a pipe, which keeps them, and the lengths of its packets.
+pub fn contents(live: &Live, pipe_id: u32) -> Result<(PipeDataEntry, Vec<u8>, Vec<usize>)> {
     let what = "cannot read what a pipe holds";
     let name = |e| live.name(e);
     let source = live.reopen(OFlag::O_RDONLY | OFlag::O_NONBLOCK)?;
@@ -83,25 +87,52 @@ pub fn contents(live: &Live, pipe_id: u32) -> Result<(PipeDataEntry, Vec<u8>)> {
     let waiting = ioctl::readable(&source).during(what, || "ioctl(_, FIONREAD)".into()).map_err(name)?;
     let waiting = usize::try_from(waiting).unwrap_or(0);
     let mut data = vec![0; waiting];
+    let mut lengths = Vec::new();
     if waiting > 0 {
-        let (r, w) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).during(what, || "pipe2()".into())?;
-        fcntl(&w, FcntlArg::F_SETPIPE_SZ(size))
-            .during(what, || format!("fcntl(_, F_SETPIPE_SZ, {size})"))
-            .map_err(name)?;
-        let n = tee(&source, &w, waiting, SpliceFFlags::SPLICE_F_NONBLOCK)
-            .during(what, || format!("tee(_, _, {waiting})"))
-            .map_err(name)?;
-        if n != waiting {
-            return Err(name(Error::new(format!("{what}: tee(2) gave {n} of {waiting} bytes"))));
+        let read = || format!("read(_, _, {waiting})");
+        let mut copied = copy(&source, size, waiting).map_err(name)?;
+        lengths = read_packets(&mut copied, &mut data).during(what, read).map_err(name)?;
+        if lengths.len() == 1 {
+            // A packet or a stream: a part of a packet takes all of it away.
+            let mut copied = copy(&source, size, waiting).map_err(name)?;
+            copied.read_exact(&mut [0]).during(what, read).map_err(name)?;
+            let left = ioctl::readable(&copied).during(what, || "ioctl(_, FIONREAD)".into()).map_err(name)?;
+            let direct = live.info.flags & libc::O_DIRECT.cast_unsigned() != 0;
+            if left > 0 || waiting == 1 && !direct {
+                lengths.clear();
+            }
         }
-        drop(w);
-        std::fs::File::from(r)
-            .read_exact(&mut data)
-            .during(what, || format!("read(_, _, {waiting})"))
-            .map_err(name)?;
     }
     let bytes = u32::try_from(waiting).map_err(|_| name(Error::new("a pipe holds more than 4 GiB")))?;
-    Ok((PipeDataEntry { pipe_id, bytes, size: Some(size.cast_unsigned()) }, data))
+    Ok((PipeDataEntry { pipe_id, bytes, size: Some(size.cast_unsigned()) }, data, lengths))
+}
+
+/// What a pipe of this size holds, in one of our own.
+fn copy(source: &OwnedFd, size: i32, waiting: usize) -> Result<std::fs::File> {
+    let what = "cannot read what a pipe holds";
+    let (r, w) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).during(what, || "pipe2()".into())?;
+    fcntl(&w, FcntlArg::F_SETPIPE_SZ(size)).during(what, || format!("fcntl(_, F_SETPIPE_SZ, {size})"))?;
+    let n = tee(source, &w, waiting, SpliceFFlags::SPLICE_F_NONBLOCK)
+        .during(what, || format!("tee(_, _, {waiting})"))?;
+    if n != waiting {
+        return Err(Error::new(format!("{what}: tee(2) gave {n} of {waiting} bytes")));
+    }
+    Ok(r.into())
+}
+
+/// Reads until there is nothing more. Each read ends with a packet, or takes all that is no packet.
+fn read_packets(from: &mut impl Read, data: &mut [u8]) -> std::io::Result<Vec<usize>> {
+    let (mut lengths, mut done) = (Vec::new(), 0);
+    while done < data.len() {
+        match from.read(&mut data[done..])? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            length => {
+                lengths.push(length);
+                done += length;
+            }
+        }
+    }
+    Ok(lengths)
 }
 
 /// Makes every pipe of the images, fills it, and opens its ends.
@@ -127,7 +158,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
 fn make(opener: &mut Opener<'_, '_>, pipe_id: u32, ends: &[&PipeEntry]) -> Result<()> {
     let (r, w) = pipe2(OFlag::O_CLOEXEC).during("cannot make a pipe", || "pipe2(_, O_CLOEXEC)".into())?;
     if let Some((entry, data)) = opener.restore.model.pipes_data.iter().find(|d| d.0.pipe_id == pipe_id) {
-        fill(&w, entry, data)?;
+        fill(&w, entry, data, &packets(opener, pipe_id)?)?;
     }
     let (mut r, mut w) = (Some(r), Some(w));
     // The first reader and the first writer get the pipe's own ends, the others an open of their own.
@@ -153,8 +184,13 @@ fn make(opener: &mut Opener<'_, '_>, pipe_id: u32, ends: &[&PipeEntry]) -> Resul
     Ok(())
 }
 
-/// Gives a pipe its capacity and its contents, through an end that can be written.
-pub fn fill(w: &OwnedFd, entry: &PipeDataEntry, data: &[u8]) -> Result<()> {
+/// The lengths of a pipe's packets.
+pub fn packets(opener: &Opener<'_, '_>, pipe_id: u32) -> Result<Vec<usize>> {
+    Ok(opener.restore.model.extension::<Packets>(PACKETS)?.remove(&pipe_id).unwrap_or_default())
+}
+
+/// Gives a pipe its capacity and its contents, in packets of these lengths, through an end that can be written.
+pub fn fill(w: &OwnedFd, entry: &PipeDataEntry, data: &[u8], packets: &[usize]) -> Result<()> {
     if let Some(size) = entry.size {
         let size = i32::try_from(size).map_err(|_| Error::new(format!("a pipe of {size} bytes")))?;
         match fcntl(w, FcntlArg::F_SETPIPE_SZ(size)) {
@@ -171,8 +207,17 @@ pub fn fill(w: &OwnedFd, entry: &PipeDataEntry, data: &[u8]) -> Result<()> {
         return Ok(());
     }
     let writer = w.try_clone().during("cannot fill a pipe", || "fcntl(_, F_DUPFD_CLOEXEC, 0)".into())?;
-    external::set_flags(&writer, libc::O_NONBLOCK.cast_unsigned())?;
-    let written = std::fs::File::from(writer).write_all(data);
+    let direct = if packets.is_empty() { 0 } else { libc::O_DIRECT };
+    external::set_flags(&writer, (libc::O_NONBLOCK | direct).cast_unsigned())?;
+    let mut writer = std::fs::File::from(writer);
+    let mut rest = data;
+    let mut written = Ok(());
+    for length in packets {
+        let (packet, others) = rest.split_at((*length).min(rest.len()));
+        written = written.and_then(|()| writer.write_all(packet));
+        rest = others;
+    }
+    let written = written.and_then(|()| writer.write_all(rest));
     external::set_flags(w, 0)?;
     written
         .during("cannot fill a pipe", || format!("write(_, _, {})", data.len()))
@@ -192,13 +237,14 @@ mod tests {
         nix::unistd::write(&w, &text[10..]).unwrap();
         let live = Live::own(w, 1).unwrap();
         assert!(is(&live));
-        let (entry, data) = contents(&live, 5).unwrap();
+        let (entry, data, packets) = contents(&live, 5).unwrap();
+        assert!(packets.is_empty());
         assert_eq!((entry.bytes, entry.size), (100_000, Some(1 << 17)));
         assert_eq!(data, text);
         assert_eq!(ioctl::readable(&r).unwrap(), 100_000);
 
         let (r2, w2) = nix::unistd::pipe().unwrap();
-        fill(&w2, &entry, &data).unwrap();
+        fill(&w2, &entry, &data, &[]).unwrap();
         assert_eq!(fcntl(&r2, FcntlArg::F_GETPIPE_SZ).unwrap(), 1 << 17);
         drop(w2);
         let mut back = Vec::new();
@@ -207,18 +253,24 @@ mod tests {
     }
 
     #[test]
-    fn packets_are_refused() {
+    fn packets_stay_packets() {
         let (r, w) = pipe2(OFlag::O_DIRECT).unwrap();
-        check(&Live::own(w.try_clone().unwrap(), 1).unwrap()).unwrap();
-        nix::unistd::write(&w, b"one").unwrap();
-        assert!(check(&Live::own(w, 1).unwrap()).unwrap_err().to_string().contains("packet mode"));
-        drop(r);
+        for packet in [&b"one"[..], b"three", b"x"] {
+            nix::unistd::write(&w, packet).unwrap();
+        }
+        let (entry, data, packets) = contents(&Live::own(r, 1).unwrap(), 5).unwrap();
+        assert_eq!((&data[..], &packets[..]), (&b"onethreex"[..], &[3, 5, 1][..]));
+        let (r, w) = nix::unistd::pipe().unwrap();
+        fill(&w, &entry, &data, &packets).unwrap();
+        let mut buffer = [0; 64];
+        let read = [(); 3].map(|()| nix::unistd::read(&r, &mut buffer).unwrap());
+        assert_eq!(read, [3, 5, 1]);
     }
 
     #[test]
     fn what_does_not_fit_is_an_error_and_no_wait() {
         let (_r, w) = nix::unistd::pipe().unwrap();
         let entry = PipeDataEntry { pipe_id: 1, bytes: 8192, size: Some(4096) };
-        assert!(fill(&w, &entry, &[0; 8192]).is_err());
+        assert!(fill(&w, &entry, &[0; 8192], &[]).is_err());
     }
 }

@@ -85,6 +85,8 @@ pub use self::x86::*;
 
 /// Version of the image set that CRIU reads.
 pub const IMG_VERSION: u32 = 2;
+/// Version of a set that CRIU must not read: it has critical extensions.
+pub const IMG_VERSION_CRITICAL: u32 = 3;
 
 /// Bits of [`VmaEntry::status`].
 pub mod vma {

@@ -4,8 +4,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::error::{Error, Result};
-use crate::checkpoint::image::Extension;
+use crate::checkpoint::files::pipe;
+use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
 use crate::checkpoint::model::Model;
+
+/// The critical extensions.
+const CRITICAL: &[&str] = &[pipe::PACKETS];
 
 impl Model {
     /// The bytes of an extension.
@@ -19,6 +23,18 @@ impl Model {
         let all = &mut self.extension.get_or_insert_default().extensions;
         all.retain(|x| x.name != name);
         all.push(Extension { name: name.to_owned(), critical: false, data });
+    }
+
+    /// The version of the set: one that CRIU refuses, if it would restore it wrong.
+    pub fn version(&self) -> u32 {
+        let critical = self.extension.iter().flat_map(|x| &x.extensions).any(|x| x.critical);
+        if critical { IMG_VERSION_CRITICAL } else { IMG_VERSION }
+    }
+
+    /// A critical extension that nothing here knows.
+    pub fn unknown_extension(&self) -> Option<&str> {
+        let mut all = self.extension.iter().flat_map(|x| &x.extensions);
+        all.find(|x| x.critical && !CRITICAL.contains(&x.name.as_str())).map(|x| x.name.as_str())
     }
 
     /// What an extension of JSON says; the default without it.
@@ -39,6 +55,14 @@ impl Model {
         self.set_extension_data(name, data);
         Ok(())
     }
+
+    /// The same for what CRIU would restore wrong without: it refuses the whole set.
+    pub fn set_critical_extension<T: Serialize>(&mut self, name: &str, what: &T) -> Result<()> {
+        self.set_extension(name, what)?;
+        let all = &mut self.extension.get_or_insert_default().extensions;
+        all.iter_mut().filter(|x| x.name == name).for_each(|x| x.critical = true);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +78,9 @@ mod tests {
         model.set_extension("numbers", &[3]).unwrap();
         assert_eq!(model.extension::<Vec<u32>>("numbers").unwrap(), [3]);
         assert_eq!(model.extension.as_ref().unwrap().extensions.len(), 2);
+        assert_eq!((model.version(), model.unknown_extension()), (IMG_VERSION, None));
+        model.set_critical_extension("numbers", &[3]).unwrap();
+        assert_eq!((model.version(), model.unknown_extension()), (IMG_VERSION_CRITICAL, Some("numbers")));
         let error = model.extension::<Vec<u32>>("others").unwrap_err().to_string();
         assert!(error.contains("extension others not understood"), "{error}");
     }

@@ -33,6 +33,12 @@ impl Model {
         if let Some(extension) = &mut model.extension {
             seal::check(dir, &std::mem::take(&mut extension.digests))?;
         }
+        if let Some(name) = model.unknown_extension() {
+            return Err(Error::new(format!("the images hold what this version does not know: {name}"))
+                .path(dir.path())
+                .remedy("restore them with the version that wrote them"));
+        }
+        model.inventory.img_version = IMG_VERSION;
         model.pstree = dir.read(Kind::Pstree, "pstree.img")?;
         model.read_tasks(dir)?;
         model.read_files(dir)?;
@@ -46,7 +52,7 @@ impl Model {
 
     fn check_version(&self, dir: &ImageDir) -> Result<()> {
         match self.inventory.img_version {
-            IMG_VERSION => Ok(()),
+            IMG_VERSION | IMG_VERSION_CRITICAL => Ok(()),
             other => Err(Error::new(format!(
                 "the images are of version {other}, this is for version {IMG_VERSION}"
             ))

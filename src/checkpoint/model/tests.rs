@@ -24,6 +24,7 @@ fn full() -> Model {
     ghost.chunks = None;
     let mut process: PstreeEntry = sample();
     process.threads = vec![1, 5];
+    let extensions = vec![Extension { critical: false, ..sample() }];
     Model {
         inventory,
         pstree: vec![process],
@@ -68,7 +69,7 @@ fn full() -> Model {
         timens: [(0, sample()), (1, sample())].into(),
         pidns: [(1, sample())].into(),
         // The seal is nobody's but the reader's.
-        extension: Some(StasisExtension { digests: Vec::new(), ..sample() }),
+        extension: Some(StasisExtension { digests: Vec::new(), extensions, ..sample() }),
     }
 }
 
@@ -173,9 +174,12 @@ fn a_directory_without_inventory_is_no_checkpoint() {
 #[test]
 fn another_version_is_refused() {
     let mut model = full();
-    model.inventory.img_version = 3;
-    let error = Model::read(&written(&model).1).unwrap_err().to_string();
-    assert!(error.contains("version 3"), "{error}");
+    model.inventory.img_version = 4;
+    let (place, dir) = written(&model);
+    std::fs::remove_file(place.path().join(INVENTORY)).unwrap();
+    dir.write(Kind::Inventory, INVENTORY, std::slice::from_ref(&model.inventory)).unwrap();
+    let error = Model::read(&dir).unwrap_err().to_string();
+    assert!(error.contains("version 4"), "{error}");
 }
 
 /// The smallest container: one process, one descriptor, one mapping.

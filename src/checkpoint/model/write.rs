@@ -28,7 +28,8 @@ impl Model {
             let extension = StasisExtension { digests: seal::lengths(dir)?, ..extension.clone() };
             dir.write(Kind::Stasis, seal::SEAL, std::slice::from_ref(&extension))?;
         }
-        dir.write(Kind::Inventory, INVENTORY, std::slice::from_ref(&self.inventory))
+        let inventory = InventoryEntry { img_version: self.version(), ..self.inventory.clone() };
+        dir.write(Kind::Inventory, INVENTORY, std::slice::from_ref(&inventory))
     }
 
     fn write_tasks(&self, dir: &ImageDir) -> Result<()> {
