@@ -78,7 +78,9 @@ impl<'a> Container<'a> {
             && !place.exchange.as_os_str().is_empty()
         {
             // The other machine's processor may be a smaller one, as the virtual machine's is.
-            env.push(json!("GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-RTM,-AVX2"));
+            env.push(json!(
+                "GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX512F,-AVX512VL,-AVX512BW,-AVX512DQ,-RTM,-AVX2"
+            ));
         }
         config["process"]["terminal"] = json!(fixture.tty);
         let text = serde_json::to_string_pretty(&config).map_err(|e| e.to_string())?;
