@@ -1,0 +1,230 @@
+"""Where the test suite of runc found differences: what Stasis does as runc does, and has to go on doing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+
+from harness import Container, check, config, equal, sh, until
+from spec import in_user_namespace, mount, run
+
+
+def sleeper(host, label="c", change=None):
+    spec = config(("sleep", "1000"), root=host.overlay("busybox", label))
+    if change:
+        change(spec)
+    return Container(host, label, spec, output="null")
+
+
+def create(c, *flags):
+    subprocess.run(c.command("create", "--bundle", c.bundle, *flags, c.id), check=True, timeout=60, stdin=subprocess.DEVNULL,
+                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_exec_ignore_paused(host):
+    """exec --ignore-paused waits for the thaw, and keeps nobody from it."""
+    c = sleeper(host)
+    c.run()
+    c.call("pause", c.id)
+    check("paused" in c.call("exec", c.id, "true", ok=[255]).stderr, "exec in a paused container")
+    waiting = subprocess.Popen(c.command("exec", "--ignore-paused", c.id, "echo", "thawed"), stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, text=True)
+    until(lambda: len(json.loads(c.call("ps", "--format", "json", c.id).stdout)) == 2, "the process to be in the container")
+    c.call("resume", c.id)
+    equal((waiting.communicate(timeout=30)[0], waiting.returncode), ("thawed\n", 0), "exec")
+
+
+def test_order_of_mounts(host):
+    """The source of a bind mount may be what an earlier one shows, the destination a path of the host."""
+    for index, change in enumerate([lambda spec: None, in_user_namespace]):
+        label = f"m{index}"
+        root = host.overlay("busybox", label)
+        source = host.dir / f"source{index}"
+        for name in "a", "b":
+            (source / name / name).mkdir(parents=True)
+            (source / name / name / "file").write_text(name)
+        # In a user namespace init may not go there itself.
+        source.chmod(0o700)
+
+        def mounts(spec, root=root, source=source, change=change):
+            change(spec)
+            spec["mounts"] += [mount(host, "/mnt", "rbind", source=source / "a"),
+                               mount(host, "/mnt/a", "rbind", source=source / "b"),
+                               mount(host, f"{root}/final", "rbind", source=f"{root}/mnt/a")]
+
+        sh("mkdir", "-p", f"{root}/mnt", f"{root}/final")
+        spec = config(("cat", "/final/b/file"), root=root)
+        mounts(spec)
+        c = Container(host, label, spec)
+        equal(c.call("run", "--bundle", c.bundle, c.id, stdin="").stdout, "b", "the file")
+
+
+def test_links_to_mount_points(host):
+    """A dangling link of the image leads to where it would lead inside; nothing is made outside."""
+    root = host.overlay("busybox", "c")
+    os.symlink("../../../run/parity/hosts", f"{root}/etc/parity")
+    (host.dir / "hosts").write_text("mine")
+    spec = config(("cat", "/run/parity/hosts"), root=root)
+    spec["mounts"].append(mount(host, "/etc/parity", "bind", source=host.dir / "hosts"))
+    c = Container(host, "c", spec)
+    equal(c.call("run", "--bundle", c.bundle, c.id, stdin="").stdout, "mine", "the file")
+    check(not os.path.exists("/run/parity"), "a directory of the host was made")
+
+
+def test_locked_flags(host):
+    """In a user namespace the flags of the host's mounts cannot be taken away."""
+    tree = host.dir / "tree"
+    tree.mkdir()
+    sh("mount", "-t", "tmpfs", "tmpfs", tree)
+    host.undo.append(lambda: sh("umount", tree))
+    sh("mount", "-o", "remount,bind,ro,nosuid", tree)
+
+    def bind(*options):
+        def change(spec):
+            in_user_namespace(spec)
+            spec["process"]["capabilities"]["bounding"].append("CAP_SYS_ADMIN")
+            for name in "effective", "permitted":
+                spec["process"]["capabilities"][name].append("CAP_SYS_ADMIN")
+            spec["mounts"].append(mount(host, "/data", *options, source=tree))
+
+        return change
+
+    said = run(host, "mount -o remount,bind,rw /data 2>/dev/null; grep ' /data ' /proc/self/mounts", bind("bind"))
+    check(" ro,nosuid" in said, said)
+    said = run(host, "true", bind("bind", "rw"), label="rw", ok=[1])
+    check("operation not permitted" in said, said)
+
+
+def test_clocks_in_a_user_namespace(host):
+    """Offsets of a time namespace beside a user namespace."""
+
+    def change(spec):
+        in_user_namespace(spec)
+        spec["linux"]["namespaces"].append({"type": "time"})
+        spec["linux"]["timeOffsets"] = {"monotonic": {"secs": 1000, "nanosecs": 5}, "boottime": {"secs": 2000}}
+
+    said = run(host, "cat /proc/self/timens_offsets", change)
+    equal([line.split() for line in said.splitlines()], [["monotonic", "1000", "5"], ["boottime", "2000", "0"]], "offsets")
+
+
+def test_filter_without_new_calls(host):
+    """A seccomp filter that knows no close_range, openat2 or new mount calls."""
+
+    def change(spec):
+        names = ["close_range", "fsopen", "fsconfig", "fspick", "openat2", "open_tree", "move_mount", "mount_setattr"]
+        spec["process"]["noNewPrivileges"] = False
+        spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW",
+                                    "syscalls": [{"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]}
+
+    equal(run(host, "echo fine", change), "fine\n", "output")
+
+
+def test_hooks_inside(host):
+    """createContainer hooks start in the container's root, startContainer hooks have the program's environment."""
+    log = host.dir / "log"
+
+    def change(spec):
+        spec["hooks"] = {
+            "createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", f"ls bin/busybox >{log}"]}],
+            "startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "echo $HOME $PARITY >/hook"]}],
+        }
+        spec["process"]["env"].append("PARITY=yes")
+
+    equal(run(host, "cat /hook", change), "/root yes\n", "environment")
+    equal(log.read_text(), "bin/busybox\n", "working directory")
+
+    def failing(spec):
+        spec["hooks"] = {"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "kill -SYS $$"]}]}
+
+    said = run(host, "true", failing, label="f", ok=[255])
+    check("error running startContainer hook #0: signal: bad system call" in said, said)
+
+
+def test_host_mounts(host):
+    """A container without a mount namespace is in the root file system all the same; it can't be checkpointed."""
+    root = host.overlay("busybox", "c")
+    spec = config(("sh", "-c", "echo $(ls -d /bin/busybox)"), root=root)
+    spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "mount"]
+    spec["linux"]["maskedPaths"] = spec["linux"]["readonlyPaths"] = []
+    c = Container(host, "c", spec)
+    # Its mounts end with the mount namespace that the command runs in.
+    script = 'mount --make-rprivate / && exec "$@"'
+    done = sh("unshare", "--mount", "sh", "-c", script, "sh", *c.command("run", "--bundle", c.bundle, c.id), stdin="")
+    equal(done.stdout, "/bin/busybox\n", f"output: {done.stderr}")
+
+
+def test_signal_before_start(host):
+    """SIGTERM ends a container that waits for its start, though init is the first of its pid namespace."""
+    c = sleeper(host)
+    create(c)
+    c.call("kill", c.id, "TERM")
+    until(lambda: c.state() == "stopped", "its end")
+
+
+def test_pidfd_socket(host):
+    """--pidfd-socket of create, run and exec: a descriptor of the process, with runc's word beside it."""
+    path = str(host.dir / "pidfd")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(path)
+    server.listen(1)
+    got = []
+
+    def receive():
+        peer, _ = server.accept()
+        word, fds, _, _ = socket.recv_fds(peer, 100, 1)
+        got.append((word, fds[0]))
+
+    def taken(start):
+        thread = threading.Thread(target=receive)
+        thread.start()
+        start()
+        thread.join(30)
+        word, fd = got.pop()
+        pid = int(next(line for line in open(f"/proc/self/fdinfo/{fd}") if line.startswith("Pid:")).split()[1])
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        os.close(fd)
+        return word, pid
+
+    created, started = sleeper(host, "created"), sleeper(host, "started")
+    pids = []
+
+    def make():
+        create(created, "--pidfd-socket", path)
+        pids.append(created.pid())
+
+    equal(taken(make), (b"standard", pids[0]), "create")
+    until(lambda: created.state() == "stopped", "the end of what was created")
+    started.run()
+    process = host.dir / "exec.pid"
+    word, pid = taken(lambda: started.call("exec", "--detach", "--pid-file", process, "--pidfd-socket", path, started.id, "sleep", "1000"))
+    equal((word, pid), (b"setns", int(process.read_text())), "exec")
+    equal(started.state(), "running", "the container")
+
+
+def test_debug(host):
+    """--debug tells the steps, in the log if there is one."""
+    c = sleeper(host)
+    log = host.dir / "log"
+    c.call("--debug", "--log", log, "--log-format", "json", "run", "--detach", "--bundle", c.bundle, c.id, stdin="")
+    steps = [json.loads(line) for line in log.read_text().splitlines()]
+    check(all(s["level"] == "debug" for s in steps), str(steps))
+    for words in "nsexec container setup", "child process in init()", "closing the pipe to signal completion":
+        check(any(words in s["msg"] for s in steps), f"{words}: {steps}")
+
+
+def test_plain_process(host):
+    """exec --process without a user is root's; a capability that can't be ambient is a warning."""
+    c = sleeper(host)
+    c.run()
+    process = host.dir / "process.json"
+    process.write_text(json.dumps({"args": ["id", "-u"], "cwd": "/", "env": ["PATH=/bin:/usr/bin"]}))
+    equal(c.call("exec", "--process", process, c.id).stdout, "0\n", "the user")
+
+    def change(spec):
+        spec["process"]["capabilities"].update(inheritable=["CAP_KILL"], ambient=["CAP_KILL", "CAP_CHOWN"])
+
+    d = sleeper(host, "d", change)
+    said = d.call("run", "--detach", "--bundle", d.bundle, d.id, stdin="").stderr
+    check("can't raise ambient capability CAP_CHOWN: operation not permitted" in said, said)
