@@ -186,6 +186,27 @@ def test_user_namespace(host):
     until(lambda: p.status("mapped") == "running 0", "the second start")
 
 
+def test_user_namespace_auto(host):
+    """--userns=auto: each container gets ids of its own from those of the user `containers`."""
+    for name in "subuid", "subgid":
+        if not os.path.exists(f"/etc/{name}"):
+            raise Skip(f"there is no /etc/{name} to mount one's own on")
+        (host.dir / name).write_text("containers:500000:200000\n")
+        sh("mount", "--bind", host.dir / name, f"/etc/{name}")
+        host.undo.append(lambda name=name: sh("umount", "-l", f"/etc/{name}"))
+    p = podman(host)
+    seen = set()
+    for name in "first", "second":
+        p.run("-d", "--name", name, "--userns", "auto:size=2000", IMAGE, "sleep", "1000")
+        inside, outside, size = p("exec", name, "cat", "/proc/self/uid_map").stdout.split()
+        equal((inside, size), ("0", "2000"), "the map")
+        check(500000 <= int(outside) <= 698000, f"ids from {outside} on")
+        seen.add(outside)
+        p("exec", name, "touch", "/root/mine")
+    equal(len(seen), 2, "ranges of ids")
+    p("rm", "-f", "-t", "0", "first", "second")
+
+
 def test_preserve_fds(host):
     """--preserve-fds: descriptors of whoever calls are the container's, from 3 on."""
     p = podman(host)
