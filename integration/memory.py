@@ -75,6 +75,45 @@ def test_pre_dump_of_a_program_that_moves_its_memory(host):
     pre_dump(host, "mix")
 
 
+def test_pre_dump_of_mappings_that_become_one(host):
+    need("gcc")
+    real_checkpoints()
+    root = host.overlay("busybox", "c")
+    sh("gcc", "-static", "-O2", "-Wall", "-o", root / "merge", TOP / "integration/programs/merge.c")
+    c = Container(host, "c", config(["/merge"], root=root), output="null")
+    c.run()
+
+    def reaches(version):
+        def status():
+            text = (root / "status").read_text().strip() if (root / "status").exists() else ""
+            check(not text.startswith("BAD"), f"the program has found wrong memory: {text}")
+            return text == f"version {version}"
+
+        until(status, f"version {version}")
+
+    def go_on(version):
+        os.kill(c.pid(), signal.SIGUSR1)
+        reaches(version)
+
+    reaches(1)
+    c.checkpoint("s1", "--pre-dump")
+    for version in range(2, 6):
+        go_on(version)
+        c.checkpoint(f"s{version}", "--pre-dump", "--parent-path", f"../s{version - 1}")
+    c.checkpoint("d", "--parent-path", "../s5")
+    c.restore("d")
+    go_on(6)
+    # Nothing is left of what watched, but what it has left behind.
+    c.checkpoint("s6", "--pre-dump")
+    go_on(7)
+    c.checkpoint("s7", "--leave-running")
+    c.checkpoint("s8", "--pre-dump")
+    go_on(8)
+    c.checkpoint("e", "--parent-path", "../s8")
+    c.restore("e")
+    go_on(9)
+
+
 def test_precopy(host):
     c = Churn(host, "c").start()
     c.checkpoint("p", "--precopy", "--leave-running")

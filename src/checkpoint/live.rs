@@ -2,20 +2,22 @@
 //!
 //! ```text
 //!   program      runs ────────────────────────────────────────────>
-//!   per process  register what is new; scan: what was written is protected again, and found
+//!   per process  scan: what was written is protected again, and found
 //!                copy it          ── what is written from now on is found by the next scan
 //! ```
 //!
 //! The last rounds of a pre-copy have to be short, for what is written during one is what the next has to copy. A page is
 //! protected before it is copied, so that what is copied is at least as new as the protection; a write that is newer
-//! takes it away again.
+//! takes it away again. Mappings that are new come to be watched only where all stand still (see `track`): until then
+//! this does not save their pages, and when these are more than a few it is not enough.
 
 use crate::checkpoint::image::VmaEntry;
 use crate::checkpoint::memory::capture::TaskPages;
 use crate::checkpoint::memory::layout;
-use crate::checkpoint::memory::pages::Pagemap;
+use crate::checkpoint::memory::pages::{PAGE, Pagemap};
 use crate::checkpoint::memory::parent::{Known, Parent};
-use crate::checkpoint::memory::track::Tracking;
+use crate::checkpoint::memory::track::{self, Tracking};
+use crate::checkpoint::precopy::FEW;
 use crate::checkpoint::predump::Round;
 use crate::checkpoint::task::status::Status;
 use crate::checkpoint::{Freezer, Result};
@@ -26,6 +28,17 @@ use crate::checkpoint::{Freezer, Result};
 pub fn round(freezer: &dyn Freezer, tracking: &mut Tracking, known: &mut Known) -> Result<Option<Round>> {
     let pids = running(freezer)?;
     if !pids.iter().all(|(pid, _)| tracking.needs_no_stop(*pid)) {
+        return Ok(None);
+    }
+    let mut left = 0;
+    for (pid, vpid) in &pids {
+        match unwatched(*pid) {
+            Ok(bytes) => left += bytes,
+            Err(_) if !is_alive(*pid) => {}
+            Err(error) => return Err(error.pid(vpid.cast_signed())),
+        }
+    }
+    if left > FEW * PAGE {
         return Ok(None);
     }
     let mut parent = Parent::given(None, std::mem::take(known));
@@ -41,9 +54,14 @@ pub fn round(freezer: &dyn Freezer, tracking: &mut Tracking, known: &mut Known) 
     Round::new(found, tracking).map(Some)
 }
 
+/// Bytes of a process that the scan leaves out.
+fn unwatched(pid: i32) -> Result<u64> {
+    let pages = Pagemap::open(pid)?.unwatched(&track::ranges(&layout::private(pid)?), false)?;
+    Ok(pages.iter().map(|range| range.end - range.start).sum())
+}
+
 fn scan((pid, vpid): (i32, u32), id: u32, parent: &mut Parent, tracking: &mut Tracking) -> Result<TaskPages> {
     let mappings: Vec<VmaEntry> = layout::private(pid)?;
-    tracking.watch_more(pid, &mappings)?;
     let earlier = parent.of(vpid, tracking.scan(pid));
     TaskPages::find(&mut Pagemap::open(pid)?, (pid, vpid), id, mappings.iter(), &earlier)
 }

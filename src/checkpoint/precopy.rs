@@ -29,7 +29,7 @@ use crate::checkpoint::{Error, Freezer, Result};
 /// So many bytes of one round are kept in memory until the container goes on.
 const HELD: u64 = 256 << 20;
 /// So many pages are saved quickly enough while everything stands still.
-const FEW: u64 = 256;
+pub const FEW: u64 = 256;
 
 /// Dumps the container after at most `most` pre-dumps.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer, most: u32) -> Result<DumpReport> {

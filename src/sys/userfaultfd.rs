@@ -63,15 +63,24 @@ struct Copy {
     copy: i64,
 }
 
+/// `struct uffdio_writeprotect`
+#[repr(C)]
+struct WriteProtect {
+    start: u64,
+    len: u64,
+    mode: u64,
+}
+
 mod raw {
     #![allow(missing_docs)]
-    use super::{Api, Copy, Range, Register, Zeropage};
+    use super::{Api, Copy, Range, Register, WriteProtect, Zeropage};
     nix::ioctl_readwrite!(uffdio_api, 0xAA, 0x3F, Api);
     nix::ioctl_readwrite!(uffdio_register, 0xAA, 0x00, Register);
     nix::ioctl_read!(uffdio_unregister, 0xAA, 0x01, Range);
     nix::ioctl_read!(uffdio_wake, 0xAA, 0x02, Range);
     nix::ioctl_readwrite!(uffdio_copy, 0xAA, 0x03, Copy);
     nix::ioctl_readwrite!(uffdio_zeropage, 0xAA, 0x04, Zeropage);
+    nix::ioctl_readwrite!(uffdio_writeprotect, 0xAA, 0x06, WriteProtect);
 }
 
 /// A descriptor for the memory of this process. Since Linux 4.3; UFFD_USER_MODE_ONLY since 5.11.
@@ -113,6 +122,14 @@ pub fn unregister(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()>
     let mut arg = Range { start, len };
     // SAFETY: `arg` has the layout of struct uffdio_range.
     unsafe { raw::uffdio_unregister(uffd.as_raw_fd(), &raw mut arg)? };
+    Ok(())
+}
+
+/// Takes the protection from pages of `start..start + len`, which must all be registered: they count as written.
+pub fn unprotect(uffd: BorrowedFd<'_>, start: u64, len: u64) -> nix::Result<()> {
+    let mut arg = WriteProtect { start, len, mode: 0 };
+    // SAFETY: `arg` has the layout of struct uffdio_writeprotect.
+    unsafe { raw::uffdio_writeprotect(uffd.as_raw_fd(), &raw mut arg)? };
     Ok(())
 }
 

@@ -186,6 +186,24 @@ impl Pagemap {
         Ok(found)
     }
 
+    /// Pages of the mappings, which are in ascending order, to which writes are not noted; where the kernel cannot say,
+    /// none. `marked`: only those that look as if nobody had written to them all the same.
+    pub fn unwatched(&self, mappings: &[Range<u64>], marked: bool) -> Result<Vec<Range<u64>>> {
+        let left_out = LEFT_OUT | scan::PAGE_IS_WPALLOWED | if marked { scan::PAGE_IS_WRITTEN } else { 0 };
+        let query = Query { inverted: left_out, all: left_out, report: 0, ..FOUND };
+        let (Some(first), Some(last)) = (mappings.first(), mappings.last()) else { return Ok(Vec::new()) };
+        let (mut parts, mut next) = (Vec::new(), 0);
+        self.scan(first.start..last.end, query, &mut |range, _| {
+            while mappings.get(next).is_some_and(|mapping| mapping.end <= range.start) {
+                next += 1;
+            }
+            for mapping in mappings[next..].iter().take_while(|mapping| mapping.start < range.end) {
+                push(&mut parts, mapping.start.max(range.start)..mapping.end.min(range.end));
+            }
+        })?;
+        Ok(parts)
+    }
+
     /// Calls `found` for each range of pages of one kind: a scan's, which may reach beyond the mappings, or, without scans,
     /// a page's of the kind that `matches` gives.
     fn find(

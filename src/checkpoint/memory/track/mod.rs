@@ -17,6 +17,18 @@
 //! The protection is lost with mremap, exec, fork and new mappings: what has none counts as written. A record in the
 //! state directory says to which set the protection belongs; it is removed before anything is protected again, so that
 //! whoever dies in the middle leaves no record, and the next set has all pages.
+//!
+//! Not all of it is lost with mremap. A mapping that is moved next to others of the same userfaultfd becomes one with
+//! them, and the kernel takes the whole from the userfaultfd, but the marks only from the pages that moved:
+//!
+//! ```text
+//!   mapping      [ A ][ B ][ C ]    watched          [ A ]     [ C ]    B is moved away      [  A  B  C  ]    and back
+//!   marks          #    #    #      protected          #         #                             #     .    #   nobody watches
+//!   write to A                                                                                 #              not noted!
+//! ```
+//!
+//! Watched again, A would look as if nobody had written to it. So a mapping comes to be watched only while its process
+//! stands still, and what is found marked before is unmarked after.
 
 mod keeper;
 
@@ -31,7 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::VmaEntry;
-use crate::checkpoint::memory::pages::{Marks, PAGE};
+use crate::checkpoint::memory::pages::{Marks, PAGE, Pagemap};
 use crate::checkpoint::memory::vmas;
 use crate::checkpoint::remote::{Batch, Injection};
 use crate::checkpoint::task::status::Stat;
@@ -155,8 +167,10 @@ impl Tracking {
             return Ok(());
         }
         let ranges = ranges(mappings);
+        let stale = Pagemap::open(task.pid)?.unwatched(&ranges, true)?;
         if let Some(uffd) = &watched.uffd {
             match register(uffd, &ranges) {
+                Ok(()) => return unmark(uffd, &stale),
                 // The program has called execve(2): another address space.
                 Err(Errno::ENOMEM | Errno::ESRCH) => watched.uffd = None,
                 other => return other.during("cannot note writes", || "ioctl(uffd, UFFDIO_REGISTER)".into()),
@@ -164,6 +178,7 @@ impl Tracking {
         }
         let Some(uffd) = userfaultfd(task, injection)? else { return Ok(()) };
         register(&uffd, &ranges).during("cannot note writes", || "ioctl(uffd, UFFDIO_REGISTER)".into())?;
+        unmark(&uffd, &stale)?;
         watched.uffd = Some(uffd);
         Ok(())
     }
@@ -172,17 +187,6 @@ impl Tracking {
     pub fn needs_no_stop(&self, pid: i32) -> bool {
         let watched = self.tasks.get(&pid).filter(|watched| start_time(pid) == Some(watched.start));
         self.how == How::Protection && watched.is_some_and(|watched| watched.uffd.is_some())
-    }
-
-    /// As [`Self::watch`], for a task that runs and was watched before. What cannot be watched counts as written.
-    pub fn watch_more(&mut self, pid: i32, mappings: &[VmaEntry]) -> Result<()> {
-        let Some(watched) = self.tasks.get_mut(&pid) else { return Ok(()) };
-        let Some(uffd) = &watched.uffd else { return Ok(()) };
-        match register(uffd, &ranges(mappings)) {
-            // Unmapped since they were read; or the program has called execve(2), and nothing of it is watched.
-            Ok(()) | Err(Errno::ENOMEM | Errno::ESRCH) => Ok(()),
-            other => other.during("cannot note writes", || "ioctl(uffd, UFFDIO_REGISTER)".into()),
-        }
     }
 
     /// How the pages of a stopped task are to be scanned such that from then on writes to them are noted.
@@ -304,7 +308,7 @@ fn userfaultfd(task: &LiveTask, injection: &mut Injection) -> Result<Option<Owne
 }
 
 /// What can be watched, touching mappings joined.
-fn ranges(mappings: &[VmaEntry]) -> Vec<std::ops::Range<u64>> {
+pub fn ranges(mappings: &[VmaEntry]) -> Vec<std::ops::Range<u64>> {
     let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
     for entry in mappings.iter().filter(|entry| vmas::may_be_watched(entry)) {
         match ranges.last_mut() {
@@ -313,6 +317,17 @@ fn ranges(mappings: &[VmaEntry]) -> Vec<std::ops::Range<u64>> {
         }
     }
     ranges
+}
+
+/// Takes the marks from pages that nobody watched when they got them. What cannot be watched needs none.
+fn unmark(uffd: &OwnedFd, stale: &[std::ops::Range<u64>]) -> Result<()> {
+    for range in stale {
+        match userfaultfd::unprotect(uffd.as_fd(), range.start, range.end - range.start) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            failed => failed.during("cannot note writes", || "ioctl(uffd, UFFDIO_WRITEPROTECT)".into())?,
+        }
+    }
+    Ok(())
 }
 
 /// Registers ranges, again and again if need be: registering twice changes nothing.

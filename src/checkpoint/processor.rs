@@ -1,0 +1,68 @@
+//! The instructions that programs may use.
+//!
+//! A program looks at its start what the processor can do, chooses its functions, and never looks again: on a processor
+//! that lacks one of those instructions it is killed by SIGILL, some time after the restore. The registers do not tell
+//! (transactional memory and random numbers have none), so the images say what the processor had, and a restore on one
+//! that has less is refused by name, unless `--cpu-cap none` promises that nobody uses it.
+
+use crate::checkpoint::arch;
+use crate::checkpoint::context::Options;
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::model::Model;
+
+/// The name of this room's extension in stasis.img.
+const EXTENSION: &str = "processor";
+
+/// Notes what this processor has.
+pub fn dump(model: &mut Model) -> Result<()> {
+    model.set_extension(EXTENSION, &here()?)
+}
+
+/// Whether this processor has all that the images' had. Images that do not say are taken.
+pub fn admit(model: &Model, options: &Options) -> Result<()> {
+    accept(&model.extension::<Vec<String>>(EXTENSION)?, options)
+}
+
+/// Whether this processor has all instructions of another one.
+pub fn accept(had: &[String], options: &Options) -> Result<()> {
+    if options.any_processor || had.is_empty() {
+        return Ok(());
+    }
+    let here = here()?;
+    let missing: Vec<&str> = had.iter().filter(|one| !here.contains(one)).map(String::as_str).collect();
+    match missing.as_slice() {
+        [] => Ok(()),
+        missing => Err(Error::new(format!(
+            "programs of the checkpoint may use instructions that this processor lacks: {}",
+            missing.join(" ")
+        ))
+        .remedy("restore on a processor that has them, or promise with --cpu-cap none that nobody uses them")),
+    }
+}
+
+/// What this processor has.
+pub fn here() -> Result<Vec<String>> {
+    let path = "/proc/cpuinfo";
+    let text = std::fs::read_to_string(path)
+        .during("cannot tell what the processor can do", || format!("read({path:?})"))?;
+    Ok(arch::instructions(&text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_smaller_processor_is_refused_by_name() {
+        let mut model = Model::default();
+        admit(&model, &Options::default()).unwrap();
+        dump(&mut model).unwrap();
+        admit(&model, &Options::default()).unwrap();
+        let mut more = here().unwrap();
+        more.push("avx4096".to_owned());
+        model.set_extension(EXTENSION, &more).unwrap();
+        let error = admit(&model, &Options::default()).unwrap_err().to_string();
+        assert!(error.contains("lacks: avx4096;") && error.contains("--cpu-cap"), "{error}");
+        admit(&model, &Options { any_processor: true, ..Options::default() }).unwrap();
+    }
+}
