@@ -470,6 +470,34 @@ def test_clocks_of_another_machine(host):
     equal(sorted(clocks()[before - 1:]), clocks()[before - 1:], "clocks never go back")
 
 
+def test_drop_exec(host):
+    """Processes of exec: refused by name, or left out; they go on beside a container that is left running."""
+    real_checkpoints()
+    c = busybox(host, "sleep", "1000")
+    c.run()
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # With a child of its own, and one that init has inherited: that one is the container's.
+    script = "sleep 2000 & (sleep 3000 & exit); wait"
+    subprocess.run(c.command("exec", "--detach", c.id, "sh", "-c", script), check=True, timeout=60, **nowhere)
+    programs = lambda c: sorted(line.split(None, 3)[3] for line in c.call("ps", c.id, "-o", "pid,user,ppid,args").stdout.splitlines()[1:])  # noqa: E731
+    whole = ["sh -c " + script, "sleep 1000", "sleep 2000", "sleep 3000"]
+    until(lambda: programs(c) == whole, "the processes")
+    refused = c.checkpoint("refused", ok=None)
+    check(refused.returncode != 0 and "--drop-exec" in refused.stderr, refused.stderr)
+    check("--drop-exec" in c.call("check", c.id, ok=[1]).stdout, "check says nothing of it")
+    c.call("check", "--drop-exec", c.id)
+    c.checkpoint("left", "--drop-exec", "--leave-running")
+    equal(programs(c), whole, "the container that was left running")
+    c.checkpoint("before", "--drop-exec", "--pre-dump")
+    equal(programs(c), whole, "after a pre-dump")
+    c.checkpoint("image", "--drop-exec", "--parent-path", "../before")
+    equal(c.state(), "", "after the checkpoint")
+    for name in ("image", "left"):
+        c.restore(name)
+        equal(programs(c), ["sleep 1000", "sleep 3000"], f"restored from {name}")
+        c.delete()
+
+
 def test_trace(host):
     """--trace: the phases one after another; a file that can't be written is a warning, and no harm."""
     real_checkpoints()

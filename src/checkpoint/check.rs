@@ -30,6 +30,7 @@ pub fn check(
     if !pids.contains(&source.init) {
         return vec![Error::new("the container's first process does not run")];
     }
+    let pids = if options.drop_exec { with_descendants(BTreeSet::from([source.init])) } else { pids };
     let mut found = Vec::new();
     let mut tasks = Vec::new();
     for pid in &pids {
@@ -59,12 +60,15 @@ pub fn check(
 
 /// The processes of the subtree, and their children, which may be zombies or in another group.
 fn processes(freezer: &dyn Freezer) -> Result<BTreeSet<i32>> {
-    let mut all: BTreeSet<i32> = freezer.pids()?.into_iter().collect();
+    Ok(with_descendants(freezer.pids()?.into_iter().collect()))
+}
+
+fn with_descendants(mut all: BTreeSet<i32>) -> BTreeSet<i32> {
     let mut new: Vec<i32> = all.iter().copied().collect();
     while let Some(pid) = new.pop() {
         new.extend(children(pid).into_iter().filter(|child| all.insert(*child)));
     }
-    Ok(all)
+    all
 }
 
 fn process(pid: i32, status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<()> {

@@ -32,6 +32,8 @@ pub struct Options {
     pub shell_job: bool,
     /// File locks are kept.
     pub file_locks: bool,
+    /// Processes that were started by exec are left out.
+    pub drop_exec: bool,
     /// The network namespace is restored empty.
     pub empty_network: bool,
     /// Print the statistics of the operation.
@@ -48,6 +50,8 @@ pub struct Options {
     pub auto_dedup: bool,
     /// What config.json of the destination does not allow is left out of the images, instead of refusing them.
     pub clamp: bool,
+    /// A processor with fewer instructions than that of the checkpoint is taken.
+    pub any_processor: bool,
     /// The memory of a restored container is filled while it already runs.
     pub lazy: bool,
 }

@@ -27,7 +27,7 @@ use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::{freeze, process};
-use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces};
+use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
 
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Result<DumpReport> {
@@ -124,8 +124,8 @@ fn attempt(
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
-    let Stopped { mut record, paused, tasks, threads, started, freezing } =
-        stop(source, freezer, &mut phases)?;
+    let Stopped { mut record, paused, tasks, mut strangers, threads, started, freezing } =
+        stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
 
     let mut dump = Dump::new(options, source, &images, tasks);
@@ -135,9 +135,10 @@ fn attempt(
     let locked = files::lock_network(&mut dump, &mut record, freezer);
     let saved = locked.and_then(|()| save(&mut dump, &mut phases));
     let result = saved.and_then(|mut capture| {
-        let let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
+        let mut let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
             files::unlock_network(dump)?;
-            release(std::mem::take(&mut dump.tasks), freezer, paused).map(|()| Some(started.elapsed()))
+            let tasks = all(&mut dump.tasks, &mut strangers);
+            release(tasks, freezer, paused).map(|()| Some(started.elapsed()))
         };
         // Frozen again at once, a container that was paused could not be asked to wait for its copies.
         if options.leave_running && !paused && capture.snapshot(&mut dump.tasks, &images)? {
@@ -197,7 +198,7 @@ fn attempt(
         Ok(())
     });
     let frozen = frozen.unwrap_or_else(|| started.elapsed());
-    let tasks = std::mem::take(&mut dump.tasks);
+    let tasks = all(&mut dump.tasks, &mut strangers);
     let (counted, pages_scanned) = (dump.model.pstree.len(), report::mapped(&dump.model));
     match &result {
         Ok(()) if !options.leave_running => {
@@ -244,6 +245,8 @@ pub(super) struct Stopped {
     /// Whether it was paused before.
     pub paused: bool,
     pub tasks: Vec<LiveTask>,
+    /// Those that stay out of the images, and share the container's fate.
+    pub strangers: Vec<LiveTask>,
     pub threads: usize,
     /// When its first thread began to stop, and how long it took until the last had.
     pub started: Instant,
@@ -251,13 +254,22 @@ pub(super) struct Stopped {
 }
 
 /// Stops the container, on record. The phase before it is called the check.
-pub(super) fn stop(source: &Source, freezer: &mut dyn Freezer, phases: &mut Phases) -> Result<Stopped> {
+pub(super) fn stop(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    phases: &mut Phases,
+) -> Result<Stopped> {
     let paused = freezer.is_frozen()?;
     let record = Record::write(source.state_dir.as_deref(), paused)?;
     phases.end("check");
     let started = Instant::now();
-    let tasks = match freeze::stop(freezer, source.init, paused) {
-        Ok(tasks) => tasks,
+    let stood = freeze::stop(freezer, source.init, paused).and_then(|stood| match stood.strangers.first() {
+        Some(stranger) if !options.drop_exec => Err(freeze::stranger_error(stranger.vpid)),
+        _ => Ok(stood),
+    });
+    let freeze::Stood { tasks, strangers } = match stood {
+        Ok(stood) => stood,
         Err(error) => {
             record.undo(freezer)?;
             return Err(error);
@@ -266,7 +278,12 @@ pub(super) fn stop(source: &Source, freezer: &mut dyn Freezer, phases: &mut Phas
     let freezing = started.elapsed();
     phases.end("freeze");
     let threads = tasks.iter().map(|t| t.threads.len()).sum();
-    Ok(Stopped { record, paused, tasks, threads, started, freezing })
+    Ok(Stopped { record, paused, tasks, strangers, threads, started, freezing })
+}
+
+/// Everything that stands still.
+pub(super) fn all(tasks: &mut Vec<LiveTask>, strangers: &mut Vec<LiveTask>) -> Vec<LiveTask> {
+    tasks.drain(..).chain(strangers.drain(..)).collect()
 }
 
 /// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.
@@ -293,6 +310,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
         }
     }
     describe(dump)?;
+    processor::dump(&mut dump.model)?;
     phases.end("tasks");
     namespaces::dump(dump)?;
     phases.end("namespaces");

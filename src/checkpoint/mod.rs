@@ -15,6 +15,7 @@ pub mod namespaces;
 pub mod outlook;
 pub mod precopy;
 pub mod predump;
+pub mod processor;
 pub mod recovery;
 pub mod remote;
 pub mod report;

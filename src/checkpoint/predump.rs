@@ -9,7 +9,7 @@
 //! cannot be restored by itself.
 
 use crate::checkpoint::context::{LiveTask, Options, Source};
-use crate::checkpoint::dump::{Stopped, describe_set, refuse, release, stop};
+use crate::checkpoint::dump::{Stopped, all, describe_set, refuse, release, stop};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
 use crate::checkpoint::memory::capture::{Earlier, Stream, TaskPages};
 use crate::checkpoint::memory::dedup::dedup;
@@ -150,7 +150,8 @@ fn find(
     let known = parent.as_mut().and_then(Parent::take_tracking);
     let is_known = known.is_some();
     let mut tracking = known.unwrap_or_else(Tracking::begin);
-    let Stopped { record, paused, tasks, threads, started, freezing } = stop(source, freezer, &mut phases)?;
+    let Stopped { record, paused, mut tasks, mut strangers, threads, started, freezing } =
+        stop(options, source, freezer, &mut phases)?;
     let count = tasks.len();
 
     let mut scanned = 0;
@@ -168,7 +169,7 @@ fn find(
         Ok(found)
     });
     phases.end("memory");
-    let released = release(tasks, freezer, paused);
+    let released = release(all(&mut tasks, &mut strangers), freezer, paused);
     let frozen = started.elapsed();
     record.remove();
     let round = Round::new(found?, &mut tracking)?;

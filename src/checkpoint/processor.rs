@@ -5,6 +5,9 @@
 //! (transactional memory and random numbers have none), so the images say what the processor had, and a restore on one
 //! that has less is refused by name, unless `--cpu-cap none` promises that nobody uses it.
 
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+
 use crate::checkpoint::arch;
 use crate::checkpoint::context::Options;
 use crate::checkpoint::error::{Context, Error, Result};
@@ -36,16 +39,28 @@ pub fn accept(had: &[String], options: &Options) -> Result<()> {
             "programs of the checkpoint may use instructions that this processor lacks: {}",
             missing.join(" ")
         ))
-        .remedy("restore on a processor that has them, or promise with --cpu-cap none that nobody uses them")),
+        .remedy(
+            "restore on a processor that has them, or promise with --cpu-cap none that nobody uses them",
+        )),
     }
 }
 
 /// What this processor has.
 pub fn here() -> Result<Vec<String>> {
     let path = "/proc/cpuinfo";
-    let text = std::fs::read_to_string(path)
-        .during("cannot tell what the processor can do", || format!("read({path:?})"))?;
-    Ok(arch::instructions(&text))
+    let what = "cannot tell what the processor can do";
+    let file = File::open(path).during(what, || format!("open({path:?})"))?;
+    // All are alike, and the kernel takes its time to tell of each.
+    let mut first = String::new();
+    for line in BufReader::new(file).lines() {
+        let line = line.during(what, || format!("read({path:?})"))?;
+        if line.is_empty() {
+            break;
+        }
+        first.push_str(&line);
+        first.push('\n');
+    }
+    Ok(arch::instructions(&first))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use std::io::Write;
 
 use super::checkpoint::{What, options};
 use super::{Context, Count, check_args};
+use crate::checkpoint::context::Options;
 use crate::checkpoint::features::{self, Feature};
 use crate::checkpoint::outlook::{Fate, Outlook};
 use crate::container::{Error, Result, checkpoint};
@@ -17,6 +18,9 @@ use crate::container::{Error, Result, checkpoint};
 pub struct Args {
     #[command(flatten)]
     what: What,
+    /// Leave out processes that were started by exec
+    #[arg(long)]
+    drop_exec: bool,
     /// Output format: text or json
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     format: String,
@@ -39,7 +43,11 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
             (if json { encode(&all)? } else { table(&all) }, good)
         }
         Some(id) => {
-            let outlook = checkpoint::look(&context.store, id, options(&args.what)?)?;
+            let outlook = checkpoint::look(
+                &context.store,
+                id,
+                Options { drop_exec: args.drop_exec, ..options(&args.what)? },
+            )?;
             (if json { encode(&outlook)? } else { tell(&outlook) }, outlook.possible)
         }
     };

@@ -57,6 +57,9 @@ pub struct Args {
     /// Leave the container running
     #[arg(long)]
     leave_running: bool,
+    /// Leave out processes that were started by exec
+    #[arg(long)]
+    drop_exec: bool,
     /// Link unlinked files back where possible
     #[arg(long)]
     link_remap: bool,
@@ -147,6 +150,15 @@ pub fn tell<T: std::fmt::Display>(done: &checkpoint::Outcome<T>) {
     }
 }
 
+/// Whether a processor with fewer instructions is taken: `--cpu-cap`, in CRIU's words.
+pub fn any_processor(cap: &str) -> Result<bool> {
+    match cap {
+        "ins" => Ok(false),
+        "none" => Ok(true),
+        _ => Err(Error::new("invalid cpu-cap: ins or none")),
+    }
+}
+
 /// What of a container is to be saved.
 pub fn options(what: &What) -> Result<Options> {
     Ok(Options {
@@ -170,6 +182,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         leave_running: args.leave_running,
+        drop_exec: args.drop_exec,
         print_stats: args.print_stats,
         trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,

@@ -34,6 +34,9 @@ pub struct Args {
     /// Directory for the log and statistics
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
+    /// Leave out processes that were started by exec
+    #[arg(long)]
+    drop_exec: bool,
     #[command(flatten)]
     what: What,
     /// Name of the container
@@ -52,6 +55,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let options = Options {
         image_path: args.image_path.as_deref().map(absolute).transpose()?.unwrap_or_else(default),
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
+        drop_exec: args.drop_exec,
         ..options(&args.what)?
     };
     let patience = Duration::from_secs(args.timeout);

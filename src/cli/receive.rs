@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
+use super::checkpoint::any_processor;
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::Result;
@@ -25,6 +26,9 @@ pub struct Args {
     /// Have all memory in place before the container runs
     #[arg(long)]
     eager: bool,
+    /// What the processor must have: ins, all instructions of that of the source, or none
+    #[arg(long, value_name = "CAP", default_value = "ins")]
+    cpu_cap: String,
     /// How long the other side may say nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u64,
@@ -58,6 +62,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     let options = Options {
         work_path: args.work_path.as_deref().map(absolute).transpose()?.or_else(|| Some(images.clone())),
         lazy: !args.eager,
+        any_processor: any_processor(&args.cpu_cap)?,
         ..Options::default()
     };
     let flags = new::Flags {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::checkpoint::{What, options, tell};
+use super::checkpoint::{What, any_processor, options, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
 use crate::container::foreground::Signals;
@@ -56,6 +56,9 @@ pub struct Args {
     /// What becomes of processes that are wider than config.json allows: refuse or clamp
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     policy: String,
+    /// What the processor must have: ins, all instructions of that of the checkpoint, or none
+    #[arg(long, value_name = "CAP", default_value = "ins")]
+    cpu_cap: String,
     /// Print what the restore took
     #[arg(long)]
     print_stats: bool,
@@ -88,6 +91,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
             "clamp" => true,
             _ => return Err(Error::new("invalid policy: refuse or clamp")),
         },
+        any_processor: any_processor(&args.cpu_cap)?,
         lazy: args.lazy || args.lazy_pages,
         ..options(&args.what)?
     };

@@ -23,7 +23,9 @@ use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::time;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
-use crate::checkpoint::{dump, files, outlook, precopy, predump, recovery, restore as engine, trace};
+use crate::checkpoint::{
+    dump, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
+};
 use crate::init::mounts::Mount;
 use crate::sys::Context;
 
@@ -165,6 +167,7 @@ pub fn restore_when(
     let model = Model::read(&images)?;
     model.validate()?;
     files::accept(&model, &options)?;
+    processor::admit(&model, &options)?;
     time::go_on(&model, &mut request.bundle.spec)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     // Packets of connections that have no socket yet would be answered, as soon as a hook has attached the network.

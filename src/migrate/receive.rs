@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::checkpoint::context::{NetworkLock, Options};
+use crate::checkpoint::processor;
 use crate::container::create::{Created, Request};
 use crate::container::{Error, Result, Store, checkpoint};
 use crate::migrate::send::{Hello, VERSION, is_image};
@@ -96,6 +97,7 @@ fn take(
     if store.dir(&request.id)?.load().is_ok() {
         return Err(Error::Exists);
     }
+    processor::accept(&hello.instructions, &options)?;
     make(images)?;
     wire.send(Kind::Hello, &[])?;
     let last = sets(wire, images)?;

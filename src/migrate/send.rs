@@ -19,7 +19,7 @@ use crate::checkpoint::memory::capture::Stream;
 use crate::checkpoint::memory::copy;
 use crate::checkpoint::precopy::{Made, Rounds};
 use crate::checkpoint::predump::Round;
-use crate::checkpoint::{self as engine, precopy};
+use crate::checkpoint::{self as engine, precopy, processor};
 use crate::container::{Container, Error, Result, Store};
 use crate::migrate::wire::{Kind, LARGEST, Wire};
 use crate::sys::Context;
@@ -46,6 +46,9 @@ pub(super) struct Hello {
     pub(super) file_locks: bool,
     pub(super) empty_network: bool,
     pub(super) manage_cgroups: Option<String>,
+    /// What the container's programs may use: to be refused before anything is sent.
+    #[serde(default)]
+    pub(super) instructions: Vec<String>,
 }
 
 /// Where `receive` is.
@@ -97,6 +100,7 @@ pub fn send(
         file_locks: options.file_locks,
         empty_network: options.empty_network,
         manage_cgroups: options.manage_cgroups.clone(),
+        instructions: processor::here()?,
     };
     let hello = serde_json::to_vec(&hello).map_err(|e| Error::new(format!("encoding the greeting: {e}")))?;
     wire.send(Kind::Hello, &hello)?;

@@ -9,6 +9,7 @@
 //! | `record`   | [`ThreadInfo`]: registers as CRIU's core image keeps them                                 |
 //! | `features` | parts of the processor that a program has to ask for                                      |
 //! | `bridge`   | code that leads from the vdso of another kernel to this one's                              |
+//! | `instructions` | which of `/proc/cpuinfo`'s flags programs rely on without asking                     |
 //! | `calls`    | system calls that only this architecture has                                              |
 
 #[cfg(target_arch = "x86_64")]

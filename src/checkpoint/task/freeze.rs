@@ -53,9 +53,18 @@ const VFORK: Duration = Duration::from_secs(2);
 /// A program that still has new processes after so many passes needs the freezer.
 const PASSES: usize = 4;
 
+/// All processes of a container, stopped.
+#[derive(Debug)]
+pub struct Stood {
+    /// Init, and every process after its parent.
+    pub tasks: Vec<LiveTask>,
+    /// Those that exec has started, and their descendants.
+    pub strangers: Vec<LiveTask>,
+}
+
 /// Stops all threads of the container, which is `paused` by its freezer or runs; `init` is its first process. On an error
 /// everything that was stopped goes on.
-pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Vec<LiveTask>> {
+pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Stood> {
     let mut found = Found::default();
     let stopped = found.all(freezer, paused);
     if stopped.is_err() && paused {
@@ -227,7 +236,7 @@ impl Found {
     }
 
     /// The stopped threads as processes, init first, parents before children, zombies among them.
-    fn collect(self, init: i32) -> Result<Vec<LiveTask>> {
+    fn collect(self, init: i32) -> Result<Stood> {
         let mut tasks: BTreeMap<i32, LiveTask> = BTreeMap::new();
         for pid in &self.processes {
             let mut threads: Vec<(i32, Thread)> = self
@@ -338,8 +347,8 @@ pub fn reap(mut left: Vec<Thread>, deadline: Instant) -> Result<()> {
 /// How long one thread's end is waited for before the next one's.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// Init, then every process after its parent.
-fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Vec<LiveTask>> {
+/// Init, then every process after its parent; and the others.
+fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Stood> {
     let first = tasks.remove(&init).ok_or_else(|| Error::new("the container's first process has ended"))?;
     let mut parents: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for pid in tasks.keys() {
@@ -353,17 +362,14 @@ fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Vec<LiveTask>>
             sorted.extend(tasks.remove(&child));
         }
     }
-    match tasks.values().next() {
-        None => Ok(sorted),
-        Some(stranger) => Err(stranger_error(stranger.vpid)),
-    }
+    Ok(Stood { tasks: sorted, strangers: tasks.into_values().collect() })
 }
 
 /// What is said of a process that was put into the container from outside.
 pub fn stranger_error(vpid: i32) -> Error {
     Error::new("the process was started by exec: it is no descendant of the container's first process")
         .pid(vpid)
-        .remedy("end it, or wait until it has ended")
+        .remedy("end it, wait until it has ended, or leave it out with --drop-exec")
 }
 
 fn live(pid: i32, threads: Vec<Thread>) -> Result<LiveTask> {

@@ -3,6 +3,7 @@
 pub mod bridge;
 mod calls;
 pub mod features;
+mod instructions;
 pub mod record;
 mod regs;
 pub(in crate::checkpoint) mod requests;
@@ -10,6 +11,7 @@ pub(in crate::checkpoint) mod stub;
 mod xsave;
 
 pub use calls::{call_name, map_vdso};
+pub use instructions::instructions;
 pub use regs::{Regs, SYSCALL};
 
 use crate::checkpoint::image::Machine;
