@@ -1,6 +1,7 @@
 """Memory that changes while it is saved: pre-dumps, pre-copy. The program (programs/churn.c) checks itself all the time."""
 import json
 import os
+import random
 import signal
 import subprocess
 
@@ -411,3 +412,85 @@ def test_a_container_never_runs_twice(host):
     c.call("resume", c.id)
     until(lambda: c.status() != left, "the source goes on")
     c.right()
+
+
+def in_any_order(host, *words):
+    """Every way to save and to restore it, one after another; each of the processes checks all after every step."""
+    seed = int(os.environ.get("SEED", "1"))
+    rnd = random.Random(seed)
+    c, d = (Moving(host, label, 32, rnd.choice([8, 32]), rnd.choice([0, 20000]), "mix", *words) for label in "cd")
+    c.start()
+
+    def right(c):
+        for process in json.loads(c.call("ps", "-f", "json", c.id).stdout):
+            try:
+                os.kill(process, signal.SIGUSR1)
+            except ProcessLookupError:
+                pass  # a child that has ended
+        c.right()
+        for status in c.shared.glob("status.*"):
+            check("BAD" not in status.read_text(), f"{status}: {status.read_text()}")
+
+    def lazily():
+        return rnd.choice([[], ["--lazy"]])
+
+    def sometimes():
+        if rnd.random() < 0.5:
+            right(c)
+
+    def back(c, name):
+        """To an earlier moment: the program's status too, which is that of a program that checks more than it had then."""
+        c.delete()
+        (c.shared / "status").write_text(f"ops {0:020} checks {0:010}\n")
+        c.restore(name, *lazily())
+
+    def stop():
+        c.checkpoint("stop", "--no-sync")
+        c.restore("stop", *lazily())
+        sometimes()
+
+    def snapshot():
+        c.checkpoint("snapshot", "--no-sync", "--leave-running")
+        sometimes()
+        back(c, "snapshot")
+
+    def precopy():
+        c.checkpoint("precopy", "--no-sync", "--precopy")
+        c.restore("precopy", *lazily())
+
+    def precopy_of_one_that_runs_on():
+        c.checkpoint("running", "--no-sync", "--precopy", "--leave-running")
+        sometimes()
+        back(c, "running")
+
+    def chain():
+        c.checkpoint("first", "--no-sync", "--pre-dump")
+        sometimes()
+        c.checkpoint("second", "--no-sync", "--pre-dump", "--parent-path", "../first")
+        sometimes()
+        c.checkpoint("third", "--no-sync", "--parent-path", "../second")
+        c.restore("third", *lazily())
+
+    def migrate():
+        nonlocal c, d
+        if rnd.random() < 0.3:
+            c.checkpoint("unrelated", "--no-sync", "--pre-dump")
+        moved(c, d, *d.receive(*rnd.choice([[], ["--eager"]])), *rnd.choice([[], ["--rounds", "0"]]))
+        c, d = d, c
+
+    done = [f"SEED={seed}"]
+    for step in rnd.choices([stop, snapshot, precopy, precopy_of_one_that_runs_on, chain, migrate], k=10):
+        done.append(step.__name__)
+        try:
+            step()
+            right(c)
+        except Failed as e:
+            raise Failed(f"{' '.join(done)}: {e}") from e
+
+
+def test_in_any_order(host):
+    in_any_order(host)
+
+
+def test_in_any_order_with_huge_pages_and_children(host):
+    in_any_order(host, "huge", "family")

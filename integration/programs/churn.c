@@ -1,8 +1,10 @@
-/* churn MIB HOT_MIB OPS_PER_SECOND [mix]: memory that changes all the time and is checked all the time.
+/* churn MIB HOT_MIB OPS_PER_SECOND [mix] [huge] [family]: memory that changes all the time and is checked all the time.
  *
  * Page n of the arena holds mix(n, version[n]) in three places, or zeros for version 0. Pages are written at random within
- * the hot part; with `mix`, chunks are also unmapped, moved, given back and inherited by children. Any page that does not
- * hold what the table of versions says ends the program: /status (or STATUS) says BAD, else how far it has come. SIGUSR1: check all.
+ * the hot part; with `mix`, chunks are also unmapped, moved, protected, given back and inherited by children; with `huge`
+ * they are of huge pages where there are some; with `family` two children that share it all go on like their parent. Any
+ * page that does not hold what the table of versions says ends the program: /status (or STATUS, and those of the children
+ * with a number behind) says BAD, else how far it has come. SIGUSR1: check all.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -25,6 +27,7 @@ static size_t pages, hot;
 static int status;
 static volatile sig_atomic_t check_all;
 static uint64_t x = 88172645463325252u;
+static int huge, family;
 
 static void bad(const char *what, size_t page)
 {
@@ -73,13 +76,15 @@ static uint64_t *fresh(void *where)
     void *p = mmap(where, CHUNK * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | (where ? MAP_FIXED : 0), -1, 0);
     if (p == MAP_FAILED)
         bad("mmap", 0);
+    if (huge)
+        madvise(p, CHUNK * PAGE, MADV_HUGEPAGE);
     return p;
 }
 
 static void move_things(void)
 {
     size_t c = next() % (pages / CHUNK), first = c * CHUNK;
-    switch (next() % 4) {
+    switch (next() % 6) {
     case 0: /* unmapped, and new at the same place */
         if (munmap(chunk[c], CHUNK * PAGE))
             bad("munmap", first);
@@ -98,6 +103,15 @@ static void move_things(void)
         chunk[c] = to;
         break;
     }
+    case 3: /* read-only and back */
+        if (mprotect(chunk[c], CHUNK * PAGE / 2, PROT_READ) || mprotect(chunk[c], CHUNK * PAGE / 2, PROT_READ | PROT_WRITE))
+            bad("mprotect", first);
+        break;
+    case 4: /* one half given back */
+        if (madvise(chunk[c], CHUNK * PAGE / 2, MADV_DONTNEED))
+            bad("madvise", first);
+        memset(version + first, 0, CHUNK / 2 * sizeof *version);
+        break;
     default: { /* inherited */
         pid_t child = fork();
         if (child < 0)
@@ -136,7 +150,12 @@ int main(int argc, char **argv)
     pages = strtoul(argv[1], NULL, 10) * 256;
     hot = strtoul(argv[2], NULL, 10) * 256;
     long rate = strtol(argv[3], NULL, 10);
-    int moves = argc > 4;
+    int moves = 0;
+    for (int i = 4; i < argc; i++) {
+        moves |= !strcmp(argv[i], "mix");
+        huge |= !strcmp(argv[i], "huge");
+        family |= !strcmp(argv[i], "family");
+    }
     const char *where = getenv("STATUS");
     status = open(where ? where : "/status", O_RDWR | O_CREAT | O_TRUNC, 0644);
     version = calloc(pages, sizeof *version);
@@ -146,8 +165,21 @@ int main(int argc, char **argv)
         return 1;
     for (size_t c = 0; c < pages / CHUNK; c++)
         chunk[c] = (uint64_t *)(arena + c * CHUNK * PAGE);
+    if (huge)
+        madvise(arena, pages * PAGE, MADV_HUGEPAGE);
     for (size_t page = 0; page < pages; page++)
         put(page);
+    if (family)
+        for (int i = 0; i < 2; i++) {
+            pid_t child = fork();
+            if (child == 0) {
+                char name[256];
+                snprintf(name, sizeof name, "%s.%d", where ? where : "/status", i);
+                status = open(name, O_RDWR | O_CREAT | O_TRUNC, 0644);
+                x ^= i + 77;
+                break;
+            }
+        }
     signal(SIGUSR1, on_signal);
     struct timespec began, now;
     clock_gettime(CLOCK_MONOTONIC, &began);
