@@ -190,8 +190,8 @@ def config(args, root="rootfs", tty=False, mounts=(), env=(), user=(0, 0), cwd="
 class Container:
     """A container driven by hand, through the runtime's command line."""
 
-    def __init__(self, host, label, spec, output="file"):
-        self.host, self.id = host, f"{host.id}-{label}"
+    def __init__(self, host, label, spec, output="file", store="root"):
+        self.host, self.id, self.store = host, f"{host.id}-{label}", host.dir / store
         self.bundle = host.dir / f"{label}.bundle"
         self.bundle.mkdir()
         self.spec = spec
@@ -203,7 +203,7 @@ class Container:
         host.undo.append(self.delete)
 
     def command(self, *words):
-        return [RUNTIME, "--root", str(self.host.dir / "root"), *map(str, words)]
+        return [RUNTIME, "--root", str(self.store), *map(str, words)]
 
     def call(self, *words, **how):
         return sh(*self.command(*words), **how)
@@ -295,6 +295,20 @@ class Container:
 
     def pid(self):
         return json.loads(self.call("state", self.id).stdout)["pid"]
+
+    def receive(self, *more):
+        """The other side, listening; its address."""
+        out = open(self.host.dir / f"{self.id}.receive", "w+")
+        process = subprocess.Popen(self.command("receive", "--listen", "127.0.0.1:0", "--bundle", self.bundle, *more, self.id),
+                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        self.host.undo.append(lambda: process.poll() is None and process.kill())
+
+        def address():
+            text = (self.host.dir / f"{self.id}.receive").read_text()
+            check(process.poll() is None, f"receive has ended: {text}")
+            return text.split()[2] if text.endswith("\n") else ""
+
+        return process, until(address, "the other side listens")
 
     def delete(self):
         self.call("delete", "--force", self.id, ok=None)

@@ -326,28 +326,13 @@ class Moving(Churn):
                                     "options": ["rbind", "rw"]})
         self.spec["process"]["env"].append("STATUS=/shared/status")
         (self.bundle / "config.json").write_text(json.dumps(self.spec))
-        self.command = lambda *words: [RUNTIME, "--root", str(host.dir / f"{label}.root"), *map(str, words)]
-        host.undo.append(self.delete)
+        self.store = host.dir / f"{label}.root"
 
     def status(self):
         link = self.root / "status"
         if not link.is_symlink():
             link.symlink_to(self.shared / "status")
         return super().status()
-
-    def receive(self, *more):
-        """The other side, listening; its address."""
-        out = open(self.host.dir / f"{self.id}.receive", "w+")
-        process = subprocess.Popen(self.command("receive", "--listen", "127.0.0.1:0", "--bundle", self.bundle, *more, self.id),
-                                   stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-        self.host.undo.append(lambda: process.poll() is None and process.kill())
-
-        def address():
-            text = (self.host.dir / f"{self.id}.receive").read_text()
-            check(process.poll() is None, f"receive has ended: {text}")
-            return text.split()[2] if text.endswith("\n") else ""
-
-        return process, until(address, "the other side listens")
 
 
 def moved(c, d, process, address, *more):

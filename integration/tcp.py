@@ -108,16 +108,16 @@ class Stream:
         return self.sent, self.heard
 
 
-def server(host, spec_of):
+def server(host, spec_of, label="s", **how):
     need("gcc", "ip")
     real_checkpoints()
     root = host.dir / "rootfs"
     for d in ("proc", "dev", "sys"):
-        (root / d).mkdir(parents=True)
+        (root / d).mkdir(parents=True, exist_ok=True)
     sh("gcc", "-static", "-O2", "-Wall", "-o", root / "stream", TOP / "integration/programs/stream.c")
     spec = config(["/stream"], root=root)
     spec_of(spec)
-    return Container(host, "s", spec)
+    return Container(host, label, spec, **how)
 
 
 def attach(host, peer):
@@ -180,6 +180,29 @@ def test_peer_of_a_private_network(host: Host):
     all_streams = streams(peer)
     cycles(c, all_streams, 5)
     end(c, all_streams)
+
+
+def test_migrate(host: Host):
+    """To another host, which attaches it to the same network; there and back."""
+    peer = Peer(host)
+    c, d = (server(host, lambda spec: spec.update(attach(host, peer)), label, store=f"{label}.root") for label in "cd")
+    c.run()
+    until(lambda: "ready" in c.text(), "the server")
+    all_streams = streams(peer)
+    flowing(all_streams)
+    for source, destination in ((c, d), (d, c)):
+        refused = source.call("migrate", "--to", "127.0.0.1:1", source.id, ok=None)
+        check(refused.returncode != 0, "nobody listens there")
+        flowing(all_streams)
+        process, address = destination.receive()
+        done = source.call("migrate", "--tcp-established", "--to", address, source.id)
+        check("has moved" in done.stdout, done.stdout)
+        equal(process.wait(60), 0, "the other side's status")
+        equal(source.state(), "", "the source is gone")
+        flowing(all_streams)
+    for s in all_streams:
+        s.finish()
+    until(lambda: (host.dir / f"{c.id}.receive").read_text().count("heard") == len(all_streams), "the server to end its streams")
 
 
 def joined(host, peer):
