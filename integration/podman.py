@@ -405,6 +405,35 @@ def test_export_import(host):
     went_on(p, "third", last)
 
 
+def test_pre_checkpoint(host):
+    """--pre-checkpoint saves the memory of a container that runs on, --with-previous the rest; here, and elsewhere."""
+    real_checkpoints()
+    p = podman(host)
+    # Memory of its own, to be seen in the sizes.
+    grow = "x=0123456789abcdef; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19; do x=$x$x; done; "
+    p.run("-d", "--name", "first", IMAGE, "sh", "-c", grow + "i=0; while :; do echo $((i=i+1)); sleep 0.02; done; echo $x")
+
+    def size(archive):
+        return os.path.getsize(archive)
+
+    for cycle in range(2):
+        until(lambda: len(numbers(p, "first")) > 10 * (cycle + 1), "counting", 60)
+        p("container", "checkpoint", "--pre-checkpoint", "first")
+        equal(p.status("first"), "running 0", "after the pre-checkpoint")
+        p("container", "checkpoint", "--with-previous", "first")
+        last = numbers(p, "first")[-1]
+        restore(p, "first")
+        until(lambda: numbers(p, "first")[-1] > last + 10, "counting on")
+    before, rest = host.dir / "before.tar", host.dir / "rest.tar"
+    p("container", "checkpoint", "--pre-checkpoint", "--compress", "none", "--export", before, "first")
+    p("container", "checkpoint", "--with-previous", "--compress", "none", "--export", rest, "first")
+    check(size(before) > 4 << 20 and size(rest) < size(before) / 2, f"{size(before)} bytes, then {size(rest)}")
+    last = numbers(p, "first")[-1]
+    p("rm", "first")
+    restore(p, "--import-previous", before, "--import", rest, "--name", "second")
+    went_on(p, "second", last)
+
+
 def went_on(p, name, last):
     """Podman exports the log as well: an unbroken count, past the last number before the checkpoint."""
     until(lambda: numbers(p, name)[-1:] > [last + 10], f"counting in {name}")

@@ -92,7 +92,7 @@ fn answer(kind: i32) -> Answer {
     let mut answer = Answer { kind, success: true, features: None, why: None, version: None };
     match kind {
         VERSION => answer.version = Some(FORMAT),
-        // Memory is not tracked between dumps yet.
+        // Where the kernel has no way to note writes a pre-dump works all the same; it only saves nothing.
         FEATURE_CHECK => answer.features = Some(Features { memory_tracking: Some(true) }),
         _ => {
             answer.success = false;
