@@ -45,6 +45,24 @@ class Peer:
             raise OSError(ctypes.get_errno(), "setns")
         os.close(fd)
 
+    def connect(self, address, port):
+        """A connection from there."""
+        opened = []
+
+        def open_in_peer():
+            try:
+                self.enter()
+                opened.append(socket.create_connection((address, port), timeout=60))
+            except OSError as e:
+                opened.append(e)
+
+        thread = threading.Thread(target=open_in_peer, daemon=True)
+        thread.start()
+        thread.join(90)
+        if not opened or isinstance(opened[0], OSError):
+            raise Failed(f"{address} port {port}: {opened}")
+        return opened[0]
+
 
 class Stream:
     """One connection to the server: a thread that sends, one that hears."""
@@ -53,20 +71,7 @@ class Stream:
         self.table, self.sent, self.heard, self.trailer = bytes_table, 0, 0, b""
         self.error, self.stop = None, threading.Event()
         self.last = bytearray()
-        opened = threading.Event()
-
-        def open_in_peer():
-            try:
-                peer.enter()
-                self.socket = socket.create_connection((address, PORT), timeout=120)
-            except OSError as e:
-                self.error = e
-            opened.set()
-
-        threading.Thread(target=open_in_peer, daemon=True).start()
-        opened.wait(30)
-        if self.error:
-            raise Failed(f"{address}: {self.error}")
+        self.socket = peer.connect(address, PORT)
         self.threads = [threading.Thread(target=self.guard, args=(f,), daemon=True) for f in (self.send, self.hear)]
         for t in self.threads:
             t.start()
@@ -120,17 +125,16 @@ def server(host, spec_of, label="s", **how):
     return Container(host, label, spec, **how)
 
 
-def attach(host, peer):
-    """A hook that gives the container its network, as engines do: a new pair of devices each time."""
-    hook = host.dir / "attach"
+def attach(host, peer, number=2):
+    """A hook that gives the container its network and its address there, as engines do: a new pair of devices each time."""
+    hook = host.dir / f"attach{number}"
     hook.write_text(f"""#!/bin/sh -e
 pid=$(sed 's/.*"pid":[ ]*\\([0-9]*\\).*/\\1/')
-old=$(ip -n {peer.name} -o link show type veth | sed 's/^[0-9]*: \\([^@:]*\\).*/\\1/')
-for dev in $old; do ip -n {peer.name} link del $dev || :; done # it goes by itself with the old network namespace
-ip -n {peer.name} link add p$pid type veth peer name eth0 netns $pid
-ip -n {peer.name} link set p$pid master br0 up
-nsenter -t $pid -n ip addr add 10.77.0.2/24 dev eth0
-nsenter -t $pid -n ip addr add fd77::2/64 dev eth0 nodad
+ip -n {peer.name} link del p{number} || : # it goes by itself with the old network namespace
+ip -n {peer.name} link add p{number} type veth peer name eth0 netns $pid
+ip -n {peer.name} link set p{number} master br0 up
+nsenter -t $pid -n ip addr add 10.77.0.{number}/24 dev eth0
+nsenter -t $pid -n ip addr add fd77::{number}/64 dev eth0 nodad
 nsenter -t $pid -n ip link set eth0 up
 nsenter -t $pid -n ip link set lo up
 """)
