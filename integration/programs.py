@@ -2,11 +2,13 @@
 
 Their root file system is made by debootstrap, which takes minutes and a gigabyte: `make programs`.
 """
+import json
 import os
 import re
 import time
 
 from harness import Container, check, config, equal, real_checkpoints, until
+from tcp import Peer, attach
 
 def container(host, args, **how):
     return Container(host, "c", config(args, root=host.overlay("programs", "root"), **how))
@@ -88,6 +90,39 @@ def test_memcached(host):
             check(f"abc{i:02}" in talk(f"get key{i}\\r\\n"), f"key{i} is lost")
 
     cycles(c, ask)
+
+
+def test_connections(host):
+    """A thousand connections to memcached, and nginx with clients that keep theirs alive, from another network namespace."""
+    peer = Peer(host)
+    c = container(host, ["/bin/sh", "-c", "memcached -u nobody -t 4 -c 2000 & exec nginx -g 'daemon off;'"])
+    put(c, "/var/www/html/index.html", "from nginx")
+    c.spec.update(attach(host, peer))
+    c.spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 4096}]
+    (c.bundle / "config.json").write_text(json.dumps(c.spec))
+    c.run()
+    serving(c)
+    until(lambda: c.exec("bash", "-c", "exec 3<>/dev/tcp/10.77.0.2/11211", ok=None).returncode == 0, "memcached to listen")
+    stored = [peer.connect("10.77.0.2", 11211) for _ in range(1000)]
+    kept = [(s, s.makefile("rb")) for s in (peer.connect("10.77.0.2", 80) for _ in range(20))]
+
+    def ask(n):
+        for i, connection in enumerate(stored):
+            # Some wait for the second half of what they have asked.
+            connection.sendall(b"0\r\n" if n and i % 2 else b"set key%d 0 0 2\r\n00\r\n" % i)
+        for i, connection in enumerate(stored):
+            equal(connection.recv(64), b"STORED\r\n", f"connection {i}")
+            if i % 2:
+                connection.sendall(b"set key%d 0 0 2\r\n0" % i)
+        for connection, answers in kept:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            head = b"".join(iter(answers.readline, b"\r\n"))
+            check(head.startswith(b"HTTP/1.1 200"), head)
+            equal(answers.read(10), b"from nginx", "the page")
+
+    cycles(c, ask, "--tcp-established")
+    for connection in stored:
+        connection.close()
 
 
 NODE = r"""
