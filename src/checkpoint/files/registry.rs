@@ -37,8 +37,6 @@ pub struct Registry {
     pub(super) rings: BTreeMap<u64, u32>,
     /// Locks recorded: their file, and the table that owns them, 0 for those that belong to the file itself.
     pub(super) locks: BTreeSet<(u32, u32)>,
-    /// Terminals by id.
-    pub(super) ttys: BTreeSet<u32>,
     /// Epoll descriptors whose targets are looked up when every file is known.
     pub(super) epolls: Vec<(usize, Holder)>,
     /// What IP sockets have beside their records.

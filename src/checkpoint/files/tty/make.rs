@@ -49,7 +49,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     let find = |tty: &TtyFileEntry| {
         let info = infos.get(&tty.tty_info_id).copied();
         let info = info.ok_or_else(|| Error::new(format!("the images lack terminal {}", tty.tty_info_id)))?;
-        Ok::<_, Error>((info, index(info)?))
+        Ok::<_, Error>((info, index(&infos, info)?))
     };
     let path = |tty: &TtyFileEntry| {
         let reg = tty.regf_id.and_then(|id| opener.regular(id));
@@ -69,14 +69,14 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     }
     let wanted: BTreeSet<u32> = masters.keys().copied().collect();
     let made = masters_of(opener, &wanted)?;
-    for (index, info) in infos.values().filter_map(|i| Some((index(i).ok()?, *i))) {
-        if info.r#type == TtyType::Ctty as i32 {
-            continue;
-        }
+    for info in infos.values().filter(|i| i.r#type != TtyType::Ctty as i32) {
+        let index = index(&infos, info)?;
         let end = match made.get(&index) {
             Some(master) => {
                 ioctl::set_pty_locked(master, false).during(WHAT, || "ioctl(_, TIOCSPTLCK, 0)".into())?;
-                own(opener, info, index)?;
+                if super::index_of(rdev(info)) == Some(index) {
+                    own(opener, info, index)?;
+                }
                 master.try_clone().during(WHAT, || "fcntl(_, F_DUPFD_CLOEXEC)".into())?
             }
             None => console(opener, index)?,
@@ -109,7 +109,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     }
     // Last: one whose slave is locked is opened by nobody else.
     for info in infos.values().filter(|i| i.r#type == TtyType::Pty as i32) {
-        let Some(master) = made.get(&index(info)?) else { continue };
+        let Some(master) = made.get(&index(&infos, info)?) else { continue };
         if info.packet_mode {
             ioctl::set_pty_packet_mode(master, true).during(WHAT, || "ioctl(_, TIOCPKT, 1)".into())?;
         }
@@ -140,12 +140,26 @@ fn own(opener: &Opener<'_, '_>, info: &TtyInfoEntry, index: u32) -> Result<()> {
         .during(WHAT, || format!("fchownat({path:?}, {uid}, {gid})"))
 }
 
-fn index(info: &TtyInfoEntry) -> Result<u32> {
-    match &info.pty {
+/// The pty that an info is about. Of /dev/tty only the session is known.
+fn index(infos: &BTreeMap<u32, &TtyInfoEntry>, info: &TtyInfoEntry) -> Result<u32> {
+    let ctty = info.r#type == TtyType::Ctty as i32;
+    let same = |other: &TtyInfoEntry| other.sid == info.sid && other.pty.is_some();
+    let pty = match &info.pty {
+        None if ctty && info.sid != 0 => infos.values().find(|i| same(i)).and_then(|i| i.pty.as_ref()),
+        own => own.as_ref(),
+    };
+    match pty {
         Some(pty) if pty.index < 1 << 20 => Ok(pty.index),
+        None if ctty => Err(Error::new("the images hold a /dev/tty, but no terminal of its session")
+            .remedy("start the container with a terminal of its own, or with none")),
         _ => Err(Error::new("the images hold a terminal that is no pty")
             .remedy("start the container with a terminal of its own, or with none")),
     }
+}
+
+/// Device number as stat(2) gives it.
+fn rdev(info: &TtyInfoEntry) -> u64 {
+    info.rdev.into()
 }
 
 /// Opens ptmx until every wanted index has come; the kernel gives out the lowest that is free.
@@ -213,7 +227,7 @@ fn sessions(
     controlling: &[(&TtyFileEntry, u32)],
 ) -> Result<()> {
     for info in infos.values().filter(|i| i.sid != 0) {
-        let index = index(info)?;
+        let index = index(infos, info)?;
         if opener.files.terminals.sessions.contains_key(&info.sid) {
             continue;
         }

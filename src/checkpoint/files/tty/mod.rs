@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!   what is open                image                                  at restore
-//!   master of a pty             TtyFile -> TtyInfo (Pty, index)        ptmx opened until that index comes
-//!   slave                       TtyFile -> TtyInfo, RegFile (path)     its path, once the master is there
+//!   master of a pty             TtyFile -> TtyInfo (2 x index + 1)     ptmx opened until that index comes
+//!   slave                       TtyFile -> TtyInfo (2 x index)         its path, once the master is there
 //!   console: a slave whose      the same, with no master in the        the terminal made for the new container
 //!     master the client holds     images
-//!   /dev/tty                    TtyFile -> TtyInfo (Ctty, index)       opened by the leader of its session
+//!   /dev/tty                    TtyFile -> TtyInfo (Ctty, session)     opened by the leader of its session
 //! ```
+//!
+//! Every end has an info of its own, numbered as CRIU does; each TtyFile names a RegFile for its path.
 //!
 //! Sessions take their terminal while the tree grows, before the leader's children are forked: only so do they inherit
 //! it. Foreground groups are set when all groups exist. What waits in the queues of a pty is refused (the console's
@@ -35,8 +37,13 @@ use crate::checkpoint::image::{
 use crate::checkpoint::{Error, Result};
 use crate::sys::ioctl;
 
-/// Number of /dev/tty among terminal infos: those of ptys are their indices plus one.
-const CTTY: u32 = 0x1000_0000;
+/// CRIU's number of /dev/tty among terminal infos; that of a second session is the next even one, and so on. The indices
+/// of ptys that this leaves room for are all that CRIU knows.
+const CTTY: u32 = 2012;
+/// Where infos of ptys that lie behind go on.
+const BEYOND: u32 = 1 << 22;
+/// Control characters of the kernel's `struct termios`.
+const CONTROLS: usize = 19;
 /// Index of the terminal that a container with `process.terminal` has from its start.
 const CONSOLE: u32 = 0;
 
@@ -47,6 +54,12 @@ enum End {
     Slave(u32),
     /// /dev/tty, which stands for this slave.
     Controlling(u32),
+}
+
+/// Number of the info of a pty's end.
+fn info_id(index: u32, master: bool) -> u32 {
+    let id = 2 * index + u32::from(master);
+    if id < CTTY { id } else { BEYOND + id }
 }
 
 /// Index of the pty with this device number.
@@ -117,13 +130,7 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
 
 /// Records an open terminal.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let end = end(live)?;
-    let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
-    let tty_info_id = match end {
-        End::Controlling(_) => CTTY + index,
-        _ => index + 1,
-    };
-    describe(dump, live, end, tty_info_id)?;
+    let tty_info_id = describe(dump, live, end(live)?)?;
     let regf_id = dump.new_id();
     let path = regular::entry(dump, live, regf_id)?;
     dump.model.files.push(path);
@@ -143,9 +150,9 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     Ok(())
 }
 
-/// Adds what this descriptor tells to the terminal's info. Only a master tells of locks and packet mode, only a slave
-/// whether it is exclusive.
-fn describe(dump: &mut Dump<'_>, live: &Live, end: End, id: u32) -> Result<()> {
+/// Adds what this descriptor tells to the info of its end, and gives that one's number. Only a master tells of locks and
+/// packet mode, only a slave whether it is exclusive.
+fn describe(dump: &mut Dump<'_>, live: &Live, end: End) -> Result<u32> {
     let what = "cannot read the settings of a terminal";
     let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
     let master = matches!(end, End::Master(_));
@@ -153,23 +160,22 @@ fn describe(dump: &mut Dump<'_>, live: &Live, end: End, id: u32) -> Result<()> {
     if !(given && index == CONSOLE && !master) {
         empty(live)?;
     }
-    let new = dump.files.ttys.insert(id);
+    let (sid, pgrp) = session::of(dump, index)?;
+    let id = match end {
+        End::Controlling(_) => controlling_id(&dump.model.tty_info, sid),
+        _ => info_id(index, master),
+    };
     let exclusive =
         !master && ioctl::tty_exclusive(&live.file).during(what, || "ioctl(_, TIOCGEXCL)".into())?;
     if let Some(known) = dump.model.tty_info.iter_mut().find(|known| known.id == id) {
         known.exclusive |= exclusive;
+        return Ok(id);
     }
-    if !new && !master {
-        return Ok(());
-    }
-    let (sid, pgrp) = session::of(dump, index)?;
     let termios = ioctl::termios(&live.file).during(what, || "ioctl(_, TCGETS)".into())?;
     let locked = ioctl::locked_termios(&live.file).during(what, || "ioctl(_, TIOCGLCKTRMIOS)".into())?;
     let [ws_row, ws_col, ws_xpixel, ws_ypixel] =
         ioctl::window_size(&live.file).during(what, || "ioctl(_, TIOCGWINSZ)".into())?.map(u32::from);
-    let rdev = nix::sys::stat::makedev(136, index.into());
-    let owner = owner(dump.files.root()?, index, rdev);
-    let mut info = TtyInfoEntry {
+    let info = TtyInfoEntry {
         id,
         r#type: TtyType::Pty as i32,
         locked: false,
@@ -177,29 +183,49 @@ fn describe(dump: &mut Dump<'_>, live: &Live, end: End, id: u32) -> Result<()> {
         packet_mode: false,
         sid,
         pgrp,
-        rdev: u32::try_from(if master { rdev } else { live.stat.st_rdev }).unwrap_or(0),
+        rdev: u32::try_from(live.stat.st_rdev).unwrap_or(0),
         termios: Some(record(&termios)),
         termios_locked: Some(record(&locked)),
         winsize: Some(WinsizeEntry { ws_row, ws_col, ws_xpixel, ws_ypixel }),
         pty: Some(TtyPtyEntry { index }),
         dev: None,
-        uid: owner.map(|o| o.0),
-        gid: owner.map(|o| o.1),
+        uid: Some(live.stat.st_uid),
+        gid: Some(live.stat.st_gid),
     };
+    if !matches!(end, End::Slave(_)) {
+        // Of the slave the owner is to be kept, and the session, also where nobody has it open.
+        let rdev = nix::sys::stat::makedev(136, index.into());
+        let (uid, gid) = owner(dump.files.root()?, index, rdev).unzip();
+        let rdev = u32::try_from(rdev).unwrap_or(0);
+        slave_info(dump, TtyInfoEntry { id: info_id(index, false), rdev, uid, gid, ..info.clone() });
+    }
     match end {
-        End::Master(_) => {
-            info.locked = ioctl::pty_locked(&live.file).during(what, || "ioctl(_, TIOCGPTLCK)".into())?;
-            info.packet_mode =
-                ioctl::pty_packet_mode(&live.file).during(what, || "ioctl(_, TIOCGPKT)".into())?;
+        End::Controlling(_) => {
+            dump.model.tty_info.push(TtyInfoEntry { r#type: TtyType::Ctty as i32, pty: None, ..info });
         }
-        End::Slave(_) => {}
-        End::Controlling(_) => info.r#type = TtyType::Ctty as i32,
+        End::Slave(_) => slave_info(dump, info),
+        End::Master(_) => {
+            let locked = ioctl::pty_locked(&live.file).during(what, || "ioctl(_, TIOCGPTLCK)".into())?;
+            let packet_mode =
+                ioctl::pty_packet_mode(&live.file).during(what, || "ioctl(_, TIOCGPKT)".into())?;
+            dump.model.tty_info.push(TtyInfoEntry { locked, packet_mode, ..info });
+        }
     }
-    match dump.model.tty_info.iter_mut().find(|known| known.id == id) {
-        Some(known) => *known = TtyInfoEntry { exclusive: known.exclusive, ..info },
-        None => dump.model.tty_info.push(info),
+    Ok(id)
+}
+
+/// Adds the info of a slave, if it is not known already.
+fn slave_info(dump: &mut Dump<'_>, info: TtyInfoEntry) {
+    if !dump.model.tty_info.iter().any(|known| known.id == info.id) {
+        dump.model.tty_info.push(info);
     }
-    Ok(())
+}
+
+/// Number of the info of /dev/tty in this session.
+fn controlling_id(known: &[TtyInfoEntry], sid: u32) -> u32 {
+    let mut all = known.iter().filter(|i| i.r#type == TtyType::Ctty as i32);
+    let last = all.clone().map(|i| i.id).max();
+    all.find(|i| i.sid == sid).map(|i| i.id).unwrap_or(last.map_or(CTTY, |last| last + 2))
 }
 
 /// Who owns a slave, where it is in its usual place.
@@ -222,7 +248,14 @@ fn empty(live: &Live) -> Result<()> {
     }
 }
 
+/// In CRIU's images the control characters are packed: four lie in every number, as they lie in memory.
 fn record(t: &ioctl::Termios) -> TermiosEntry {
+    let mut c_cc = vec![0; CONTROLS];
+    for (word, bytes) in c_cc.iter_mut().zip(t.cc.chunks(4)) {
+        let mut packed = [0; 4];
+        packed[..bytes.len()].copy_from_slice(bytes);
+        *word = u32::from_le_bytes(packed);
+    }
     TermiosEntry {
         c_iflag: t.iflag,
         c_oflag: t.oflag,
@@ -231,23 +264,24 @@ fn record(t: &ioctl::Termios) -> TermiosEntry {
         c_line: t.line.into(),
         c_ispeed: 0,
         c_ospeed: 0,
-        c_cc: t.cc.iter().map(|c| u32::from(*c)).collect(),
+        c_cc,
     }
 }
 
 fn settings(t: &TermiosEntry) -> Result<ioctl::Termios> {
     let bad = || Error::new("the images hold terminal settings that make no sense");
-    let byte = |n: u32| u8::try_from(n).map_err(|_| bad());
-    let mut cc = [0; 19];
-    // Room for 32, of which the kernel's own structure has 19.
-    if t.c_cc.len() < cc.len() {
+    let mut cc = [0; CONTROLS];
+    let packed = t.c_cc.iter().flat_map(|word| word.to_le_bytes());
+    // Behind those of the kernel stands whatever CRIU's memory held.
+    if t.c_cc.len() < CONTROLS.div_ceil(4) {
         return Err(bad());
     }
-    for (to, from) in cc.iter_mut().zip(&t.c_cc) {
-        *to = byte(*from)?;
+    for (to, from) in cc.iter_mut().zip(packed) {
+        *to = from;
     }
     let (iflag, oflag, cflag, lflag) = (t.c_iflag, t.c_oflag, t.c_cflag, t.c_lflag);
-    Ok(ioctl::Termios { iflag, oflag, cflag, lflag, line: byte(t.c_line)?, cc })
+    let line = u8::try_from(t.c_line).map_err(|_| bad())?;
+    Ok(ioctl::Termios { iflag, oflag, cflag, lflag, line, cc })
 }
 
 #[cfg(test)]
@@ -285,8 +319,31 @@ mod tests {
         let mut t = ioctl::termios(&slave.file).unwrap();
         t.cc[3] = 99;
         assert_eq!(settings(&record(&t)).unwrap(), t);
-        assert!(settings(&TermiosEntry { c_cc: vec![300; 19], ..record(&t) }).is_err());
+        assert!(settings(&TermiosEntry { c_line: 300, ..record(&t) }).is_err());
         assert!(settings(&TermiosEntry { c_cc: vec![1; 3], ..record(&t) }).is_err());
+    }
+
+    #[test]
+    fn control_characters_are_packed_as_criu_does() {
+        // What CRIU 4.2 writes for a new pty: ^C ^\ DEL ^U, and its memory behind the 32 that glibc has.
+        let criu =
+            [360_651_779, 65_540, 1_708_817, 370_609_938, 0, 0, 0, 0, 0, 0, 49, 0, 796_859_616, 32_752];
+        let criu = [&criu[..], &[0; 5]].concat();
+        let read = settings(&TermiosEntry { c_cc: criu.clone(), ..TermiosEntry::default() }).unwrap();
+        assert_eq!(read.cc[..6], [3, 0x1c, 0x7f, 0x15, 4, 0]);
+        assert_eq!(record(&read).c_cc[..8], criu[..8]);
+        assert_eq!(record(&read).c_cc.len(), 19);
+    }
+
+    #[test]
+    fn ends_have_numbers_of_their_own() {
+        assert_eq!((info_id(3, false), info_id(3, true)), (6, 7));
+        let ctty =
+            |id, sid| TtyInfoEntry { id, sid, r#type: TtyType::Ctty as i32, ..TtyInfoEntry::default() };
+        let known = [ctty(2012, 1), ctty(2014, 9)];
+        assert_eq!([1, 9, 5].map(|sid| controlling_id(&known, sid)), [2012, 2014, 2016]);
+        let far = [info_id(1005, true), info_id(1006, false), info_id(1 << 20, true)];
+        assert_eq!(far, [2011, BEYOND + 2012, BEYOND + (1 << 21) + 1]);
     }
 
     #[test]
