@@ -126,8 +126,8 @@ pub fn plan(sockets: &Sockets<'_>, external: bool) -> Result<(Vec<Step>, Vec<Ste
         let Some(peer) = peer else {
             match (e.state, datagram(e), e.name.is_empty()) {
                 (ESTABLISHED, false, false) => first.push(Step::Accepted(e.id, None)),
-                // The kernel calls datagram sockets established that others are connected to.
-                (ESTABLISHED, true, _) if !sockets.more(e.id).is_some_and(|more| more.orphan) => {
+                // The kernel calls datagram sockets established that others are connected to, which takes a name.
+                (ESTABLISHED, true, false) if !sockets.more(e.id).is_some_and(|more| more.orphan) => {
                     bound.push(Step::Bound(e.id));
                 }
                 (ESTABLISHED, ..) => {
@@ -231,13 +231,17 @@ mod tests {
 
     #[test]
     fn pairs_and_orphans() {
-        let all = [socket(1, STREAM, 1, 2, b""), socket(2, STREAM, 1, 1, b""), socket(3, DGRAM, 1, 0, b"")];
+        let all =
+            [socket(1, STREAM, 1, 2, b""), socket(2, STREAM, 1, 1, b""), socket(3, DGRAM, 1, 0, b"\0l")];
         let (first, last) = steps(&all, vec![]).unwrap();
         assert_eq!(first, [Step::Pair(1, 2), Step::Bound(3)]);
         assert_eq!(last, []);
         let more = More { id: 3, orphan: true, ..More::default() };
         let (first, _) = steps(&all, vec![more]).unwrap();
         assert_eq!(first, [Step::Pair(1, 2), Step::Orphan(3), Step::Bound(3)]);
+        // CRIU's images don't tell; but nobody can have connected to one without a name.
+        let (first, _) = steps(&[socket(3, DGRAM, 1, 0, b"")], vec![]).unwrap();
+        assert_eq!(first, [Step::Orphan(3), Step::Bound(3)]);
     }
 
     #[test]
