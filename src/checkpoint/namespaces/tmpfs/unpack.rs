@@ -3,14 +3,15 @@
 
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
+use std::fmt::Display;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
@@ -43,9 +44,23 @@ pub struct Policy {
 
 /// Reads an archive that is not to be unpacked to its end: damage is told even where nothing would come of it.
 pub fn verify(from: File) -> Result<()> {
-    io::copy(&mut MultiGzDecoder::new(io::BufReader::new(from)), &mut io::sink())
-        .map_err(|e| Error::new(format!("the contents of the tmpfs are damaged: {e}")))?;
-    Ok(())
+    let mut archive = GzDecoder::new(BufReader::new(from));
+    io::copy(&mut archive, &mut io::sink()).map_err(broken)?;
+    zeros(archive.into_inner())
+}
+
+fn broken(e: impl Display) -> Error {
+    Error::new(format!("the contents of the tmpfs are damaged: {e}"))
+}
+
+/// In a user namespace GNU tar fills the last block of what gzip has made, too.
+fn zeros(behind: impl Read) -> Result<()> {
+    let mut rest = Vec::new();
+    behind.take(PADDING_MAX).read_to_end(&mut rest).map_err(broken)?;
+    match rest.iter().all(|byte| *byte == 0) && (rest.len() as u64) < PADDING_MAX {
+        true => Ok(()),
+        false => Err(broken("they go on after their end")),
+    }
 }
 
 /// Makes what is below `root` equal to the archive.
@@ -55,8 +70,7 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
         .during("cannot fill the tmpfs", || "openat(_, \".\")".into())?;
     let mut unpacker =
         Unpacker { root, policy, seen: BTreeSet::new(), directories: Vec::new(), flags: Vec::new() };
-    let mut archive = Archive::new(MultiGzDecoder::new(io::BufReader::new(from)));
-    let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
+    let mut archive = Archive::new(GzDecoder::new(BufReader::new(from)));
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         if entry.header().entry_type() == EntryType::XGlobalHeader {
@@ -70,8 +84,9 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     // The checksum of the whole stands behind the padding.
     let mut rest = archive.into_inner().take(PADDING_MAX);
     if io::copy(&mut rest, &mut io::sink()).map_err(broken)? == PADDING_MAX {
-        return Err(Error::new("the contents of the tmpfs are damaged: they go on after their end"));
+        return Err(broken("they go on after their end"));
     }
+    zeros(rest.into_inner().into_inner())?;
     if !unpacker.seen.contains(Path::new("")) {
         return Err(Error::new("the contents of the tmpfs are cut off: they lack their root"));
     }
@@ -212,7 +227,6 @@ impl Unpacker<'_> {
     /// The sockets and flags that a global header tells of. Whoever is bound to one makes it anew.
     fn sockets<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
         let mut text = Vec::new();
-        let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
         if entry.take(GLOBAL_MAX).read_to_end(&mut text).map_err(broken)? as u64 == GLOBAL_MAX {
             return Err(Error::new("the contents of the tmpfs are damaged: a header goes on and on"));
         }
@@ -370,9 +384,7 @@ fn write_file<R: Read>(
     let mut buffer = vec![0; 1 << 16];
     let mut at = 0;
     loop {
-        let n = entry
-            .read(&mut buffer)
-            .map_err(|e| Error::new(format!("the contents of the tmpfs are damaged: {e}")))?;
+        let n = entry.read(&mut buffer).map_err(broken)?;
         if n == 0 {
             break;
         }
@@ -387,7 +399,6 @@ fn write_file<R: Read>(
 
 impl Meta {
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Self> {
-        let broken = |e: io::Error| Error::new(format!("the contents of the tmpfs are damaged: {e}"));
         let header = entry.header();
         let id = |n: io::Result<u64>| n.map_err(broken).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let (uid, gid) = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
