@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
+use crate::checkpoint::namespaces::mount::in_kernels_order;
 use crate::checkpoint::namespaces::nested::{EXTENSION, Space};
 use crate::checkpoint::task::process::DEAD;
 
@@ -126,7 +127,8 @@ impl Model {
 
     fn read_namespaces(&mut self, dir: &ImageDir) -> Result<()> {
         for id in self.distinct(|ids| ids.mnt_ns_id) {
-            insert(&mut self.mountpoints, id, many(dir, Kind::Mnts, &format!("mountpoints-{id}.img"))?);
+            let table = many(dir, Kind::Mnts, &format!("mountpoints-{id}.img"))?;
+            insert(&mut self.mountpoints, id, table.map(in_kernels_order));
         }
         for id in self.distinct(|ids| ids.uts_ns_id) {
             insert(&mut self.utsns, id, one(dir, Kind::Utsns, &format!("utsns-{id}.img"))?);

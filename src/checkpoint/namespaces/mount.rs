@@ -20,6 +20,7 @@ mod table;
 
 pub use class::{Class, classify};
 pub use restore::restore;
+pub use table::in_kernels_order;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};

@@ -57,6 +57,18 @@ pub(super) fn fstype(entry: &MntEntry) -> Option<&str> {
     named.or(entry.fsname.as_deref())
 }
 
+/// CRIU writes a table from its end to its beginning. In the kernel's order the older of two mounts stands first, and so
+/// does what another one lies on.
+pub fn in_kernels_order(mut table: Vec<MntEntry>) -> Vec<MntEntry> {
+    let lies_on_later = |(at, entry): (usize, &MntEntry)| {
+        table.iter().skip(at + 1).any(|below| below.mnt_id == entry.parent_mnt_id)
+    };
+    if table.iter().enumerate().any(lies_on_later) {
+        table.reverse();
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +82,14 @@ mod tests {
         assert_eq!((fstype(&record), record.ext_key.as_deref()), (Some("mqueue"), Some("/key")));
         mount.fstype = "ext4".into();
         assert_eq!(fstype(&entry(&mount, &Class::Root)), None);
+    }
+
+    #[test]
+    fn criu_begins_at_the_end() {
+        let mount = |mnt_id, parent_mnt_id| MntEntry { mnt_id, parent_mnt_id, ..MntEntry::default() };
+        let ordered = vec![mount(5, 1), mount(9, 5), mount(7, 9), mount(6, 5)];
+        let backwards: Vec<_> = ordered.iter().rev().cloned().collect();
+        assert_eq!(in_kernels_order(backwards), ordered);
+        assert_eq!(in_kernels_order(ordered.clone()), ordered);
     }
 }
