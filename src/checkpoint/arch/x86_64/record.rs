@@ -14,6 +14,7 @@
 use libc::user_regs_struct;
 
 use super::Regs;
+use super::regs::ERESTART_RESTARTBLOCK;
 use super::xsave::component;
 use crate::checkpoint::image::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
@@ -82,7 +83,7 @@ pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Reg
     if entry.mode.is_some_and(|mode| mode != i32::from(UserX86RegsMode::Native)) || entry.cs == USER32_CS {
         return Err(Error::new("a 32-bit program cannot be restored"));
     }
-    let regs = Regs(user_regs_struct {
+    let mut regs = Regs(user_regs_struct {
         r15: entry.r15,
         r14: entry.r14,
         r13: entry.r13,
@@ -111,7 +112,11 @@ pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Reg
         fs: entry.fs,
         gs: entry.gs,
     });
-    // CRIU keeps the kernel's codes in its images.
+    // CRIU lets calls whose rest only the kernel remembers fail with EINTR, but the number of the call stays in its
+    // images. None of these fails so by itself: what it was is made again.
+    if entry.orig_ax.cast_signed() >= 0 && entry.ax.cast_signed() == i64::from(-libc::EINTR) {
+        regs.0.rax = ERESTART_RESTARTBLOCK.cast_unsigned();
+    }
     Ok(regs.again(&|_, _| false).unwrap_or_else(|| regs.for_image()))
 }
 
@@ -320,6 +325,14 @@ mod tests {
         assert_eq!((read.rip, read.rax, read.orig_rax), (0xffe, 0, u64::MAX));
         let nanosleep = restored(0x1000, code(-516), 35);
         assert_eq!((nanosleep.rip, nanosleep.rax), (0xffe, 35));
+        for call in [libc::SYS_poll, libc::SYS_futex, libc::SYS_nanosleep, libc::SYS_clock_nanosleep] {
+            let criu = restored(0x1000, code(-4), code(call));
+            assert_eq!((criu.rip, criu.rax, criu.orig_rax), (0xffe, code(call), u64::MAX));
+        }
+        let accept = restored(0x1000, code(-4), code(libc::SYS_accept));
+        assert_eq!((accept.rip, accept.rax), (0x1000, code(-4)));
+        let ours = restored(0x1000, code(-4), u64::MAX);
+        assert_eq!((ours.rip, ours.rax), (0x1000, code(-4)));
         let unknown = restored(0x1000, code(-516), 219);
         assert_eq!((unknown.rip, unknown.rax.cast_signed()), (0x1000, -4));
         let finished = restored(0x1000, 7, 0);

@@ -26,7 +26,7 @@ use libc::user_regs_struct;
 const ERESTARTSYS: i64 = -512;
 const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
-const ERESTART_RESTARTBLOCK: i64 = -516;
+pub(super) const ERESTART_RESTARTBLOCK: i64 = -516;
 /// The instruction that makes a system call.
 pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
 const SYSCALL_LEN: u64 = SYSCALL.len() as u64;
