@@ -17,7 +17,6 @@ records! {
         affinity: optional bytes = 3,
         timer_slack: optional uint64 = 4,
         io_priority: optional uint32 = 5,
-        sched_flags: optional uint64 = 6,
         features: optional uint64 = 7,
         modes: repeated message(ThreadMode) = 8,
         core_filter: optional uint32 = 9,

@@ -28,6 +28,8 @@ use crate::checkpoint::{Error, Result};
 const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
 const SCHED_DEADLINE: u32 = 6;
+/// What a policy of the images may have beside it.
+const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 
 /// The images as they may be restored: unchanged, or clamped where that was asked for.
 pub fn admit<'a>(model: &'a Model, spec: &Spec, clamp: bool) -> Result<Cow<'a, Model>> {
@@ -138,7 +140,7 @@ impl Judge<'_> {
                 }
             }
         }
-        match core.thread_core.as_ref().and_then(|t| t.sched_policy) {
+        match core.thread_core.as_ref().and_then(|t| t.sched_policy.map(|p| p & !SCHED_RESET_ON_FORK)) {
             Some(policy @ (SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) if !self.real_time() => {
                 Err(Error::new(format!(
                     "the image has a thread with the real-time scheduling policy {policy}, config.json has neither \
@@ -155,7 +157,8 @@ impl Judge<'_> {
             if let (Some(creds), false) = (&mut thread.creds, inside) {
                 self.policy.clamp(creds);
             }
-            if !real_time && matches!(thread.sched_policy, Some(SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) {
+            let policy = thread.sched_policy.map(|p| p & !SCHED_RESET_ON_FORK);
+            if !real_time && matches!(policy, Some(SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) {
                 (thread.sched_policy, thread.sched_prio) = (Some(0), Some(0));
             }
         }
@@ -262,7 +265,7 @@ mod tests {
         assert_eq!(clamped.cores[&1].tc.as_ref().unwrap().oom_score_adj, Some(100));
         let first = |core: &mut CoreEntry| {
             let thread = core.thread_core.as_mut().unwrap();
-            (thread.sched_policy, thread.sched_prio) = (Some(SCHED_FIFO), Some(50));
+            (thread.sched_policy, thread.sched_prio) = (Some(SCHED_RESET_ON_FORK | SCHED_FIFO), Some(50));
         };
         let clamped = refused(&json!({}), first, &["real-time", "CAP_SYS_NICE"]);
         assert_eq!(clamped.cores[&1].thread_core.as_ref().unwrap().sched_policy, Some(0));

@@ -24,6 +24,8 @@ const SCHED_DEADLINE: u32 = 6;
 pub(super) const MPOL_DEFAULT: u32 = 0;
 /// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
 const RESET_ON_FORK: u64 = 1;
+/// SCHED_RESET_ON_FORK: the same in the policy, where sched_getscheduler(2) and the images have it.
+const RESET_ON_FORK_POLICY: u32 = 0x4000_0000;
 
 /// Asks how a thread is scheduled.
 #[derive(Debug)]
@@ -68,10 +70,10 @@ impl Ask {
             return Err(Error::new("a thread with the scheduling policy SCHED_DEADLINE cannot be dumped")
                 .remedy("give it another policy for the dump: chrt --other --pid 0 TID"));
         }
-        core.sched_policy = Some(policy);
+        let reset = results.u64(self.attr, 8) & RESET_ON_FORK != 0;
+        core.sched_policy = Some(policy | if reset { RESET_ON_FORK_POLICY } else { 0 });
         core.sched_nice = Some(results.i32(self.attr, 16));
         core.sched_prio = Some(results.u32(self.attr, 20));
-        extra.sched_flags = Some(results.u64(self.attr, 8) & RESET_ON_FORK);
         let size = usize::try_from(results.ret(self.size)).unwrap_or(0).min(CPUS);
         extra.affinity = Some(results.out(self.cpus)[..size].to_vec());
         extra.timer_slack = u64::try_from(results.ret(self.slack)).ok();
@@ -132,15 +134,15 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
         batch.about("cannot restore how the thread is scheduled");
     }
     if let Some(policy) = core.sched_policy {
-        let flags = extra.and_then(|e| e.sched_flags).unwrap_or(0) & RESET_ON_FORK;
-        let attr =
-            batch.data(&attr(policy, flags, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0)));
+        let attr = batch.data(&attr(policy, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0)));
         batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
     }
     injection.run(&batch).map(|_| ())
 }
 
-fn attr(policy: u32, flags: u64, nice: i32, priority: u32) -> Vec<u8> {
+fn attr(policy: u32, nice: i32, priority: u32) -> Vec<u8> {
+    let flags = if policy & RESET_ON_FORK_POLICY == 0 { 0 } else { RESET_ON_FORK };
+    let policy = policy & !RESET_ON_FORK_POLICY;
     let mut attr = vec![0; 48];
     attr[..4].copy_from_slice(&48_u32.to_ne_bytes());
     attr[4..8].copy_from_slice(&policy.to_ne_bytes());
@@ -156,9 +158,10 @@ mod tests {
 
     #[test]
     fn the_attributes_are_laid_out_as_the_kernel_reads_them() {
-        let raw = attr(3, 1, -5, 9);
+        let raw = attr(3, -5, 9);
         assert_eq!(raw.len(), 48);
-        assert_eq!(raw[..8], [48, 0, 0, 0, 3, 0, 0, 0]);
+        assert_eq!(raw[..16], [48, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(attr(0x4000_0003, -5, 9)[4..16], [3, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(i32::from_ne_bytes(raw[16..20].try_into().unwrap()), -5);
         assert_eq!(raw[20], 9);
     }
