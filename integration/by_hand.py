@@ -7,7 +7,7 @@ import socket
 import os
 import time
 
-from harness import (TARGET, TOP, Container, Failed, Redis, check, config, equal, image_size, need, real_checkpoints,
+from harness import (TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
                      rootfs, sh, until)
 
 KEYS = 100_000
@@ -18,11 +18,7 @@ def bind(source, destination):
 
 
 def load_client():
-    program = TARGET / "integration" / "load"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    need("gcc")
-    sh("gcc", "-static", "-O2", "-Wall", "-o", program, TOP / "integration/programs/load.c")
-    return program
+    return program("load")
 
 
 def redis_container(host, label="redis", script=None, output="file"):

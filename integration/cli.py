@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from harness import TOP, Container, Failed, Skip, check, config, equal, need, real_checkpoints, sh, tail, until
+from harness import Container, Failed, Skip, check, config, equal, program, real_checkpoints, sh, tail, until
 
 
 def busybox(host, *args, label="c", output="file", change=None, tty=False):
@@ -612,7 +612,6 @@ def test_exec_affinity(host):
 
 def test_notify(host):
     """NOTIFY_SOCKET: the command that lets the program run stays until it is ready, and tells systemd whom to watch."""
-    need("gcc")
     path = f"/tmp/stasis-notify-{os.getpid()}.sock"
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     manager.bind(path)
@@ -644,7 +643,7 @@ def test_notify(host):
 
     def container(label, *args):
         c = busybox(host, "/notify", *args, label=label)
-        sh("gcc", "-static", "-O2", "-Wall", "-o", f"{c.spec['root']['path']}/notify", TOP / "integration/programs/notify.c")
+        program("notify", f"{c.spec['root']['path']}/notify")
         return c
 
     c = container("run", "STATUS=x", "READY=1\nSTATUS=y")

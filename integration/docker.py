@@ -1,7 +1,6 @@
 """Docker, Debian's, with daemons of the test's own: their data, sockets, containers and network are nobody else's."""
 
 import ctypes
-import json
 import os
 import re
 import socket

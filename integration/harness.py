@@ -95,6 +95,21 @@ def rootfs(name):
     return pathlib.Path(done.stdout.split()[-1])
 
 
+def program(name, to=None):
+    """A program of programs/NAME.c, made on first use and after each change, and a copy of it at `to`."""
+    source, made = TOP / f"integration/programs/{name}.c", TARGET / "programs" / name
+    mark = made.with_suffix(".sha256")
+    sum = hashlib.sha256(source.read_bytes()).hexdigest()
+    if not mark.exists() or mark.read_text() != sum:
+        need("gcc")
+        made.parent.mkdir(parents=True, exist_ok=True)
+        new = made.with_suffix(f".{os.getpid()}")
+        sh("gcc", "-static", "-O2", "-Wall", "-pthread", "-o", new, source)
+        os.replace(new, made)
+        mark.write_text(sum)
+    return shutil.copy(made, to) if to else made
+
+
 class Host:
     """One test's share of the machine: a directory, and a list of what to undo."""
 

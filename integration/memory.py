@@ -3,9 +3,8 @@ import json
 import os
 import random
 import signal
-import subprocess
 
-from harness import RUNTIME, TOP, Container, Failed, check, config, equal, image_size, need, real_checkpoints, sh, until
+from harness import Container, Failed, check, config, equal, image_size, program, real_checkpoints, until
 
 MIB = 1 << 20
 
@@ -14,10 +13,9 @@ class Churn(Container):
     """A program that writes `rate` pages a second within `hot` of its `size` MiB."""
 
     def __init__(self, host, label, size=64, hot=8, rate=20000, *more):
-        need("gcc")
         real_checkpoints()
         self.root = host.overlay("busybox", label)
-        sh("gcc", "-static", "-O2", "-o", self.root / "churn", TOP / "integration/programs/churn.c")
+        program("churn", self.root)
         super().__init__(host, label, config(["/churn", size, hot, rate, *more], root=self.root), output="null")
 
     def start(self):
@@ -77,10 +75,9 @@ def test_pre_dump_of_a_program_that_moves_its_memory(host):
 
 
 def test_pre_dump_of_mappings_that_become_one(host):
-    need("gcc")
     real_checkpoints()
     root = host.overlay("busybox", "c")
-    sh("gcc", "-static", "-O2", "-Wall", "-o", root / "merge", TOP / "integration/programs/merge.c")
+    program("merge", root)
     c = Container(host, "c", config(["/merge"], root=root), output="null")
     c.run()
 
@@ -166,10 +163,9 @@ def test_auto_dedup(host):
 
 
 def test_what_is_given_back_of_a_file_is_the_files_again(host):
-    need("gcc")
     real_checkpoints()
     root = host.overlay("busybox", "c")
-    sh("gcc", "-static", "-O2", "-Wall", "-o", root / "giveback", TOP / "integration/programs/giveback.c")
+    program("giveback", root)
     c = Container(host, "c", config(["/giveback"], root=root), output="null")
     status = root / "status"
     c.run()

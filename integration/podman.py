@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 
-from harness import (RUNTIME, TOP, Failed, Host, Skip, Terminal, check, equal, need, oci_archive, real_checkpoints, remove_cgroup,
+from harness import (RUNTIME, Failed, Host, Skip, Terminal, check, equal, need, oci_archive, program, real_checkpoints, remove_cgroup,
                      session, sh, tail, until)
 
 _shared = {}
@@ -149,15 +149,13 @@ def test_health(host):
 
 def test_sdnotify(host):
     """--sdnotify=container: what the program says reaches who waits for it, with the pid to watch."""
-    need("gcc")
     p = podman(host)
-    program = host.dir / "notify"
-    sh("gcc", "-static", "-O2", "-Wall", "-o", program, TOP / "integration/programs/notify.c")
+    notify = program("notify")
     path = f"{p.short}/notify.sock"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(path)
         manager.settimeout(60)
-        p.run("-d", "--name", "notify", "--sdnotify", "container", "-v", f"{program}:/notify:ro", IMAGE, "/notify", "READY=1",
+        p.run("-d", "--name", "notify", "--sdnotify", "container", "-v", f"{notify}:/notify:ro", IMAGE, "/notify", "READY=1",
               env={"NOTIFY_SOCKET": path})
         said = set()
         while len(said) < 2:

@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 
-from harness import Container, Failed, Host, TOP, check, config, equal, need, real_checkpoints, sh, until
+from harness import Container, Failed, Host, check, config, equal, need, program, real_checkpoints, sh, until
 
 PERIOD = 65521
 PORT = 7000
@@ -114,12 +114,12 @@ class Stream:
 
 
 def server(host, spec_of, label="s", **how):
-    need("gcc", "ip")
+    need("ip")
     real_checkpoints()
     root = host.dir / "rootfs"
     for d in ("proc", "dev", "sys"):
         (root / d).mkdir(parents=True, exist_ok=True)
-    sh("gcc", "-static", "-O2", "-Wall", "-o", root / "stream", TOP / "integration/programs/stream.c")
+    program("stream", root)
     spec = config(["/stream"], root=root)
     spec_of(spec)
     return Container(host, label, spec, **how)

@@ -2,12 +2,14 @@
 # build.sh DIR: makes the test machine in DIR: kernel, initrd, root.img. Debian packages only; nothing is mounted.
 #
 # The guest has what a development machine often lacks: pure cgroup v2 with every controller, all capabilities,
-# soft-dirty tracking, and Debian's own kernel. It boots without KVM in a few seconds.
+# soft-dirty tracking, and Debian's own kernel: that of this release, or of VM_SUITE (trixie: Linux 6.12). It boots
+# without KVM in a few seconds.
 set -euo pipefail
 dir=$(mkdir -p "${1:?usage: build.sh DIR}" && cd "$1" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
 mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
-stamp=$(cat "$here"/build.sh "$here"/init | sha256sum | cut -d' ' -f1)
+suite=${VM_SUITE:-}
+stamp=$({ cat "$here"/build.sh "$here"/init; echo "$suite"; } | sha256sum | cut -d' ' -f1)
 [ "$(cat "$dir/stamp" 2>/dev/null)" = "$stamp" ] && exit 0
 
 need=()
@@ -24,8 +26,21 @@ debootstrap --variant=minbase --include=criu,iptables,runc,crun,jq,procps,iprout
   bookworm "$root" "$mirror" >"$dir/debootstrap.log"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,man,locale}
 
-package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ {print $2; exit}')
-(cd "$dir/kernel" && apt-get download -qq "$package" && dpkg-deb -x "$package"_*.deb .)
+meta=linux-image-cloud-amd64
+if [ -z "$suite" ]; then
+  package=$(apt-cache depends "$meta" | awk '/Depends: linux-image/ {print $2; exit}')
+  (cd "$dir/kernel" && apt-get download -qq "$package" && dpkg-deb -x "$package"_*.deb .)
+else
+  index=$dir/kernel/Packages
+  curl -fsSL "$mirror/dists/$suite/main/binary-amd64/Packages.xz" | xz -d >"$index"
+  # field PACKAGE FIELD
+  field() { awk -v p="$1" -v f="$2:" '$1 == "Package:" {it = $2 == p} it && $1 == f {print $2; exit}' "$index"; }
+  package=$(field "$meta" Depends)
+  curl -fsSL "$mirror/$(field "$package" Filename)" -o "$dir/kernel/kernel.deb"
+  echo "$(field "$package" SHA256)  $dir/kernel/kernel.deb" | sha256sum -c --quiet
+  dpkg-deb -x "$dir/kernel/kernel.deb" "$dir/kernel"
+  [ -d "$dir/kernel/lib" ] || ln -s usr/lib "$dir/kernel/lib"
+fi
 cp "$dir"/kernel/boot/vmlinuz-* "$dir/vmlinuz"
 version=$(basename "$dir"/kernel/boot/vmlinuz-*) && version=${version#vmlinuz-}
 cp -a "$dir/kernel/lib/modules" "$root/lib/"
@@ -37,8 +52,11 @@ ird=$dir/initrd && rm -rf "$ird" && mkdir -p "$ird"/{bin,mod,proc,sys,dev,new}
 cp /bin/busybox "$ird/bin/"
 mods=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk crc16 crc32c_generic libcrc32c mbcache jbd2 ext4)
 for mod in "${mods[@]}"; do
-  path=$(find "$dir/kernel/lib/modules" -name "$mod.ko" | head -n 1)
-  [ -z "$path" ] || cp "$path" "$ird/mod/"
+  path=$(find "$dir/kernel/lib/modules/" -name "$mod.ko" -o -name "$mod.ko.xz" | head -n 1)
+  case $path in
+  *.xz) xz -dc "$path" >"$ird/mod/$mod.ko" ;;
+  *.ko) cp "$path" "$ird/mod/" ;;
+  esac
 done
 {
   echo '#!/bin/busybox sh'
