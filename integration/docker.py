@@ -453,7 +453,36 @@ def test_checkpoint_again_and_again(host):
     equal(got, list(range(1, len(got) + 1)), "the numbers")
 
 
-def test_checkpoint_of_exec(host):
+def settings(host, text):
+    """CRIU's configuration file, which serves clients without flags."""
+    if not os.path.isdir("/etc/criu"):
+        raise Skip("there is no /etc/criu to mount a configuration on")
+    directory = host.dir / "criu"
+    directory.mkdir()
+    (directory / "runc.conf").write_text(text)
+    sh("mount", "--bind", directory, "/etc/criu")
+    host.undo.append(lambda: sh("umount", "-l", "/etc/criu"))
+
+
+def test_checkpoint_beside_exec(host):
+    """A process of exec is in the way, unless the configuration file says to leave it out."""
+    real_checkpoints()
+    d = docker(host)
+    d("run", "-d", "--name", "count", "busybox:test", "sh", "-c", COUNT)
+    d("exec", "-d", "count", "sleep", "1000")
+    until(lambda: "sleep 1000" in d("top", "count").stdout, "the command")
+    refused = d("checkpoint", "create", "count", "refused", ok=[1])
+    check("--drop-exec" in refused.stderr, refused.stderr)
+    settings(host, "drop-exec\n")
+    d("checkpoint", "create", "count", "first")
+    until(lambda: d.status("count").startswith("exited"), "the container to be shown as exited")
+    before = numbers(d, "count")
+    d.start_from("first", "count")
+    until(lambda: len(numbers(d, "count")) > len(before) + 5, "counting")
+    check("sleep 1000" not in d("top", "count").stdout, "the command is left out")
+
+
+def test_failed_checkpoint(host):
     """A failed checkpoint leaves the container running: it can't be taken twice under one name."""
     real_checkpoints()
     d = docker(host)
@@ -502,13 +531,7 @@ def test_checkpoint_redis_client(host):
     """A client's TCP connection lives through stop and start: Docker has no flag for it, CRIU's configuration file has."""
     real_checkpoints()
     d = docker(host)
-    if not os.path.isdir("/etc/criu"):
-        raise Skip("there is no /etc/criu to mount a configuration on")
-    settings = host.dir / "criu"
-    settings.mkdir()
-    (settings / "runc.conf").write_text("tcp-established\n")
-    sh("mount", "--bind", settings, "/etc/criu")
-    host.undo.append(lambda: sh("umount", "-l", "/etc/criu"))
+    settings(host, "tcp-established\n")
     d("network", "create", "--subnet", "10.99.0.0/24", "fixed")
     host.undo.append(lambda: d("network", "rm", "fixed", ok=None))
     # Before the network goes, its container has to.

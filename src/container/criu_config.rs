@@ -49,6 +49,9 @@ pub fn apply(annotations: &BTreeMap<String, String>, options: &mut Options) -> R
             "ext-unix-sk" => options.ext_unix_sk = true,
             "shell-job" => options.shell_job = true,
             "file-locks" => options.file_locks = true,
+            // Ours: whose clients have no flag for them either.
+            "drop-exec" => options.drop_exec = true,
+            "no-sync" => options.no_sync = true,
             "cpu-cap" if value == "none" => options.any_processor = true,
             // All else that may be asked of the processor is looked at anyway.
             "cpu-cap" => {}
