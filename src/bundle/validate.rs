@@ -8,7 +8,7 @@ use oci_spec::runtime::{
     IOPriorityClass, Linux, LinuxNamespaceType, LinuxResources, MemoryPolicyModeType, Spec,
 };
 
-use crate::cgroup::{devices, is_unified, v2};
+use crate::cgroup::{devices, is_unified, rdt, v2};
 use crate::container::net_devices;
 use crate::init::rootfs::has_namespace;
 use crate::init::{lsm, mounts, rlimits, scheduling};
@@ -57,8 +57,8 @@ pub fn spec(spec: &Spec, bundle: &Path) -> Result<()> {
     }
     devices::Policy::of(linux.resources().as_ref(), linux.devices().as_deref().unwrap_or_default())?;
     memory_policy(linux)?;
-    if linux.intel_rdt().is_some() {
-        return Err(Error::new("intelRdt is specified in config, but Intel RDT is not enabled"));
+    if let Some(wanted) = linux.intel_rdt() {
+        rdt::validate(wanted, rdt::Resctrl::find().as_ref())?;
     }
     network_devices(spec, linux)?;
     rootless(spec, linux)

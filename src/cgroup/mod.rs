@@ -8,6 +8,7 @@
 //!        ├─── freezer     pause and resume
 //!        ├─── systemd     the directories are those of a scope unit, made and removed over D-Bus
 //!        ├─── rootless    what a user without privileges does without
+//!        ├─── rdt         caches and memory bandwidth, by a file system beside these
 //!        ├─── pids        who is in it; kill; remove
 //!        ├─── stats       `events --stats`
 //!        └─── oom         `events`
@@ -24,6 +25,7 @@ mod freezer;
 pub mod hierarchy;
 pub mod oom;
 mod pids;
+pub mod rdt;
 mod rootless;
 pub mod stats;
 pub mod systemd;

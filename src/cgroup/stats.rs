@@ -37,8 +37,8 @@ pub struct Stats {
     pub blkio: blkio::Blkio,
     /// Huge pages, by size.
     pub hugetlb: BTreeMap<String, HugeTlb>,
-    /// Always empty: resctrl is not supported.
-    pub intel_rdt: BTreeMap<String, String>,
+    /// The last-level cache and memory bandwidth; filled in by who knows the container's class.
+    pub intel_rdt: super::rdt::Stats,
     /// Always null, as from a runtime that makes no interfaces.
     pub network_interfaces: Option<Vec<String>>,
 }

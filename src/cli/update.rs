@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{Context, flags, one_id};
-use crate::container::{Error, Result, update};
+use crate::cgroup::rdt::Resctrl;
+use crate::container::update::{self, Shares};
+use crate::container::{Error, Result};
 use crate::sys::Context as _;
 
 /// Update the resource limits of a container
@@ -76,10 +78,12 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("update", &args.args)?;
-    if args.l3_cache_schema.as_ref().is_some_and(|s| !s.is_empty()) {
+    let given = |schema: &Option<String>| schema.clone().filter(|s| !s.is_empty());
+    let shares = Shares { cache: given(&args.l3_cache_schema), bandwidth: given(&args.mem_bw_schema) };
+    if shares.cache.is_some() && !Resctrl::find().is_some_and(|r| r.has_cache()) {
         return Err(Error::new("Intel RDT/CAT: l3 cache schema is not enabled"));
     }
-    if args.mem_bw_schema.as_ref().is_some_and(|s| !s.is_empty()) {
+    if shares.bandwidth.is_some() && !Resctrl::find().is_some_and(|r| r.has_bandwidth()) {
         return Err(Error::new("Intel RDT/MBA: memory bandwidth schema is not enabled"));
     }
     let resources = match args.resources.as_deref() {
@@ -87,7 +91,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         _ => from_flags(args)?,
     };
     let resources = serde_json::from_value(resources).map_err(|e| Error::new(format!("resources: {e}")))?;
-    update::update(&context.store, id, &resources)?;
+    update::update(&context.store, id, &resources, &shares)?;
     Ok(0)
 }
 

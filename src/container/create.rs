@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmodat};
 use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
-use oci_spec::runtime::{LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use super::hooks::{self, HookState, Point};
 use super::launch::{Newborn, launch};
@@ -27,6 +27,7 @@ use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
 use super::{Cgroup, Container, Error, Result, clock, debug, net_devices, notify};
 use crate::bundle::Bundle;
+use crate::cgroup::rdt;
 use crate::init::channel::Message;
 use crate::init::console::Console;
 use crate::init::credentials::{self, IdMaps};
@@ -105,7 +106,7 @@ pub fn create_with(store: &Store, request: Request, early: Early<'_>) -> Result<
         return Err(Error::new("cannot set any additional groups in a rootless container"));
     }
     let (dir, lock) = store.create(&request.id)?;
-    let mut undo = Undo { dir: &dir, cgroup: None, init: None };
+    let mut undo = Undo { dir: &dir, cgroup: None, rdt: rdt::Place::default(), init: None };
     let made = listen(&dir, &request)
         .and_then(|notify| make(&dir, &request, &mut undo, early).map(|made| (made, notify)));
     match made {
@@ -138,6 +139,7 @@ pub type Early<'a> = &'a dyn Fn(i32) -> Result<()>;
 struct Undo<'a> {
     dir: &'a Dir,
     cgroup: Option<Cgroup>,
+    rdt: rdt::Place,
     init: Option<(i32, OwnedFd)>,
 }
 
@@ -150,6 +152,7 @@ impl Undo<'_> {
         if let Some(cgroup) = self.cgroup {
             let _ = cgroup.delete();
         }
+        let _ = self.rdt.leave();
         let _ = self.dir.remove();
         if hooks::any(&request.bundle.spec, &[Point::Poststop]) {
             let state = hook_state(request, None, "stopped");
@@ -169,7 +172,8 @@ fn make(
     check(spec)?;
     let cgroup = control_groups(dir, request)?;
     let unified = cgroup.paths().get("").cloned();
-    let cgroup = undo.cgroup.insert(cgroup);
+    undo.cgroup = Some(cgroup.clone());
+    let cgroup = &cgroup;
     let filter = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     let filter = match request.purpose {
         Purpose::Start => filter.map(seccomp::compile).transpose()?,
@@ -216,6 +220,9 @@ fn make(
     };
     entered.map_err(|e| e.context(NO_CGROUP))?;
     scheduling::reset_affinity(init.pid);
+    rdt::enter(intel_rdt(spec), &request.id, init.pid, &mut undo.rdt).map_err(|e| {
+        e.context("unable to start container process: unable to apply Intel RDT configuration")
+    })?;
     if let Some(devices) = spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()) {
         net_devices::hand_over(devices, init.pid)
             .map_err(|e| e.context("unable to start container process"))?;
@@ -232,7 +239,7 @@ fn make(
         debug::say(|| format!("seccomp filter flags: {}", filter.flags));
     }
     init.channel.go()?;
-    match serve(dir, request, process, cgroup, &init)
+    match serve(dir, request, process, (cgroup, &undo.rdt), &init)
         .map_err(|e| e.context("unable to start container process: error during container init"))?
     {
         (Some(container), console) => Ok((container, init, console)),
@@ -245,7 +252,7 @@ fn serve(
     dir: &Dir,
     request: &Request,
     process: &Process,
-    cgroup: &Cgroup,
+    (cgroup, rdt): (&Cgroup, &rdt::Place),
     init: &Newborn,
 ) -> Result<(Option<Container>, Option<OwnedFd>)> {
     let spec = &request.bundle.spec;
@@ -267,6 +274,8 @@ fn serve(
                         .apply(linux)
                         .map_err(|e| e.context("error setting cgroup config for procHooks process"))?;
                 }
+                rdt::set(intel_rdt(spec), rdt)
+                    .map_err(|e| e.context("error setting Intel RDT config for procHooks process"))?;
                 let state = hook_state(request, Some(init.pid), "creating");
                 hooks::run(spec, Point::Prestart, &state, &[])?;
                 hooks::run(spec, Point::CreateRuntime, &state, &[])?;
@@ -278,7 +287,7 @@ fn serve(
             Message::Ready => {
                 rlimits::apply(process.rlimits().as_deref().unwrap_or_default(), init.pid)
                     .map_err(|e| e.context("error setting rlimits for ready process"))?;
-                let state = state(request, init, cgroup.paths().clone())?;
+                let state = state(request, init, cgroup.paths().clone(), rdt.clone())?;
                 let ready = Container { dir: dir.clone(), state };
                 if request.purpose == Purpose::Restore {
                     return Ok((Some(ready), console));
@@ -461,7 +470,16 @@ fn oom_score(pid: i32, score: i32) -> Result<()> {
     Ok(())
 }
 
-fn state(request: &Request, init: &Newborn, cgroup_paths: BTreeMap<String, PathBuf>) -> Result<State> {
+fn intel_rdt(spec: &Spec) -> Option<&LinuxIntelRdt> {
+    spec.linux().as_ref()?.intel_rdt().as_ref()
+}
+
+fn state(
+    request: &Request,
+    init: &Newborn,
+    cgroup_paths: BTreeMap<String, PathBuf>,
+    rdt: rdt::Place,
+) -> Result<State> {
     let spec = &request.bundle.spec;
     let stat = Stat::of(init.pid).ok_or_else(|| Error::new("container init has vanished"))?;
     let all = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
@@ -489,6 +507,7 @@ fn state(request: &Request, init: &Newborn, cgroup_paths: BTreeMap<String, PathB
         },
         rootless: !geteuid().is_root() && request.options.rootless_cgroup,
         cgroup_paths,
+        rdt,
         namespace_paths,
         external_descriptors: external_descriptors(request.stdio.as_ref()),
     })

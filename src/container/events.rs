@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Container, Error, Result, Status};
-use crate::cgroup::Stats;
 use crate::cgroup::oom::News;
+use crate::cgroup::{Stats, rdt};
 use crate::sys::{Context, pidfd};
 
 /// One thing to tell.
@@ -26,7 +26,13 @@ impl Container {
         if self.status()? == Status::Stopped {
             return Err(Error::new(format!("container with id {} is not running", self.state.id)));
         }
-        Ok(self.cgroup().stats()?)
+        self.read_stats()
+    }
+
+    fn read_stats(&self) -> Result<Stats> {
+        let mut stats = self.cgroup().stats()?;
+        stats.intel_rdt = rdt::stats(&self.state.rdt)?;
+        Ok(stats)
     }
 
     /// Tells of everything until the container ends, or `tell` returns false.
@@ -60,7 +66,7 @@ impl Container {
             }
             if Instant::now() >= next && self.has_init() {
                 next += interval;
-                if !tell(Event::Stats(Box::new(cgroup.stats()?))) {
+                if !tell(Event::Stats(Box::new(self.read_stats()?))) {
                     return Ok(());
                 }
             }

@@ -105,6 +105,10 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
                 process.pid
             ))
         })?;
+        container.state.rdt.join(process.pid).map_err(|e| {
+            let pid = process.pid;
+            e.context(format!("unable to start container process: error adding pid {pid} to Intel RDT"))
+        })?;
         match last {
             Some(list) => scheduling::set_affinity(process.pid, list).map_err(|e| {
                 e.context("unable to start container process: error setting final CPU affinity")

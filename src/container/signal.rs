@@ -81,6 +81,8 @@ impl Container {
             let _ = cgroup.kill(libc::SIGKILL);
         }
         cgroup.delete().map_err(|e| e.context("unable to remove container's cgroup"))?;
+        let left = self.state.rdt.leave();
+        left.map_err(|e| e.context("unable to remove container's IntelRDT group"))?;
         // Read before it is removed; a damaged one must not keep the container from being deleted.
         let spec = self.spec();
         self.dir.remove()?;

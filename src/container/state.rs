@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::rdt;
+
 /// One container as it is on disk. Field names are runc's.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct State {
@@ -24,6 +26,9 @@ pub struct State {
     /// Control groups by controller name ("" for v2), absolute directories.
     #[serde(default)]
     pub cgroup_paths: BTreeMap<String, PathBuf>,
+    /// Its share of caches and memory bandwidth.
+    #[serde(flatten)]
+    pub rdt: rdt::Place,
     /// Namespaces of init by runc's names (`NEWNET`), as /proc paths.
     #[serde(default)]
     pub namespace_paths: BTreeMap<String, PathBuf>,
@@ -121,6 +126,7 @@ mod tests {
             config: Config { labels: labels(Path::new("/b"), &spec), ..Config::default() },
             rootless: false,
             cgroup_paths: BTreeMap::new(),
+            rdt: rdt::Place::default(),
             namespace_paths: BTreeMap::new(),
             external_descriptors: vec![],
         };

@@ -1,12 +1,14 @@
 //! Changing the resource limits of a container.
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Spec};
 use serde_json::{Map, Value};
 
 use super::{Container, Error, Result, Status, Store};
+use crate::cgroup::rdt;
 
 /// `update`: what `change` leaves out stays as it is.
-pub fn update(store: &Store, id: &str, change: &LinuxResources) -> Result<()> {
+/// The cache and the bandwidth are changed only where config.json had a class for the container.
+pub fn update(store: &Store, id: &str, change: &LinuxResources, shares: &Shares) -> Result<()> {
     let (container, _lock) = Container::load_locked(store, id)?;
     if container.status()? == Status::Stopped {
         return Err(Error::NotRunning);
@@ -15,10 +17,42 @@ pub fn update(store: &Store, id: &str, change: &LinuxResources) -> Result<()> {
     complete(&mut change);
     // Device rules belong to the creation; an update neither sees nor touches them.
     change.set_devices(None);
+    let mut spec = container.spec()?;
+    let rdt = spec.linux_mut().as_mut().and_then(|l| l.intel_rdt_mut().as_mut());
+    let rdt = shares.put(rdt)?.cloned();
     container.cgroup().update(&change)?;
-    let spec = merged(container.spec()?, &change)?;
+    rdt::set(rdt.as_ref(), &container.state.rdt)?;
+    let spec = merged(spec, &change)?;
     let text = serde_json::to_vec(&spec).map_err(|e| Error::new(format!("encoding config.json: {e}")))?;
     container.dir.write("config.json", &text)
+}
+
+/// New shares of the last-level cache and of memory bandwidth.
+#[derive(Debug, Default)]
+pub struct Shares {
+    /// `L3:...`
+    pub cache: Option<String>,
+    /// `MB:...`
+    pub bandwidth: Option<String>,
+}
+
+impl Shares {
+    /// Puts them into config.json's; nothing is returned if there is nothing to change.
+    fn put<'a>(&self, rdt: Option<&'a mut LinuxIntelRdt>) -> Result<Option<&'a LinuxIntelRdt>> {
+        if self.cache.is_none() && self.bandwidth.is_none() {
+            return Ok(None);
+        }
+        let Some(rdt) = rdt else {
+            return Err(Error::new("updating a non-existent Intel RDT configuration is not supported"));
+        };
+        if self.cache.is_some() {
+            rdt.set_l3_cache_schema(self.cache.clone());
+        }
+        if self.bandwidth.is_some() {
+            rdt.set_mem_bw_schema(self.bandwidth.clone());
+        }
+        Ok(Some(rdt))
+    }
 }
 
 /// A memory limit that is lifted takes the limit of swap with it.
@@ -61,6 +95,19 @@ fn merge(into: &mut Value, from: Value) {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn shares_change_only_what_was_there() {
+        let shares = Shares { cache: Some("L3:0=f".into()), bandwidth: None };
+        assert!(Shares::default().put(None).unwrap().is_none());
+        let said = shares.put(None).unwrap_err().to_string();
+        assert_eq!(said, "updating a non-existent Intel RDT configuration is not supported");
+        let mut rdt = LinuxIntelRdt::default();
+        rdt.set_mem_bw_schema(Some("MB:0=20".into()));
+        let now = shares.put(Some(&mut rdt)).unwrap().unwrap();
+        assert_eq!(now.l3_cache_schema().as_deref(), Some("L3:0=f"));
+        assert_eq!(now.mem_bw_schema().as_deref(), Some("MB:0=20"));
+    }
 
     #[test]
     fn what_is_left_out_stays() {
