@@ -234,3 +234,66 @@ def test_plain_process(host):
     d = sleeper(host, "d", change)
     said = d.call("run", "--bundle", d.bundle, d.id, stdin="").stderr
     check("can't raise ambient capability CAP_CHOWN: operation not permitted" in said, said)
+
+
+def test_words(host):
+    """What config.json may not ask for is refused, and what is done without is warned of, in runc's words."""
+    root = host.overlay("busybox", "words")
+    sound = config(["sh", "-c", "pwd"], root=root)
+    linux, process = sound["linux"], sound["process"]
+
+    def said(part, value, status=1):
+        """What `run` prints, with the `value` in `part` of config.json."""
+        spec = json.loads(json.dumps(sound))
+        *path, last = part.split(".")
+        into = spec
+        for step in path:
+            into = into.setdefault(step, {})
+        into[last] = value
+        c = Container(host, f"{part}-{len(os.listdir(host.dir))}".replace(".", "-"), spec)
+        done = c.call("run", "--bundle", c.bundle, c.id, ok=[status])
+        return (done.stdout + done.stderr).replace('\\"', '"')
+
+    namespaces, hook = linux["namespaces"], {"path": "/bin/true", "args": ["true"]}
+    for part, value, words in [
+        ("linux.memoryPolicy", {"nodes": "0"}, 'run failed: invalid memory policy mode ""'),
+        ("linux.memoryPolicy", {"mode": "MPOL_BIND", "nodes": "x"},
+         'run failed: invalid memory policy nodes "x": strconv.ParseUint: parsing "x": invalid syntax'),
+        ("process.execCPUAffinity", {"initial": "5-1"}, "run failed: bad CPUAffinity.Initial: invalid range: 5-1"),
+        ("process.execCPUAffinity", {"final": "99999"}, "bad CPUAffinity.Final: values larger than 65536 are not supported"),
+        ("process.ioPriority", {"priority": 1}, 'run failed: invalid ioPriority.Class: ""'),
+        ("process.scheduler", {}, "run failed: scheduler policy is required"),
+        ("process.rlimits", [{"type": "RLIMIT_X", "hard": 1, "soft": 1}], "run failed: wrong rlimit value: RLIMIT_X"),
+        ("linux.namespaces", [*namespaces, {"type": "pid"}], 'malformed spec file: duplicated ns {"pid" ""}'),
+        ("linux.namespaces", [*namespaces, {"type": "foo"}], 'run failed: namespace {"foo" ""} does not exist'),
+        ("linux.namespaces", [*namespaces, {"type": "user"}], "user namespaces enabled, but no uid mappings found"),
+        ("linux.netDevices", {"nope0": {}}, "error creating network interfaces: move netDevice nope0 to namespace"),
+        ("linux.netDevices", {"a b": {}}, 'invalid network device name "a b"'),
+        ("linux.seccomp", {"defaultAction": "X"}, "run failed: string X is not a valid action for seccomp"),
+        ("linux.resources.devices", [{"allow": True, "type": "c", "major": -5, "access": "r"}], "-5"),
+        ("linux.resources.cpu", {"quota": 20000, "period": 100000, "burst": 100000}, "error setting cgroup config for procHooks process: "),
+        ("hooks.createRuntime", [{"path": ""}], "error running createRuntime hook #0: exec: no command"),
+        ("hooks.createRuntime", [hook | {"timeout": 0}], "hook #0: hook ran past specified timeout of 0.0s"),
+        ("process.args", ["/etc"], 'exec: "/etc": is a directory'),
+    ]:
+        text = said(part, value)
+        check(words in text, f"{part} = {value}: {text}")
+    if not os.path.exists("/sys/fs/resctrl"):
+        text = said("linux.intelRdt", {})
+        check("intelRdt is specified in config, but Intel RDT is not enabled" in text, text)
+    for part, value, words in [
+        ("linux.resources.memory", {"kernel": 1 << 30}, "Kernel memory settings are ignored and will be removed"),
+        ("linux.personality", {"domain": "LINUX", "flags": ["X"]}, "ignoring unsupported personality flags: [X]"),
+        ("mounts", [*sound["mounts"], {"destination": "tmp", "type": "tmpfs", "source": "x"}], "mount destination tmp is not absolute"),
+        ("hooks.poststop", [{"path": "/bin/false"}], "unable to destroy container: error running poststop hook #0: exit status 1"),
+    ]:
+        text = said(part, value, 0)
+        check("level=warning" in text and words in text and "/\n" in text, f"{part} = {value}: {text}")
+    # What runc passes over.
+    for part, value in [("vm", {"hypervisor": {"path": "/x"}}), ("linux.uidMappings", [{"containerID": 0, "hostID": 1, "size": 1}]),
+                        ("process.execCPUAffinity", {"initial": ""})]:
+        equal(said(part, value, 0), "/\n", f"{part} = {value}")
+    check(process["cwd"] == "/" and not (root / "made").exists(), "the sound config.json")
+    sound["root"]["readonly"] = True
+    equal(said("process.cwd", "/made/here", 0), "/made/here\n", "a working directory that the image lacks")
+    equal(oct((root / "made/here").stat().st_mode & 0o777), "0o755", "its mode")

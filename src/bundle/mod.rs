@@ -3,6 +3,7 @@
 pub mod features;
 pub mod template;
 pub mod validate;
+pub mod warnings;
 mod words;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, Process, Spec};
 use serde_json::{Value, json};
 
+use crate::init::scheduling;
 use crate::sys::{Context, Error, Result};
 
 /// Name of the specification file in a bundle.
@@ -65,7 +67,11 @@ pub fn read(text: &[u8]) -> Result<Spec> {
 }
 
 fn read_known(text: &[u8]) -> Result<(Spec, Vec<String>)> {
-    let (spec, unknown): (Spec, _) = parse(text).map_err(|e| Error::new(format!("{CONFIG}: {e}")))?;
+    let (spec, unknown): (Spec, _) = parse(text).map_err(|e| match e.line() {
+        // runc's own words.
+        0 => Error::new(e.to_string()),
+        _ => Error::new(format!("{CONFIG}: {e}")),
+    })?;
     match spec.process() {
         Some(process) => validate_process(process)?,
         None => return Err(Error::new("process property must not be empty")),
@@ -79,7 +85,16 @@ fn read_known(text: &[u8]) -> Result<(Spec, Vec<String>)> {
 /// numbers that are not given are 0, as in Go: a process without a user is root's.
 pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
     let failure = match serde_json::from_slice(text) {
-        Ok(value) => return Ok((value, vec![])),
+        Ok(value) => {
+            // The one word that the parser does without, and runc does not.
+            let priority = b"\"ioPriority\"";
+            if text.windows(priority.len()).any(|part| part == priority)
+                && let Some(words) = words::wrong(&serde_json::from_slice(text)?)
+            {
+                return Err(serde::de::Error::custom(words));
+            }
+            return Ok((value, vec![]));
+        }
         Err(e) => e,
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(failure) };
@@ -93,12 +108,19 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
             known
         });
     }
+    if let Some(affinity) = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut) {
+        plain_lists(affinity).map_err(serde::de::Error::custom)?;
+    }
     if let Some(process) = process.as_object_mut().filter(|p| p.contains_key("cwd")) {
         process.entry("user").or_insert_with(|| json!({}));
     }
     let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(Value::as_array_mut);
     for flag in flags.into_iter().flatten().filter(|f| **f == "SCHED_FLAG_RESET_ON_FORK") {
         *flag = "SCHED_RESET_ON_FORK".into();
+    }
+    // Nothing here is a virtual machine.
+    if let Some(spec) = value.as_object_mut() {
+        spec.remove("vm");
     }
     let rules = value.pointer_mut("/linux/seccomp/syscalls").and_then(Value::as_array_mut);
     let args = rules.into_iter().flatten().filter_map(|r| r.get_mut("args")?.as_array_mut()).flatten();
@@ -114,6 +136,25 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
     serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)
 }
 
+/// Lists of processors without the blanks and commas too many that the parser would refuse; empty ones are none.
+fn plain_lists(affinity: &mut serde_json::Map<String, Value>) -> Result<()> {
+    for (key, name) in AFFINITY {
+        let Some(list) = affinity.get(key).and_then(Value::as_str) else { continue };
+        let list = scheduling::parse_list(list).map_err(|e| e.context(name))?;
+        let list: Vec<String> = list.iter().map(ToString::to_string).collect();
+        if list.is_empty() {
+            affinity.remove(key);
+        } else {
+            affinity.insert(key.to_owned(), list.join(",").into());
+        }
+    }
+    Ok(())
+}
+
+/// The lists of `execCPUAffinity`, and what runc calls them.
+const AFFINITY: [(&str, &str); 2] =
+    [("initial", "bad CPUAffinity.Initial"), ("final", "bad CPUAffinity.Final")];
+
 /// What runc demands of a process.
 pub fn validate_process(process: &Process) -> Result<()> {
     if process.cwd().as_os_str().is_empty() {
@@ -124,6 +165,12 @@ pub fn validate_process(process: &Process) -> Result<()> {
     }
     if process.args().as_deref().unwrap_or_default().is_empty() {
         return Err(Error::new("args must not be empty"));
+    }
+    if let Some(affinity) = process.exec_cpu_affinity() {
+        let lists = [affinity.initial(), affinity.cpu_affinity_final()];
+        for (list, (_, name)) in lists.into_iter().zip(AFFINITY) {
+            scheduling::parse_list(list.as_deref().unwrap_or_default()).map_err(|e| e.context(name))?;
+        }
     }
     Ok(())
 }
@@ -172,6 +219,35 @@ mod tests {
             let (process, _): (Process, _) = parse(process.as_bytes()).unwrap();
             assert_eq!(process.scheduler().as_ref().unwrap().flags().as_ref().unwrap().len(), 1);
         }
+    }
+
+    #[test]
+    fn lists_of_processors_are_read_as_runc_reads_them() {
+        let process = |affinity: &str| {
+            let text = format!(r#"{{"cwd":"/","args":["a"],"user":{{}},"execCPUAffinity":{affinity}}}"#);
+            let (process, _): (Process, _) = parse(text.as_bytes()).map_err(|e| e.to_string())?;
+            validate_process(&process).map_err(|e| e.to_string())?;
+            Ok::<_, String>(process.exec_cpu_affinity().clone().unwrap_or_default())
+        };
+        let lists = process(r#"{"initial":" 1-2, 5,","final":""}"#).unwrap();
+        assert_eq!((lists.initial().as_deref(), lists.cpu_affinity_final()), (Some("1,2,5"), &None));
+        for (affinity, said) in [
+            (
+                r#"{"initial":"x"}"#,
+                "bad CPUAffinity.Initial: strconv.ParseUint: parsing \"x\": invalid syntax",
+            ),
+            (r#"{"final":"5-1"}"#, "bad CPUAffinity.Final: invalid range: 5-1"),
+            (r#"{"initial":"99999"}"#, "bad CPUAffinity.Initial: values larger than 65536 are not supported"),
+        ] {
+            assert_eq!(process(affinity).unwrap_err(), said);
+        }
+    }
+
+    #[test]
+    fn fields_of_virtual_machines_are_passed_over() {
+        let (spec, _): (Spec, _) =
+            parse(br#"{"ociVersion":"1.0.2","vm":{"hypervisor":{"path":"/x"}}}"#).unwrap();
+        assert!(spec.vm().is_none());
     }
 
     #[test]

@@ -90,17 +90,14 @@ fn joined(spec: &Spec, kind: LinuxNamespaceType) -> Option<&Path> {
 }
 
 fn user_namespace(spec: &Spec, linux: &Linux) -> Result<()> {
-    let mapped = linux.uid_mappings().is_some() || linux.gid_mappings().is_some();
-    if has_namespace(spec, LinuxNamespaceType::User) {
-        if !mapped && joined(spec, LinuxNamespaceType::User).is_none() {
-            return Err(Error::new(
-                "user namespaces enabled, but no namespace path to join nor mappings to apply specified",
-            ));
+    // Without a namespace, mappings are for nothing.
+    if !has_namespace(spec, LinuxNamespaceType::User) || joined(spec, LinuxNamespaceType::User).is_some() {
+        return Ok(());
+    }
+    for (maps, kind) in [(linux.uid_mappings(), "uid"), (linux.gid_mappings(), "gid")] {
+        if maps.as_ref().is_none_or(Vec::is_empty) {
+            return Err(Error::new(format!("user namespaces enabled, but no {kind} mappings found")));
         }
-    } else if mapped {
-        return Err(Error::new(
-            "user namespace mappings specified, but user namespace isn't enabled in the config",
-        ));
     }
     Ok(())
 }
@@ -218,10 +215,9 @@ fn network_devices(spec: &Spec, linux: &Linux) -> Result<()> {
 
 fn memory_policy(linux: &Linux) -> Result<()> {
     let Some(policy) = linux.memory_policy() else { return Ok(()) };
-    let nodes =
-        scheduling::parse_list(policy.nodes().as_deref().unwrap_or_default(), 1024).context(|| {
-            format!("invalid memory policy nodes {:?}", policy.nodes().as_deref().unwrap_or_default())
-        })?;
+    let nodes = scheduling::parse_list(policy.nodes().as_deref().unwrap_or_default()).context(|| {
+        format!("invalid memory policy nodes {:?}", policy.nodes().as_deref().unwrap_or_default())
+    })?;
     match policy.mode() {
         MemoryPolicyModeType::MpolDefault | MemoryPolicyModeType::MpolLocal if !nodes.is_empty() => {
             Err(Error::new(format!("memory policy mode requires 0 nodes but got {}", nodes.len())))
@@ -323,8 +319,10 @@ mod tests {
         refused(&["mount"], "", r#","hostname":"x""#, "unable to set hostname");
         check(&["mount", "uts"], "", r#","hostname":"x""#).unwrap();
         refused(&[], r#","maskedPaths":["/x"]"#, "", "unable to restrict sys entries");
-        refused(&["user"], "", "", "no namespace path to join nor mappings");
-        refused(&[], r#","uidMappings":[]"#, "", "user namespace isn't enabled");
+        let one = r#"[{"containerID":0,"hostID":1,"size":1}]"#;
+        refused(&["user"], "", "", "user namespaces enabled, but no uid mappings found");
+        refused(&["user"], &format!(r#","uidMappings":{one}"#), "", "but no gid mappings found");
+        check(&[], &format!(r#","uidMappings":{one}"#), "").unwrap();
         refused(&[], r#","timeOffsets":{}"#, "", "time namespace isn't enabled");
         refused(&[], r#","netDevices":{"eth9":{}}"#, "", "without a NET namespace");
         refused(&["network"], r#","netDevices":{"eth9":{"name":"a/b"}}"#, "", "invalid network device name");

@@ -15,7 +15,7 @@ pub fn wrong(spec: &Value) -> Option<String> {
     let inside = |rest: &str| format!("{process}/{rest}");
     let any = [
         find::<LinuxNamespaceType>(spec, "linux/namespaces/*/type", |w| {
-            format!("namespace {w:?} does not exist")
+            format!("namespace {{{w:?} \"\"}} does not exist")
         }),
         find::<LinuxDeviceType>(spec, "linux/devices/*/type", |w| format!("invalid device type {w:?}")),
         find::<LinuxPersonalityDomain>(spec, "linux/personality/domain", |w| {
@@ -28,8 +28,9 @@ pub fn wrong(spec: &Value) -> Option<String> {
             format!("invalid memory policy flag {w:?}")
         }),
         find::<PosixRlimitType>(spec, &inside("rlimits/*/type"), |w| format!("wrong rlimit value: {w}")),
-        find::<LinuxSchedulerPolicy>(spec, &inside("scheduler/policy"), |w| {
-            format!("invalid scheduler policy: {w}")
+        find::<LinuxSchedulerPolicy>(spec, &inside("scheduler/policy"), |w| match w {
+            "" => "scheduler policy is required".to_owned(),
+            w => format!("invalid scheduler policy: {w}"),
         }),
         find::<LinuxSchedulerFlag>(spec, &inside("scheduler/flags/*"), |w| {
             format!("invalid scheduler flag: {w}")
@@ -94,10 +95,12 @@ mod tests {
             ),
             (
                 json!({"linux": {"namespaces": [{"type": "pid"}, {"type": "x"}]}}),
-                "namespace \"x\" does not exist",
+                "namespace {\"x\" \"\"} does not exist",
             ),
             (json!({"process": {"rlimits": [{"type": "x"}]}}), "wrong rlimit value: x"),
             (json!({"scheduler": {"policy": "x"}}), "invalid scheduler policy: x"),
+            (json!({"scheduler": {}}), "scheduler policy is required"),
+            (json!({"ioPriority": {"priority": 1}}), "invalid ioPriority.Class: \"\""),
             (
                 json!({"linux": {"seccomp": {"defaultAction": "x"}}}),
                 "string x is not a valid action for seccomp",

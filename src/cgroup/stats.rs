@@ -265,7 +265,7 @@ fn cpu_usage_v1(dir: &Path) -> Result<CpuUsage> {
 fn cpuset(dir: &Path) -> Result<CpuSet> {
     let list = |file: &str| -> Result<Vec<u64>> {
         let text = read(dir, file)?;
-        let numbers = crate::init::scheduling::parse_list(text.trim(), 1 << 16)?;
+        let numbers = crate::init::scheduling::parse_list(text.trim())?;
         Ok(numbers.into_iter().map(|n| n as u64).collect())
     };
     let number = |file: &str| optional(read_number(dir, &format!("cpuset.{file}")));

@@ -68,6 +68,7 @@ pub fn prepare(
     // Hooks with relative paths, and their working directory, mean the bundle.
     env::set_current_dir(bundle).context(|| format!("chdir {}", bundle.display()))?;
     let mut bundle = Bundle::load(Path::new("."))?;
+    crate::bundle::warnings::of(&bundle.spec).iter().for_each(|text| log::warn(text));
     warn_of_capabilities(&bundle.unknown, bundle.spec.process().as_ref());
     let listen = listen_fds();
     if listen > 0 {
@@ -157,7 +158,7 @@ pub fn stay_and_delete(created: Created, ours: Ours, signals: &Signals, keep: bo
         // Another command may have deleted it.
         if lock.is_ok() {
             if let Err(e) = created.container.destroy() {
-                log::warn(&e.to_string());
+                log::warn(&format!("unable to destroy container: {e}"));
             }
         }
     }

@@ -225,7 +225,7 @@ fn make(
     })?;
     if let Some(devices) = spec.linux().as_ref().and_then(|l| l.net_devices().as_ref()) {
         net_devices::hand_over(devices, init.pid)
-            .map_err(|e| e.context("unable to start container process"))?;
+            .map_err(|e| e.context("unable to start container process: error creating network interfaces"))?;
     }
     if let Some(maps) = IdMaps::of(spec) {
         maps.write(init.pid)?;
@@ -358,10 +358,6 @@ fn check(spec: &Spec) -> Result<()> {
     lsm::validate(process)?;
     if let Some(scheduler) = process.scheduler() {
         scheduling::validate(scheduler)?;
-    }
-    let maps = IdMaps::of(spec);
-    if maps.is_some_and(|m| m.uids.is_empty() || m.gids.is_empty()) {
-        return Err(Error::new("user namespaces enabled, but no uid or gid mappings found"));
     }
     Ok(())
 }

@@ -81,7 +81,7 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
     let inside = cgroup.inside(&request.groups)?;
     let affinity = request.process.exec_cpu_affinity().as_ref();
     let (first, last) = match affinity {
-        Some(a) => (set(a.initial())?, set(a.cpu_affinity_final())?),
+        Some(a) => (a.initial().as_deref(), a.cpu_affinity_final().as_deref()),
         None => (None, None),
     };
     if let Some(list) = first {
@@ -156,15 +156,6 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
             Err(e)
         }
     }
-}
-
-/// A list of processors that is not empty.
-fn set(list: &Option<String>) -> Result<Option<&str>> {
-    let list = list.as_deref().filter(|l| !l.is_empty());
-    if let Some(list) = list {
-        scheduling::parse_list(list, 1 << 16).map_err(|e| e.context("bad CPU affinity"))?;
-    }
-    Ok(list)
 }
 
 /// Puts the process into the groups. In v2 the container's own group takes none once there are groups inside that have

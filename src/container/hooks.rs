@@ -115,6 +115,13 @@ pub fn run(spec: &Spec, point: Point, state: &HookState, env: &[String]) -> Resu
 }
 
 fn run_one(hook: &Hook, input: &[u8], env: &[String]) -> Result<()> {
+    if hook.path().as_os_str().is_empty() {
+        return Err(Error::new("exec: no command"));
+    }
+    let late = |t: i64| Error::new(format!("hook ran past specified timeout of {t}.0s"));
+    if let Some(t) = hook.timeout().filter(|&t| t <= 0) {
+        return Err(late(t));
+    }
     let mut command = Command::new(hook.path());
     let mut args = hook.args().iter().flatten();
     if let Some(name) = args.next() {
@@ -127,7 +134,7 @@ fn run_one(hook: &Hook, input: &[u8], env: &[String]) -> Result<()> {
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| format!("fork/exec {}", hook.path().display()))?;
-    let deadline = hook.timeout().filter(|&t| t > 0).map(|t| Instant::now() + Duration::from_secs(t as u64));
+    let deadline = hook.timeout().map(|t| Instant::now() + Duration::from_secs(t.unsigned_abs()));
     let talked = converse(&mut child, input, deadline);
     if talked.is_err() {
         // SIGKILL to a child that has already exited changes nothing.
@@ -135,9 +142,7 @@ fn run_one(hook: &Hook, input: &[u8], env: &[String]) -> Result<()> {
     }
     let status = child.wait().context(|| "wait for the hook")?;
     let output = talked.map_err(|e| match hook.timeout() {
-        Some(t) if e.errno() == Some(Errno::ETIMEDOUT) => {
-            Error::new(format!("hook ran past specified timeout of {t}.0s"))
-        }
+        Some(t) if e.errno() == Some(Errno::ETIMEDOUT) => late(t),
         _ => e,
     })?;
     if status.success() {
@@ -230,9 +235,10 @@ mod tests {
         }
     }
 
-    fn run_script(script: &str, timeout: i64) -> Result<()> {
+    fn run_script(script: &str, timeout: Option<i64>) -> Result<()> {
         let args: Vec<String> = ["sh", "-c", script].iter().map(|&s| s.to_owned()).collect();
-        let hook = HookBuilder::default().path("/bin/sh").args(args).timeout(timeout).build().unwrap();
+        let mut hook = HookBuilder::default().path("/bin/sh").args(args).build().unwrap();
+        hook.set_timeout(timeout);
         let hooks = HooksBuilder::default().create_runtime(vec![hook]).build().unwrap();
         let spec = SpecBuilder::default().hooks(hooks).build().unwrap();
         run(&spec, Point::CreateRuntime, &state(), &["A=1".into()])
@@ -240,20 +246,22 @@ mod tests {
 
     #[test]
     fn hooks_read_the_state_and_may_fail() {
-        run_script(r#"test "$A" = 1 && grep -q '"pid":7,"bundle":"/b"'"#, 0).unwrap();
-        run_script("exit 0", 0).unwrap();
-        let e = run_script("kill -TERM $$", 0).unwrap_err().to_string();
+        run_script(r#"test "$A" = 1 && grep -q '"pid":7,"bundle":"/b"'"#, None).unwrap();
+        run_script("exit 0", None).unwrap();
+        let e = run_script("kill -TERM $$", None).unwrap_err().to_string();
         assert_eq!(e, "error running createRuntime hook #0: signal: terminated, stdout: , stderr: ");
-        let e = run_script("echo out; echo bad >&2; exit 3", 0).unwrap_err().to_string();
+        let e = run_script("echo out; echo bad >&2; exit 3", None).unwrap_err().to_string();
         assert_eq!(e, "error running createRuntime hook #0: exit status 3, stdout: out\n, stderr: bad\n");
     }
 
     #[test]
     fn a_hook_that_hangs_is_killed_and_one_that_leaves_a_daemon_is_not_waited_for() {
         let started = Instant::now();
-        let e = run_script("sleep 60", 1).unwrap_err().to_string();
+        let e = run_script("sleep 60", Some(1)).unwrap_err().to_string();
         assert_eq!(e, "error running createRuntime hook #0: hook ran past specified timeout of 1.0s");
-        run_script("sleep 20 & exit 0", 0).unwrap();
+        run_script("sleep 20 & exit 0", None).unwrap();
+        let e = run_script("exit 0", Some(0)).unwrap_err().to_string();
+        assert_eq!(e, "error running createRuntime hook #0: hook ran past specified timeout of 0.0s");
         assert!(started.elapsed() < Duration::from_secs(10));
     }
 }

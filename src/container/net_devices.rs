@@ -33,17 +33,19 @@ pub fn hand_over(devices: &HashMap<String, LinuxNetDevice>, pid: i32) -> Result<
     names.sort_unstable_by_key(|(name, _)| *name);
     for (name, device) in names {
         let new = device.name().as_deref().filter(|n| !n.is_empty()).unwrap_or(name);
-        one(&here, name, new, &namespace).context(|| format!("move netDevice {name} to namespace {path}"))?;
+        one(&here, name, new, (&namespace, &path))
+            .context(|| format!("move netDevice {name} to namespace {path}"))?;
     }
     Ok(())
 }
 
-fn one(here: &Route, name: &str, new: &str, namespace: &File) -> sys::Result<()> {
+fn one(here: &Route, name: &str, new: &str, (namespace, path): (&File, &str)) -> sys::Result<()> {
     let device = index(name)
         .context(|| format!("link not found for interface {name} on runtime namespace: if_nametoindex"))?;
     here.switch(device, false).context(|| "fail to set link down")?;
     let addresses = here.addresses(device).context(|| "fail to get ip addresses")?;
-    here.relocate(device, new, namespace.as_fd()).context(|| "fail to move network device")?;
+    here.relocate(device, new, namespace.as_fd())
+        .context(|| format!("fail to move network device {name} to network namespace {path}"))?;
     inside(namespace, || {
         let there = Route::open().context(|| "socket(AF_NETLINK)")?;
         // The number may have been taken in there.

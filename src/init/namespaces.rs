@@ -124,7 +124,12 @@ pub fn validate(spec: &Spec) -> Result<()> {
     for kind in &KINDS {
         let all = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
         if all.iter().filter(|n| n.typ() == kind.kind).count() > 1 {
-            return Err(Error::new(format!("malformed spec file: duplicated ns {:?}", kind.file)));
+            let last = all.iter().rfind(|n| n.typ() == kind.kind).and_then(|n| n.path().as_deref());
+            let path = last.unwrap_or(std::path::Path::new(""));
+            return Err(Error::new(format!(
+                "malformed spec file: duplicated ns {{\"{}\" {path:?}}}",
+                kind.kind
+            )));
         }
         if wanted(spec, kind.kind).is_some()
             && !std::path::Path::new("/proc/self/ns").join(kind.file).exists()

@@ -137,6 +137,9 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
         let own = pidfd::open(std::process::id() as i32, 0).context(|| "pidfd_open")?;
         console::send(socket.as_fd(), b"standard", own.as_fd())?;
     }
+    if plan.purpose == Purpose::Start {
+        rootfs::make_working_directory(plan.process.cwd());
+    }
     rootfs::finish(&setup, &root)?;
     drop(root);
     let procfs = Later::default();

@@ -63,6 +63,8 @@ fn look_up(name: &str, search: &str) -> Result<PathBuf> {
         return match executable(Path::new(name)) {
             Ok(()) => Ok(name.into()),
             Err((Step::Stat, errno)) => Err(failed(&format!("stat {name}: {}", words(errno)))),
+            // Docker makes exit code 126 of the last words only.
+            Err((Step::Access, Errno::EISDIR)) => Err(failed("is a directory: permission denied")),
             Err((Step::Access, errno)) => Err(failed(&words(errno))),
         };
     }
@@ -86,9 +88,8 @@ enum Step {
 fn executable(path: &Path) -> Result<(), (Step, Errno)> {
     let meta = fs::metadata(path)
         .map_err(|e| (Step::Stat, Errno::from_raw(e.raw_os_error().unwrap_or(libc::EINVAL))))?;
-    // What older Go makes of EISDIR, and what Docker turns into exit code 126.
     if meta.is_dir() {
-        return Err((Step::Access, Errno::EACCES));
+        return Err((Step::Access, Errno::EISDIR));
     }
     match faccessat(nix::fcntl::AT_FDCWD, path, AccessFlags::X_OK, AtFlags::AT_EACCESS) {
         // Refused by a seccomp profile or missing: the mode bits have to do.
@@ -191,6 +192,6 @@ mod tests {
         assert_eq!(find("/x/y").unwrap_err(), r#"exec: "/x/y": stat /x/y: no such file or directory"#);
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(find("tool").unwrap(), path);
-        assert_eq!(find("/").unwrap_err(), r#"exec: "/": permission denied"#);
+        assert_eq!(find("/").unwrap_err(), r#"exec: "/": is a directory: permission denied"#);
     }
 }

@@ -189,6 +189,13 @@ pub fn pivot(setup: &Setup<'_>, root: &Root) -> Result<()> {
     Ok(())
 }
 
+/// Makes the directory that the program is to start in, where the image has none: as root, while the root file system
+/// can still be written. What keeps it from being made keeps the program from being started there, and is told then.
+pub fn make_working_directory(cwd: &Path) {
+    use std::os::unix::fs::DirBuilderExt;
+    let _ = std::fs::DirBuilder::new().recursive(true).mode(0o755).create(cwd);
+}
+
 /// pivot_root(2) of the working directory onto itself: the old root ends up mounted on top, and is unmounted.
 fn pivot_into_cwd() -> Result<()> {
     let flags = OFlag::O_DIRECTORY | OFlag::O_PATH | OFlag::O_CLOEXEC;

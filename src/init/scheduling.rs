@@ -1,6 +1,8 @@
 //! How the container's program is scheduled: policy, priority of input and output, processors, memory nodes,
 //! personality.
 
+use std::collections::BTreeSet;
+
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -88,26 +90,44 @@ pub fn set_io(priority: &LinuxIOPriority) -> Result<()> {
     set_io_priority(class << 13 | level).context(|| "failed to set io priority")
 }
 
-/// Numbers of a list such as `0-3,7`, each below `end`.
-pub fn parse_list(list: &str, end: usize) -> Result<Vec<usize>> {
-    let bad = || Error::new(format!("invalid list of numbers {list:?}"));
-    let mut all = Vec::new();
+/// No processor or memory node has a greater number, as far as runc and we are concerned.
+const GREATEST: u32 = 64 << 10;
+
+/// Numbers of a list such as `0-3,7`, in the words of runc and of Go where there is something wrong with it.
+pub fn parse_list(list: &str) -> Result<Vec<usize>> {
+    let number = |text: &str| -> Result<usize> {
+        let wrong = |why: &str| Error::new(format!("strconv.ParseUint: parsing {text:?}: {why}"));
+        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(wrong("invalid syntax"));
+        }
+        match text.parse::<u32>() {
+            Err(_) => Err(wrong("value out of range")),
+            Ok(n) if n > GREATEST => {
+                Err(Error::new(format!("values larger than {GREATEST} are not supported")))
+            }
+            Ok(n) => Ok(n as usize),
+        }
+    };
+    // A set: the same numbers over and over take no more memory.
+    let mut all = BTreeSet::new();
     for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {
         let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let from: usize = from.trim().parse().map_err(|_| bad())?;
-        let to: usize = to.trim().parse().map_err(|_| bad())?;
-        if from > to || to >= end {
-            return Err(bad());
+        let (from, to) = (number(from)?, number(to)?);
+        if from > to {
+            return Err(Error::new(format!("invalid range: {part}")));
         }
         all.extend(from..=to);
     }
-    Ok(all)
+    if all.is_empty() && !list.is_empty() {
+        return Err(Error::new(format!("no members found in set {list:?}")));
+    }
+    Ok(all.into_iter().collect())
 }
 
 /// Confines a process (0: this one) to the processors of a list.
 pub fn set_affinity(pid: i32, list: &str) -> Result<()> {
     let mut set = CpuSet::new();
-    for cpu in parse_list(list, CpuSet::count())? {
+    for cpu in parse_list(list)? {
         set.set(cpu).context(|| format!("processor {cpu}"))?;
     }
     sched_setaffinity(Pid::from_raw(pid), &set).context(|| format!("sched_setaffinity {list}"))
@@ -151,7 +171,7 @@ fn mode(policy: &LinuxMemoryPolicy) -> i32 {
 
 /// Sets the NUMA policy.
 pub fn set_memory_policy(policy: &LinuxMemoryPolicy) -> Result<()> {
-    let nodes = parse_list(policy.nodes().as_deref().unwrap_or_default(), 1024)
+    let nodes = parse_list(policy.nodes().as_deref().unwrap_or_default())
         .context(|| "invalid memory policy nodes")?;
     let mut mask = vec![0u64; nodes.iter().max().map_or(0, |n| n / 64 + 1)];
     for node in nodes {
@@ -176,10 +196,20 @@ mod tests {
 
     #[test]
     fn lists_are_read_and_bounded() {
-        assert_eq!(parse_list("0-2,5", 8).unwrap(), [0, 1, 2, 5]);
-        assert!(parse_list("", 8).unwrap().is_empty());
-        for list in ["8", "3-1", "x", "1-", "0-99999999999999999999"] {
-            assert!(parse_list(list, 8).is_err(), "{list}");
+        assert_eq!(parse_list("0-2, 5,").unwrap(), [0, 1, 2, 5]);
+        assert!(parse_list("").unwrap().is_empty());
+        for (list, said) in [
+            ("3-1", "invalid range: 3-1"),
+            ("x", "strconv.ParseUint: parsing \"x\": invalid syntax"),
+            ("1-", "strconv.ParseUint: parsing \"\": invalid syntax"),
+            (
+                "0-99999999999999999999",
+                "strconv.ParseUint: parsing \"99999999999999999999\": value out of range",
+            ),
+            ("65537", "values larger than 65536 are not supported"),
+            (",", "no members found in set \",\""),
+        ] {
+            assert_eq!(parse_list(list).unwrap_err().to_string(), said, "{list}");
         }
     }
 

@@ -81,7 +81,7 @@ fn of_process(process: Option<&Process>) -> bool {
     }
     if let Some(affinity) = process.exec_cpu_affinity() {
         for list in [affinity.initial(), affinity.cpu_affinity_final()].into_iter().flatten() {
-            let _ = scheduling::parse_list(list, 1024);
+            let _ = scheduling::parse_list(list);
         }
     }
     program::environment(process.env().as_deref().unwrap_or_default(), process.user().uid()).is_ok()

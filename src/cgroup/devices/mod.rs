@@ -126,9 +126,9 @@ impl Policy {
                     return Err(Error::new(format!("invalid cgroup device type {:?}", other.as_str())));
                 }
             };
-            // A missing or negative number is any.
+            // A missing number, or -1, is any.
             let number = |n: Option<i64>| match n {
-                None | Some(i64::MIN..0) => Ok(None),
+                None | Some(-1) => Ok(None),
                 Some(n) => {
                     u32::try_from(n).map(Some).map_err(|_| Error::new(format!("invalid device number {n}")))
                 }
