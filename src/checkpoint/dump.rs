@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
 use crate::checkpoint::memory::Capture;
+use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::parent::{Known, Parent};
@@ -134,6 +135,7 @@ fn attempt(
     let (mut frozen, mut held, mut stale) = (None, false, false);
     let locked = files::lock_network(&mut dump, &mut record, freezer);
     let saved = locked.and_then(|()| save(&mut dump, &mut phases));
+    let disk = Disk::of(!options.no_sync && before.heir.is_none());
     let result = saved.and_then(|mut capture| {
         let mut let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
             files::unlock_network(dump)?;
@@ -145,7 +147,7 @@ fn attempt(
             phases.end("snapshot");
             let written = let_go(&mut dump, freezer).and_then(|at| {
                 frozen = at;
-                capture.write(&images)
+                capture.write(&images, disk)
             });
             // What the copy has not inherited against expectation could not be read, either.
             stale = !capture.hold(&dump.looks);
@@ -154,7 +156,7 @@ fn attempt(
             written.and(ended)?;
             phases.end("pages");
         } else {
-            capture.write(&images)?;
+            capture.write(&images, disk)?;
             phases.end("pages");
             if options.leave_running {
                 frozen = let_go(&mut dump, freezer)?;

@@ -18,6 +18,7 @@ use crate::checkpoint::dump::{self, Before};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::live;
+use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::parent::Known;
@@ -37,10 +38,11 @@ pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer, most:
     let made = rounds(options, source, freezer, most, &mut |round| {
         let small = round.number > 1 && round.pages.bytes() <= HELD;
         if let Some(images) = ImageDir::in_memory(&round.options.image_path).filter(|_| small) {
-            round.pages.write(&images, &round.options)?;
+            round.pages.write(&images, &round.options, Disk::Later)?;
             held.push(images);
         } else {
-            round.pages.write(&ImageDir::create(&round.options.image_path)?, &round.options)?;
+            let images = ImageDir::create(&round.options.image_path)?;
+            round.pages.write(&images, &round.options, Disk::of(!options.no_sync))?;
             flush(options, &round.options.image_path, &mut flushing);
         }
         if round.enough && !flushing.iter().all(thread::JoinHandle::is_finished) {

@@ -12,6 +12,7 @@ use crate::checkpoint::context::{LiveTask, Options, Source};
 use crate::checkpoint::dump::{Stopped, all, describe_set, refuse, release, stop};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
 use crate::checkpoint::memory::capture::{Earlier, Stream, TaskPages};
+use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::layout;
 use crate::checkpoint::memory::look::Looks;
@@ -36,7 +37,7 @@ pub fn pre_dump(
     log.line(format_args!("pre-dump of container {} into {}", source.id, options.image_path.display()));
     let result = find(options, source, freezer, None, &mut log).and_then(|found| {
         let Found { round, tracking, mut report } = found;
-        round.write(&ImageDir::create(&options.image_path)?, options)?;
+        round.write(&ImageDir::create(&options.image_path)?, options, Disk::of(!options.no_sync))?;
         if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
             log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
         }
@@ -93,10 +94,10 @@ impl Round {
     }
 
     /// Writes it all, and publishes it.
-    pub fn write(self, images: &ImageDir, options: &Options) -> Result<()> {
+    pub fn write(self, images: &ImageDir, options: &Options, disk: Disk) -> Result<()> {
         self.describe(images)?;
         for pages in self.pages {
-            pages.write_running(images)?;
+            pages.write_running(images, disk)?;
         }
         if let Some(path) = &options.parent_path {
             images.link_parent(path)?;

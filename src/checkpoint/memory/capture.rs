@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::{ImageDir, PagemapEntry, VmaEntry, vma as status};
-use crate::checkpoint::memory::copy::{self, Memory, Placed, Sharing};
+use crate::checkpoint::memory::copy::{self, Disk, Memory, Placed, Sharing};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pagemap;
 use crate::checkpoint::memory::pages::{self, Area, Found, Marks, Pagemap};
@@ -152,7 +152,7 @@ impl TaskPages {
         let file = self.create(images)?;
         // The process may have ended since a copy of it was made: nobody else has its own pages, if there are any.
         if !self.own.is_empty() {
-            copy::to_file(self.pid, Sharing::Own, std::mem::take(&mut self.own), &file)?;
+            copy::to_file(self.pid, Sharing::Own, std::mem::take(&mut self.own), &file, Disk::Later)?;
         }
         self.file = Some(file);
         Ok(())
@@ -163,14 +163,14 @@ impl TaskPages {
         pagemap::create(images, &name, self.pages_id, &self.entries, self.bytes() > LARGE)
     }
 
-    fn write(&mut self, images: &ImageDir, vdso: &Vdso) -> Result<()> {
+    fn write(&mut self, images: &ImageDir, vdso: &Vdso, disk: Disk) -> Result<()> {
         if self.file.is_none() {
             self.begin(images)?;
         }
         let Some(file) = &self.file else { return Ok(()) };
         let own = self.source == self.pid && !self.related;
         let sharing = if own { Sharing::Own } else { Sharing::Shared };
-        copy::to_file(self.source, sharing, std::mem::take(&mut self.inherited), file)?;
+        copy::to_file(self.source, sharing, std::mem::take(&mut self.inherited), file, disk)?;
         let Some((range, offset)) = self.vdso.take() else { return Ok(()) };
         write_vdso(self.source, range, offset, vdso, file)
     }
@@ -179,7 +179,7 @@ impl TaskPages {
 /// Writes this process's own vdso, if it is the same: that of the task has traces of injections in its tail.
 fn write_vdso(source: i32, range: Range<u64>, offset: u64, vdso: &Vdso, file: &File) -> Result<()> {
     if range.end - range.start != vdso.code().len() as u64 {
-        return copy::to_file(source, Sharing::Own, [(range, offset)], file);
+        return copy::to_file(source, Sharing::Own, [(range, offset)], file, Disk::Later);
     }
     file.write_all_at(vdso.code(), offset)
         .during("cannot write the pages", || format!("pwrite(pages, {}, {offset})", vdso.code().len()))
@@ -188,15 +188,15 @@ fn write_vdso(source: i32, range: Range<u64>, offset: u64, vdso: &Vdso, file: &F
 impl TaskPages {
     /// Writes the pages of a process that runs: what it unmaps meanwhile is not missed by whoever builds on this set,
     /// because it has been written or is gone then. A process that has ended is left out.
-    pub(crate) fn write_running(mut self, images: &ImageDir) -> Result<()> {
+    pub(crate) fn write_running(mut self, images: &ImageDir, disk: Disk) -> Result<()> {
         if Memory::of_running(self.pid)?.is_none() {
             return Ok(());
         }
         let file = self.create(images)?;
         for placed in [std::mem::take(&mut self.own), std::mem::take(&mut self.inherited)] {
-            copy::from_running(self.pid, placed, &file)?;
+            copy::from_running(self.pid, placed, &file, disk)?;
         }
-        copy::from_running(self.pid, self.vdso.take(), &file)
+        copy::from_running(self.pid, self.vdso.take(), &file, disk)
     }
 
     /// Writes the pagemap, and leaves the pages to whoever reads them, in order, while the process runs.
@@ -278,10 +278,10 @@ impl Capture {
     }
 
     /// Writes the pages: while the tasks are stopped, or when [`Self::snapshot`] has made copies of them.
-    pub fn write(&mut self, images: &ImageDir) -> Result<()> {
+    pub fn write(&mut self, images: &ImageDir, disk: Disk) -> Result<()> {
         let vdso = Vdso::own()?;
         for task in &mut self.tasks {
-            task.write(images, &vdso).map_err(|e| e.pid(task.vpid.cast_signed()))?;
+            task.write(images, &vdso, disk).map_err(|e| e.pid(task.vpid.cast_signed()))?;
         }
         Ok(())
     }

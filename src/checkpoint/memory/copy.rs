@@ -1,7 +1,7 @@
 //! Moving pages between a process and a file, in large pieces and, where there is enough to do, on two threads.
 //!
 //! ```text
-//!   ranges of the process  ██ ███ █ ████ ...      cut into pieces of at most 4 MiB
+//!   ranges of the process  ██ ███ █ ████ ...      cut into pieces of at most 512 KiB
 //!                           │   │ │   │
 //!                  process_vm_readv (to a buffer that stays in the cache)
 //!                           ▼   ▼ ▼   ▼
@@ -25,8 +25,8 @@ use crate::checkpoint::memory::pages::PAGE;
 use crate::sys::fcntl::begin_writing;
 use crate::sys::memory::Anonymous;
 
-/// Bytes moved at once.
-pub const PIECE: usize = 1 << 20;
+/// Bytes moved at once: two buffers of this size, and what the kernel touches besides, stay in the processors' caches.
+pub const PIECE: usize = 512 << 10;
 /// Ranges read at once: `IOV_MAX` is 1024.
 const RANGES: usize = 512;
 /// From how many bytes on a second thread pays.
@@ -203,12 +203,30 @@ fn remote(range: &Range<u64>) -> Option<RemoteIoVec> {
     })
 }
 
+/// When what is written begins to go to the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disk {
+    /// At once, while the next piece is copied: somebody will wait until all of it is there, and waits for less. It is no
+    /// gain otherwise, for the copy then goes no faster than the disk.
+    Now,
+    /// When the kernel thinks fit.
+    Later,
+}
+
+impl Disk {
+    /// `sync`: whether somebody will wait for it.
+    pub fn of(sync: bool) -> Self {
+        if sync { Self::Now } else { Self::Later }
+    }
+}
+
 /// Copies ranges of a process's memory to their places in `file`.
 pub fn to_file(
     pid: i32,
     sharing: Sharing,
     ranges: impl IntoIterator<Item = Placed>,
     file: &File,
+    disk: Disk,
 ) -> Result<()> {
     let memory = Memory::open(pid, sharing)?;
     each(&pieces(ranges), |piece, buffer| {
@@ -216,15 +234,21 @@ pub fn to_file(
         file.write_all_at(buffer, piece.offset).during("cannot write the pages", || {
             format!("pwrite(pages, {}, {})", buffer.len(), piece.offset)
         })?;
-        // The disk may begin: whoever waits for it in the end waits for less.
-        begin_writing(file, piece.offset, buffer.len());
+        if disk == Disk::Now {
+            begin_writing(file, piece.offset, buffer.len());
+        }
         Ok(())
     })
 }
 
 /// As [`to_file`] for a process that runs: it may end at any moment.
-pub fn from_running(pid: i32, ranges: impl IntoIterator<Item = Placed>, file: &File) -> Result<()> {
-    match to_file(pid, Sharing::Running, ranges, file) {
+pub fn from_running(
+    pid: i32,
+    ranges: impl IntoIterator<Item = Placed>,
+    file: &File,
+    disk: Disk,
+) -> Result<()> {
+    match to_file(pid, Sharing::Running, ranges, file, disk) {
         Err(e) if matches!(e.errno(), Some(Errno::ENOENT | Errno::ESRCH)) => Ok(()),
         done => done,
     }
@@ -276,11 +300,11 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let (start, end) = (memory.address(), memory.address() + size.get() as u64);
         let ranges = [start..start + 4096, start + 8192..end];
-        to_file(std::process::id().cast_signed(), Sharing::Own, place(ranges, 0), &file).unwrap();
+        to_file(std::process::id().cast_signed(), Sharing::Own, place(ranges, 0), &file, Disk::Now).unwrap();
         assert_eq!(file.metadata().unwrap().len(), (20 << 20) - 4096);
         let again = tempfile::tempfile().unwrap();
         let first = [(start..start + 4096, 0)];
-        to_file(std::process::id().cast_signed(), Sharing::Shared, first, &again).unwrap();
+        to_file(std::process::id().cast_signed(), Sharing::Shared, first, &again, Disk::Later).unwrap();
         assert_eq!(again.metadata().unwrap().len(), 4096);
         let mut page = [0; 4096];
         for n in 2..(20 << 20) / 4096u64 {

@@ -13,6 +13,7 @@ use super::*;
 use crate::checkpoint::context::{Dump, LiveTask, NewTask, Options, Restore, Source, Target};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{ImageDir, vma as status};
+use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::Made;
 use crate::checkpoint::remote::{Conduit, Final, Injection, Thread};
@@ -125,7 +126,7 @@ fn save(program: &Program, images: &ImageDir, paths: &Paths) -> Saved {
     let mut register = |dump: &mut Dump<'_>, file: OwnedFd, link: &Path, access: u32| {
         paths.register(dump, file, link, access)
     };
-    dump::capture(&mut dump, &mut register).unwrap().write(images).unwrap();
+    dump::capture(&mut dump, &mut register).unwrap().write(images, Disk::Later).unwrap();
     for task in &mut dump.tasks {
         task.injection.take().unwrap().finish().unwrap();
     }
