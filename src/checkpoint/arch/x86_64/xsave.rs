@@ -1,5 +1,7 @@
 //! Where the processor keeps each component of its extended state: cpuid leaf 0x0d, as xsave(5) of the processor's manual.
 
+use std::sync::OnceLock;
+
 /// One component of the standard-format xsave area.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Component {
@@ -11,6 +13,12 @@ pub struct Component {
 
 /// Component `number` of the xsave area; None if this processor has none such, or keeps it for the kernel alone.
 pub fn component(number: u32) -> Option<Component> {
+    // Asked once: in a virtual machine the instruction traps, and every thread of a container needs the answers.
+    static KNOWN: [OnceLock<Option<Component>>; 64] = [const { OnceLock::new() }; 64];
+    *KNOWN.get(usize::try_from(number).ok()?)?.get_or_init(|| ask(number))
+}
+
+fn ask(number: u32) -> Option<Component> {
     #[allow(unused_unsafe)]
     // SAFETY: every x86-64 processor has the instruction; an unknown leaf answers zeros.
     let (size, offset, supervisor) = unsafe {
