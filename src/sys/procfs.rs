@@ -26,8 +26,17 @@ pub fn read_text(path: impl AsRef<Path>) -> std::io::Result<String> {
     read_open(&mut File::open(path)?)
 }
 
+/// The same of a file that may be no text.
+pub fn read_bytes(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
+    read_all(&mut File::open(path)?)
+}
+
 /// The same of an open file.
 pub fn read_open(file: &mut File) -> std::io::Result<String> {
+    String::from_utf8(read_all(file)?).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+}
+
+fn read_all(file: &mut File) -> std::io::Result<Vec<u8>> {
     let (mut text, mut filled) = (vec![0; 4096], 0);
     loop {
         match file.read(&mut text[filled..]) {
@@ -41,7 +50,7 @@ pub fn read_open(file: &mut File) -> std::io::Result<String> {
         }
     }
     text.truncate(filled);
-    String::from_utf8(text).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+    Ok(text)
 }
 
 /// [`Procfs::open`] once it is needed: most processes write no label and no sysctl, and taking a mount away again makes

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::sys::procfs::{read_bytes, read_text};
 
 /// Reads and writes a task's memory, whatever the protection of its mappings.
 #[derive(Debug)]
@@ -97,7 +98,7 @@ pub(super) struct Status {
 impl Status {
     pub(super) fn read(tid: i32) -> Result<Self> {
         let path = format!("/proc/{tid}/status");
-        let text = fs::read_to_string(&path)
+        let text = read_text(&path)
             .during("cannot read the thread's status", || format!("open({path:?}, O_RDONLY)"))?;
         Self::parse(&text).ok_or_else(|| Error::new("cannot understand the thread's status").path(&path))
     }
@@ -128,8 +129,8 @@ impl Status {
 pub(super) fn vdso_of_auxv(tid: i32) -> Result<Option<u64>> {
     const AT_SYSINFO_EHDR: u64 = 33;
     let path = format!("/proc/{tid}/auxv");
-    let auxv =
-        fs::read(&path).during("cannot read the auxiliary vector", || format!("open({path:?}, O_RDONLY)"))?;
+    let auxv = read_bytes(&path)
+        .during("cannot read the auxiliary vector", || format!("open({path:?}, O_RDONLY)"))?;
     let word = |bytes: &[u8]| bytes.try_into().map(u64::from_ne_bytes).unwrap_or(0);
     let pair = auxv.chunks_exact(16).find(|pair| word(&pair[..8]) == AT_SYSINFO_EHDR);
     Ok(pair.map(|pair| word(&pair[8..])).filter(|&addr| addr != 0))

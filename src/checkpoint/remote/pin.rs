@@ -6,6 +6,8 @@
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::sys::procfs::read_text;
+
 /// Keeps the calling thread on one processor; dropping it gives back the affinity from before.
 #[derive(Debug)]
 pub(super) struct Beside(Option<CpuSet>);
@@ -36,7 +38,8 @@ fn move_to(processor: i32) -> Option<CpuSet> {
 
 /// The processor where a thread ran last; -1 if that can't be told.
 pub(super) fn last_processor(tid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // Not /proc/TID/stat, for which the kernel adds up what all threads have used.
+    let stat = read_text(format!("/proc/{tid}/task/{tid}/stat")).unwrap_or_default();
     // Field 39; the name, field 2, may contain anything.
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
     fields.split(' ').nth(36).and_then(|field| field.parse().ok()).unwrap_or(-1)

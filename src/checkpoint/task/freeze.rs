@@ -400,7 +400,7 @@ pub fn group_stop(thread: &Thread) -> Result<Option<i32>> {
 pub fn children(pid: i32) -> Vec<i32> {
     let mut all = Vec::new();
     for tid in status::threads(pid).unwrap_or_default() {
-        let list = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+        let list = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
         all.extend(list.split_ascii_whitespace().filter_map(|n| n.parse::<i32>().ok()));
     }
     all

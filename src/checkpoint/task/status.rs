@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::checkpoint::error::Context;
 use crate::checkpoint::{Error, Result};
+use crate::sys::procfs::read_text;
 
 /// The lines of `/proc/PID/status` that matter to a dump.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub struct Status {
 /// Reads one small file of `/proc`, with the call in the error.
 pub fn read(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
-    fs::read_to_string(path).during("cannot read the process's state", || format!("read({})", path.display()))
+    read_text(path).during("cannot read the process's state", || format!("read({})", path.display()))
 }
 
 impl Status {

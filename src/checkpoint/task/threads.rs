@@ -12,6 +12,7 @@ use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
 use crate::checkpoint::task::{credentials, modes, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
+use crate::sys::procfs::read_bytes;
 
 const PR_GET_PDEATHSIG: u64 = 2;
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -73,7 +74,7 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
 
 /// The name of a thread, as the kernel prints it: a newline is the end.
 pub fn comm(pid: i32, tid: i32) -> Result<String> {
-    let bytes = std::fs::read(format!("/proc/{pid}/task/{tid}/comm"))
+    let bytes = read_bytes(format!("/proc/{pid}/task/{tid}/comm"))
         .map_err(|e| Error::new(format!("cannot read the thread's name: {e}")))?;
     let name = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     Ok(String::from_utf8_lossy(name).into_owned())
