@@ -147,6 +147,7 @@ fn attempt(
             phases.end("snapshot");
             let written = let_go(&mut dump, freezer).and_then(|at| {
                 frozen = at;
+                capture.record_policies(&mut dump.model)?;
                 capture.write(&images, disk)
             });
             // What the copy has not inherited against expectation could not be read, either.
@@ -156,6 +157,8 @@ fn attempt(
             written.and(ended)?;
             phases.end("pages");
         } else {
+            capture.ask(&mut dump.tasks)?;
+            capture.record_policies(&mut dump.model)?;
             capture.write(&images, disk)?;
             phases.end("pages");
             if options.leave_running {

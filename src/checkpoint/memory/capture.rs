@@ -10,8 +10,9 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-use crate::checkpoint::error::{Context, Result};
-use crate::checkpoint::image::{ImageDir, PagemapEntry, VmaEntry, vma as status};
+use crate::checkpoint::context::LiveTask;
+use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::{ImageDir, MappingPolicy, PagemapEntry, VmaEntry, vma as status};
 use crate::checkpoint::memory::copy::{self, Disk, Memory, Placed, Sharing};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pagemap;
@@ -19,7 +20,12 @@ use crate::checkpoint::memory::pages::{self, Area, Found, Marks, Pagemap};
 use crate::checkpoint::memory::snapshot::Copy;
 use crate::checkpoint::memory::vdso::Vdso;
 use crate::checkpoint::memory::vmas;
+use crate::checkpoint::model::Model;
+use crate::checkpoint::remote::Injection;
+use crate::checkpoint::task::placement;
 
+/// Of the advice that an image keeps.
+const DONTFORK: u64 = 1 << libc::MADV_DONTFORK;
 /// More bytes than this are not kept in memory while everything stands still.
 const LARGE: u64 = 64 << 20;
 
@@ -53,6 +59,12 @@ pub struct TaskPages {
     pub(super) guards: Vec<Range<u64>>,
     /// The file, once there is one.
     file: Option<File>,
+    /// Mappings that have not been asked for their NUMA policies yet.
+    pub(super) unasked: Vec<Range<u64>>,
+    /// The same, of which a copy of the process does not know, or not for sure: it lacks them, or they are shared.
+    pub(super) unasked_own: Vec<Range<u64>>,
+    /// What the others have said.
+    pub(super) policies: Vec<MappingPolicy>,
 }
 
 impl TaskPages {
@@ -78,6 +90,9 @@ impl TaskPages {
             vdso: None,
             guards: Vec::new(),
             file: None,
+            unasked: Vec::new(),
+            unasked_own: Vec::new(),
+            policies: Vec::new(),
         };
         let is_vdso = |mapping: &&VmaEntry| mapping.status & status::VDSO != 0;
         let mappings: Vec<&VmaEntry> = mappings.filter(|mapping| vmas::may_have_guards(mapping)).collect();
@@ -117,8 +132,7 @@ impl TaskPages {
         offset: &mut u64,
     ) {
         let lazy = vmas::may_be_lazy(mapping);
-        let stays = 1 << libc::MADV_DONTFORK | 1 << libc::MADV_WIPEONFORK;
-        let stays = mapping.madv.unwrap_or(0) & stays != 0;
+        let stays = mapping.madv.unwrap_or(0) & (DONTFORK | 1 << libc::MADV_WIPEONFORK) != 0;
         for (range, kept) in earlier.divide(range, clean) {
             let len = range.end - range.start;
             if kept {
@@ -141,6 +155,28 @@ impl TaskPages {
     /// Bytes that it has, wherever they are saved.
     pub(super) fn size(&self) -> u64 {
         self.kept + self.bytes()
+    }
+
+    /// Remembers to ask for the policies of these mappings.
+    pub(super) fn ask_later<'a>(&mut self, mappings: impl Iterator<Item = &'a VmaEntry>) {
+        for mapping in mappings {
+            let shared = mapping.flags & libc::MAP_SHARED.cast_unsigned() != 0;
+            let own = shared || mapping.madv.unwrap_or(0) & DONTFORK != 0;
+            let list = if own { &mut self.unasked_own } else { &mut self.unasked };
+            list.push(mapping.start..mapping.end);
+        }
+    }
+
+    /// Asks for the policies of mappings that the process has alone; and of all others, unless a copy of it is there to be
+    /// asked when it runs again.
+    pub(super) fn ask(&mut self, injection: Option<&mut Injection>) -> Result<()> {
+        let injection = injection.ok_or_else(|| Error::new("the task cannot be asked"))?;
+        let mut mappings = std::mem::take(&mut self.unasked_own);
+        if self.source == self.pid {
+            mappings.append(&mut self.unasked);
+        }
+        self.policies.append(&mut placement::ask(&mappings, injection)?);
+        Ok(())
     }
 
     /// Writes what no copy of the process has.
@@ -275,6 +311,29 @@ impl Capture {
     /// Whether what was taken for true of the mappings was so when the tasks stood still.
     pub fn hold(&self, looks: &Looks) -> bool {
         self.tasks.iter().all(|task| looks.hold(task.pid, task.source))
+    }
+
+    /// Asks the stopped tasks for the NUMA policies that nobody could be asked for later.
+    pub fn ask(&mut self, tasks: &mut [LiveTask]) -> Result<()> {
+        for pages in &mut self.tasks {
+            let task = tasks.iter_mut().find(|task| task.pid == pages.pid);
+            let injection = task.and_then(|task| task.injection.as_mut());
+            pages.ask(injection).map_err(|e| e.pid(pages.vpid.cast_signed()))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the copies for the others, and records all of them.
+    pub fn record_policies(&mut self, model: &mut Model) -> Result<()> {
+        for pages in &mut self.tasks {
+            let at = |e: Error| e.pid(pages.vpid.cast_signed());
+            let mappings = std::mem::take(&mut pages.unasked);
+            if let Some(copy) = self.copies.iter_mut().find(|copy| copy.tid() == pages.source) {
+                pages.policies.append(&mut copy.ask(&mappings).map_err(at)?);
+            }
+            placement::record(model, pages.vpid, std::mem::take(&mut pages.policies)).map_err(at)?;
+        }
+        Ok(())
     }
 
     /// Writes the pages: while the tasks are stopped, or when [`Self::snapshot`] has made copies of them.

@@ -60,7 +60,8 @@ fn task_memory(
     let mut map = Pagemap::open(pid)?;
     let earlier = dump.parent.as_mut().map_or(Earlier::NONE, |parent| parent.of_task(pid, vpid));
     let mappings = found.iter().map(|vma| &vma.entry);
-    let pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), mappings, &earlier)?;
+    let mut pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), mappings, &earlier)?;
+    pages.ask_later(found.iter().map(|vma| &vma.entry));
     let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
     lock::record(dump, vpid, on_fault)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();

@@ -14,6 +14,7 @@
 //! A copy dies with the command that made it, but nobody waits for it then: the next command does, see [`bury`].
 
 use std::fs;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -22,11 +23,11 @@ use nix::poll::{PollFd, PollFlags, poll};
 
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::ImageDir;
+use crate::checkpoint::image::{ImageDir, MappingPolicy};
 use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Injection, Thread};
-use crate::checkpoint::task::freeze;
 use crate::checkpoint::task::status::Stat;
+use crate::checkpoint::task::{freeze, placement};
 use crate::sys;
 
 /// Below this size copying the memory takes less time than what surrounds a snapshot.
@@ -94,6 +95,7 @@ impl Capture {
             let close = |copy: &mut Copy| copy.close_descriptors();
             self.copies.last_mut().map_or(Ok(()), close).map_err(|e| e.pid(vpid))?;
             pages.write_own(images).map_err(|e| e.pid(vpid))?;
+            pages.ask(task.injection.as_mut()).map_err(|e| e.pid(vpid))?;
         }
         Ok(())
     }
@@ -128,6 +130,16 @@ impl Capture {
 }
 
 impl Copy {
+    /// Its id on this host.
+    pub(super) fn tid(&self) -> i32 {
+        self.thread.tid()
+    }
+
+    /// The NUMA policies of mappings, which are those of the process.
+    pub(super) fn ask(&mut self, mappings: &[Range<u64>]) -> Result<Vec<MappingPolicy>> {
+        placement::ask(mappings, &mut self.injection)
+    }
+
     fn close_descriptors(&mut self) -> Result<()> {
         let mut batch = Batch::new();
         batch.about("cannot take the descriptors from a copy of the process");

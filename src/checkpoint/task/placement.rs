@@ -1,14 +1,22 @@
 //! NUMA policies of single mappings, as mbind(2) sets them: from which nodes their memory comes.
 //!
 //! ```text
-//!   maps ──> get_mempolicy(MPOL_F_ADDR) of each: mode ──> of those that have one: nodes ──> extension `task`
+//!   mappings ──> get_mempolicy(MPOL_F_ADDR) of each: mode ──> of those that have one: nodes ──> extension `task`
 //! ```
+//!
+//! A copy of a process has its policies, and may be asked when the process runs again: a process with tens of thousands
+//! of mappings need not stand still for that. What a copy does not have, or shares, is asked for before.
 //!
 //! `numa_maps` has the same, but walks all page tables, and cannot tell a mapping's policy from that of the thread.
 
-use crate::checkpoint::image::MappingPolicy;
-use crate::checkpoint::memory::maps::{self, Mapping};
+use std::ops::Range;
+
+use prost::Message;
+
+use crate::checkpoint::image::{MappingPolicy, TaskExtra};
+use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Batch, Injection};
+use crate::checkpoint::task::process::EXTENSION;
 use crate::checkpoint::task::scheduling::{MPOL_DEFAULT, NODE_BITS, NODES};
 use crate::checkpoint::{Error, Result};
 
@@ -18,10 +26,10 @@ const MPOL_MF_MOVE: u64 = 2;
 /// Mappings asked for at once.
 const CHUNK: usize = 512;
 
-/// Asks the process for the mappings that have a policy of their own.
-pub fn dump(pid: i32, injection: &mut Injection) -> Result<Vec<MappingPolicy>> {
+/// Which of the mappings have a policy of their own. The process is asked, or its copy.
+pub fn ask(mappings: &[Range<u64>], injection: &mut Injection) -> Result<Vec<MappingPolicy>> {
     let mut found = Vec::new();
-    for chunk in maps::read(pid)?.chunks(CHUNK) {
+    for chunk in mappings.chunks(CHUNK) {
         for (mapping, mode) in modes(chunk, injection)? {
             let nodes = nodes(mapping, injection)?;
             found.push(MappingPolicy { start: mapping.start, end: mapping.end, mode, nodes });
@@ -30,7 +38,21 @@ pub fn dump(pid: i32, injection: &mut Injection) -> Result<Vec<MappingPolicy>> {
     Ok(found)
 }
 
-fn modes<'a>(chunk: &'a [Mapping], injection: &mut Injection) -> Result<Vec<(&'a Mapping, u32)>> {
+/// Records the policies of a process whose threads have been recorded.
+pub fn record(model: &mut Model, vpid: u32, mut policies: Vec<MappingPolicy>) -> Result<()> {
+    if policies.is_empty() {
+        return Ok(());
+    }
+    policies.sort_unstable_by_key(|policy| policy.start);
+    let missing = || Error::new("the process whose mappings have NUMA policies was not recorded");
+    let data = model.extension_data(EXTENSION).ok_or_else(missing)?;
+    let mut extra = TaskExtra::decode(data).map_err(|_| missing())?;
+    extra.threads.iter_mut().find(|thread| thread.tid == vpid).ok_or_else(missing)?.placement = policies;
+    model.set_extension_data(EXTENSION, extra.encode_to_vec());
+    Ok(())
+}
+
+fn modes<'a>(chunk: &'a [Range<u64>], injection: &mut Injection) -> Result<Vec<(&'a Range<u64>, u32)>> {
     let mut batch = Batch::new();
     let mut asked = Vec::with_capacity(chunk.len());
     for mapping in chunk {
@@ -46,7 +68,7 @@ fn modes<'a>(chunk: &'a [Mapping], injection: &mut Injection) -> Result<Vec<(&'a
     Ok(told.filter(|(_, mode)| *mode != MPOL_DEFAULT).collect())
 }
 
-fn nodes(mapping: &Mapping, injection: &mut Injection) -> Result<Option<Vec<u8>>> {
+fn nodes(mapping: &Range<u64>, injection: &mut Injection) -> Result<Option<Vec<u8>>> {
     let mut batch = Batch::new();
     batch.about("cannot read the NUMA policy of a mapping");
     let nodes = batch.out(NODES);

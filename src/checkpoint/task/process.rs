@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
-use super::{freeze, limits, modes, placement, seccomp, sharing, signals, timers, tree};
+use super::{freeze, limits, modes, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::arch::features;
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
@@ -148,7 +148,6 @@ fn alive(
     asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
     let features = features::on_request(results.u64(asked.0.features, 0));
-    captured[0].extra.placement = placement::dump(task.pid, &mut injection)?;
     captured[0].extra.core_filter = modes::core_filter(task.pid)?;
     captured[0].extra.features = features;
     for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {
