@@ -1,0 +1,145 @@
+"""Whether it has become slower: each figure beside a reference that is measured in the same run, in turn.
+
+What is compared is processor time, of a command and of all that it waits for: a machine that others use as well changes it
+by a tenth, wall time by a multiple. Each bound lies well above what was measured when it was set, and below what it would be
+if the work grew with the square, or were done twice. The least of some rounds
+counts, for a disturbance only adds. Where a round is over the bound others follow, until one is not or patience ends.
+"""
+import os
+import shutil
+
+from floor import FILL, floor, used
+from harness import Container, check, config, real_checkpoints, sh, until
+
+ROUNDS, MOST = 3, 10
+SIZE = 256
+
+MANY = r"""
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+static void *wait_forever(void *none)
+{
+    for (;;)
+        pause();
+}
+int main(int argc, char **argv)
+{
+    long n = atol(argv[2]);
+    pthread_attr_t small;
+    pthread_attr_init(&small);
+    pthread_attr_setstacksize(&small, 65536);
+    if (strcmp(argv[1], "threads") == 0) {
+        pthread_t t;
+        while (--n > 0)
+            if (pthread_create(&t, &small, wait_forever, NULL))
+                return 2;
+    } else {
+        char *at = mmap(NULL, n * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        for (long i = 0; i < n; i += 2)
+            if (mprotect(at + i * 4096, 4096, PROT_READ | PROT_WRITE))
+                return 2;
+    }
+    if (creat("/filled", 0644) < 0)
+        return 1;
+    for (;;)
+        pause();
+}
+"""
+
+
+class Program:
+    """A container, and what one of its checkpoints costs."""
+
+    def __init__(self, host, label, source, *args):
+        self.host = host
+        root = host.overlay("busybox", label)
+        (host.dir / f"{label}.c").write_text(source)
+        sh("gcc", "-static", "-pthread", "-O2", "-o", root / "program", host.dir / f"{label}.c")
+        self.c = Container(host, label, config(["/program", *map(str, args)], root=root), output="none")
+        self.c.run()
+        until((root / "filled").exists, f"{label}: the program", 60)
+
+    def checkpoint(self, *flags):
+        before = used()
+        self.c.checkpoint("images", *flags, "--no-sync")
+        spent = used() - before
+        for name in ("images", "images.work"):
+            shutil.rmtree(self.host.dir / name, ignore_errors=True)
+        return spent
+
+    def leave(self):
+        return self.checkpoint("--leave-running")
+
+    def stop(self):
+        """And starts it again; only the checkpoint counts."""
+        before = used()
+        self.c.checkpoint("stopped", "--no-sync")
+        spent = used() - before
+        self.c.restore("stopped")
+        shutil.rmtree(self.host.dir / "stopped")
+        return spent
+
+    def check(self):
+        before = used()
+        self.c.call("check", self.c.id)
+        return used() - before
+
+
+def compare(what, bound, mine, reference):
+    """Whether `mine()` is at most `bound` times `reference()`, each called in turn."""
+    ours, theirs = [], []
+    for at in range(MOST):
+        theirs.append(reference())
+        ours.append(mine())
+        ratio = min(ours) / min(theirs)
+        if at + 1 >= ROUNDS and ratio <= bound:
+            break
+    print(f"        {what}: {min(ours) * 1000:.1f} to {min(theirs) * 1000:.1f} ms, {ratio:.2f} of at most {bound}")
+    check(ratio <= bound, f"{what}: {ratio:.2f} times the reference in {len(ours)} rounds, at most {bound} is expected")
+
+
+def test_a_checkpoint_costs_little_more_than_writing_its_bytes(host):
+    real_checkpoints()
+    c = Program(host, "full", FILL, SIZE)
+    # When it was set: 1.6 to 2.0, and 2.2.
+    compare("checkpoint that stops, by writing the same bytes", 2.6, c.stop, lambda: floor(host.dir / "floor", SIZE))
+    compare("checkpoint that leaves it running, by the same", 3.2, c.leave, lambda: floor(host.dir / "floor", SIZE))
+
+
+def test_four_times_the_threads_cost_four_times_as_much(host):
+    real_checkpoints()
+    few, many = Program(host, "few", MANY, "threads", 250), Program(host, "many", MANY, "threads", 1000)
+    # 3.6
+    compare("1000 threads by 250", 5.5, many.leave, few.leave)
+
+
+def test_four_times_the_mappings_cost_four_times_as_much(host):
+    real_checkpoints()
+    few, many = Program(host, "few", MANY, "mappings", 5000), Program(host, "many", MANY, "mappings", 20000)
+    # 3.2
+    compare("20000 mappings by 5000", 5.5, many.leave, few.leave)
+    compare("20000 mappings by 5000, check", 5.5, many.check, few.check)
+
+
+def test_a_lazy_restore_costs_the_same_at_any_size(host):
+    real_checkpoints()
+    small, large = Program(host, "small", FILL, 1), Program(host, "large", FILL, SIZE)
+    costs = []
+    for c in (small, large):
+        label = f"{c.c.id}.images"
+        c.c.checkpoint(label)
+
+        def restore(c=c, label=label):
+            before = used()
+            c.c.restore(label, "--lazy")
+            spent = used() - before
+            c.c.call("delete", "--force", c.c.id)
+            return spent
+
+        costs.append(restore)
+    # 1.05
+    compare(f"restore --lazy of {SIZE} MiB by that of 1 MiB", 2.0, costs[1], costs[0])
