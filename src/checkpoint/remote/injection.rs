@@ -57,6 +57,8 @@ pub struct Injection {
 #[derive(Debug)]
 pub(super) struct Home {
     pub(super) slot: u64,
+    /// What the slot held.
+    pub(super) before: Vec<u8>,
     /// Raw, apart from an interrupted restartable sequence.
     pub(super) regs: Regs,
     pub(super) mask: u64,

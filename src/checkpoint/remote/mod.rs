@@ -25,7 +25,7 @@
 //! | `rseq`        | interrupted restartable sequences                                 |
 //! | `batch`       | a batch as data, and its placing in memory                        |
 //! | `names`       | system calls as strace prints them                                |
-//! | `vdso`        | the zero tail of the vdso and its slots                           |
+//! | `vdso`        | the end of the vdso and its slots                                |
 //! | `injection`   | running batches: live tasks, and tasks being restored             |
 //! | `clone`       | children and threads of a task being restored; zombies            |
 //! | `leave`       | the last step of a restore                                        |

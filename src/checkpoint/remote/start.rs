@@ -3,7 +3,7 @@
 //! ```text
 //!   write slot (code, record) → SETREGS rip = boot → SETSIGMASK all but X → CONT … scratch is mapped
 //!        … batches …
-//!   unmap scratch → SETSIGMASK old → SETREGS raw → clear slot
+//!   unmap scratch → SETSIGMASK old → SETREGS raw → slot as it was
 //! ```
 //!
 //! If the driver dies before SETREGS, nothing has happened; after it, the thread runs through the stub into `heal`.
@@ -50,14 +50,15 @@ impl Injection {
         if let Some(abort) = section_abort(thread, &memory, raw.ip())? {
             home_regs.set_ip(abort);
         }
-        let slot = vdso::free_slot(vdso::tail(tid, &memory)?, thread, &memory, raw.ip())?;
+        let vdso::Slot { at: slot, before } =
+            vdso::free_slot(&vdso::room(tid, &memory)?, tid, &memory, raw.ip())?;
         memory.force(slot, &stub::slot(tid, mask, &home_regs.for_stub()))?;
 
         let dispatch = thread.dispatch()?;
         if dispatch.is_some() {
             thread.set_dispatch(None)?;
         }
-        let home = Home { slot, regs: home_regs, mask, dispatch, stopped: false };
+        let home = Home { slot, before, regs: home_regs, mask, dispatch, stopped: false };
         let mut injection = Self {
             thread: thread.clone(),
             memory,
@@ -102,8 +103,7 @@ impl Injection {
         }
         self.thread.set_sigmask(home.mask)?;
         self.thread.set_regs(&home.regs)?;
-        let clear = vec![0u8; usize::try_from(stub::slot_len()).unwrap_or(0)];
-        self.memory.force(home.slot, &clear)?;
+        self.memory.force(home.slot, &home.before)?;
         unmapped
     }
 

@@ -1,14 +1,19 @@
-//! The zero tail of the vdso, where stubs stand.
+//! The end of the vdso, where stubs stand.
 //!
 //! The vdso is mapped in every task, executable, and its last page is not full. Writing there through
 //! /proc/PID/mem gives the task a private copy of that page; no mapping is made that would be seen or refused.
 //!
 //! ```text
-//!   base                        end of the image        page boundary
-//!   │ ELF header ... sections    │ slot │ slot │ ...     │
-//!                                  │
-//!                                  all zero, or a stub that a thread is in, or one that was left behind
+//!   base                                   end of the image       page boundary
+//!   │ ELF header ... sections │ section headers │ zeros               │
+//!                                    ... │ slot │ slot │ slot │ slot │
+//!                                      4th    3rd    2nd    1st
+//!          what it was before, or a stub that a thread is in, or one that was left behind
 //! ```
+//!
+//! How many zeros there are depends on the kernel: 1504 bytes in Linux 6.18, room for a single slot in 6.12. Two slots are
+//! needed, for a process and one of its threads. Section headers are for debuggers that read the vdso like a file; nobody
+//! reads them while the process stands still, and afterwards they are there again.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -28,19 +33,30 @@ const MOST_STEPS: usize = 1 << 16;
 /// How long another thread may take to leave a stub whose driver is dead.
 const HEALING: Duration = Duration::from_secs(5);
 
-/// The free bytes behind the vdso's image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tail {
-    pub(super) start: u64,
-    pub(super) end: u64,
+/// Where slots may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Room {
+    /// The section headers, and what follows up to the end of the page.
+    all: Range<u64>,
+    /// The zeros behind the vdso's image.
+    tail: u64,
 }
 
-/// Finds the tail of a task's vdso.
-pub(super) fn tail(tid: i32, memory: &Memory) -> Result<Tail> {
+/// A place for a stub, and what was there before.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// Its address.
+    pub(super) at: u64,
+    /// To be written back.
+    pub(super) before: Vec<u8>,
+}
+
+/// Finds the end of a task's vdso.
+pub(super) fn room(tid: i32, memory: &Memory) -> Result<Room> {
     let mut header = [0u8; 64];
     let by_auxv = memory::vdso_of_auxv(tid)?;
     let base = match by_auxv {
-        Some(base) if memory.read(base, &mut header).is_ok() && image_len(&header).is_some() => base,
+        Some(base) if memory.read(base, &mut header).is_ok() && section_headers(&header).is_some() => base,
         // Moved since, or mapped by somebody else than exec.
         _ => {
             let Some((base, _)) = memory::vdso_of_maps(tid)? else {
@@ -50,58 +66,70 @@ pub(super) fn tail(tid: i32, memory: &Memory) -> Result<Tail> {
             base
         }
     };
-    let Some(len) = image_len(&header) else {
+    let Some(headers) = section_headers(&header) else {
         return Err(Error::new(format!("the task's vdso at {base:#x} is no ELF image of this architecture")));
     };
-    let end = base + len;
-    Ok(Tail { start: end.next_multiple_of(16), end: end.next_multiple_of(PAGE) })
+    let (start, tail) = (base + headers.start, base + headers.end);
+    Ok(Room { all: start..tail.next_multiple_of(PAGE), tail })
 }
 
-/// Length of an ELF image that ends in its section headers, as the vdso does.
-fn image_len(header: &[u8; 64]) -> Option<u64> {
+/// Where the section headers are in an ELF image that ends in them, as the vdso does.
+fn section_headers(header: &[u8; 64]) -> Option<Range<u64>> {
     if header[..5] != *b"\x7fELF\x02" {
         return None;
     }
     let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
     let mut offset = [0; 8];
     offset.copy_from_slice(&header[0x28..0x30]);
-    let end = u64::from_le_bytes(offset).checked_add(half(0x3a) * half(0x3c))?;
-    (64..16 * PAGE).contains(&end).then_some(end)
+    let start = u64::from_le_bytes(offset);
+    let end = start.checked_add(half(0x3a) * half(0x3c))?;
+    (start >= 64 && (64..16 * PAGE).contains(&end)).then_some(start..end)
 }
 
-/// A free slot in the tail.
-pub(super) fn free_slot(tail: Tail, thread: &Thread, memory: &Memory, rip: u64) -> Result<u64> {
-    let len = stub::slot_len();
-    let mut bytes = vec![0u8; usize::try_from(tail.end - tail.start).unwrap_or(0)];
-    memory.read(tail.start, &mut bytes)?;
+/// A slot that no thread can be in.
+pub(super) fn free_slot(room: &Room, tid: i32, memory: &Memory, rip: u64) -> Result<Slot> {
+    let len = usize::try_from(stub::slot_len()).unwrap_or(usize::MAX);
+    let mut bytes = vec![0u8; usize::try_from(room.all.end - room.all.start).unwrap_or(0)];
+    memory.read(room.all.start, &mut bytes)?;
     // Slots whose threads run are looked at when there is no other: those threads have to be stopped for it.
     for stopping in [false, true] {
-        let mut at = tail.start;
-        while at + len <= tail.end {
-            let from = usize::try_from(at - tail.start).unwrap_or(0);
-            let slot = &bytes[from..from + usize::try_from(len).unwrap_or(0)];
-            if slot.iter().all(|&b| b == 0) || is_abandoned(slot, at, thread.tid(), rip, stopping) {
-                return Ok(at);
+        for (slot, at) in bytes
+            .rchunks_exact(len)
+            .zip((room.all.start..=room.all.end - stub::slot_len()).rev().step_by(len))
+        {
+            if is_abandoned(slot, at, tid, rip, stopping) {
+                return Ok(Slot { at, before: vec![0; len] });
             }
-            at += len;
+            let headers = at.max(room.tail) - at;
+            let is_free =
+                slot.iter().skip(usize::try_from(headers).unwrap_or(0)).all(|&b| b == 0) && !is_stub(slot);
+            if is_free {
+                return Ok(Slot { at, before: slot.to_vec() });
+            }
         }
     }
     Err(Error::new("no room is left in the task's vdso for another stub")
         .remedy("a driver was killed several times in this task; it makes room when its threads have run on"))
 }
 
+/// A word of a slot.
+fn word(slot: &[u8], offset: u64) -> u64 {
+    let from = usize::try_from(offset).unwrap_or(0);
+    slot.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+fn is_stub(slot: &[u8]) -> bool {
+    word(slot, stub::magic_offset()) == stub::MAGIC
+}
+
 /// A slot that was left behind, and that no thread can be inside: its thread is gone, or is elsewhere (this one,
 /// another that we have stopped, or one that is stopped for the question), or belongs to another process, of which
 /// this is a forked copy.
 fn is_abandoned(slot: &[u8], at: u64, tid: i32, rip: u64, stopping: bool) -> bool {
-    let word = |offset: u64| {
-        let from = usize::try_from(offset).unwrap_or(0);
-        slot.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_ne_bytes)
-    };
-    if word(stub::magic_offset()) != stub::MAGIC {
+    if !is_stub(slot) {
         return false;
     }
-    let Ok(owner) = i32::try_from(word(stub::magic_offset() + 8)) else { return false };
+    let Ok(owner) = i32::try_from(word(slot, stub::magic_offset() + 8)) else { return false };
     let is_elsewhere = |rip: u64| !(at..at + stub::slot_len()).contains(&rip);
     if owner == tid {
         return is_elsewhere(rip);
@@ -174,21 +202,29 @@ mod tests {
     fn own_vdso_has_room_for_two_stubs() {
         let me = i32::try_from(std::process::id()).unwrap();
         let memory = Memory::new(me);
-        let tail = tail(me, &memory).unwrap();
-        let room = tail.end - tail.start;
-        assert!(room >= 2 * stub::slot_len(), "{room} bytes for stubs of {}", stub::slot_len());
+        let mut room = room(me, &memory).unwrap();
+        let len = stub::slot_len();
+        assert!(room.all.end - room.all.start >= 2 * len, "{room:x?} for stubs of {len}");
+        let first = free_slot(&room, me, &memory, 0).unwrap();
+        assert_eq!((first.at, first.before), (room.all.end - len, vec![0; len as usize]));
+        // As if the image ended with the page.
+        room = Room { all: room.tail - len..room.tail, tail: room.tail };
+        let slot = free_slot(&room, me, &memory, 0).unwrap();
+        let mut there = vec![0; len as usize];
+        memory.read(slot.at, &mut there).unwrap();
+        assert_eq!((slot.at, slot.before), (room.all.start, there));
     }
 
     #[test]
-    fn only_elf_has_a_length() {
-        assert_eq!(image_len(&[0; 64]), None);
+    fn only_elf_has_section_headers() {
+        assert_eq!(section_headers(&[0; 64]), None);
         let mut header = [0u8; 64];
         header[..5].copy_from_slice(b"\x7fELF\x02");
-        assert_eq!(image_len(&header), None);
+        assert_eq!(section_headers(&header), None);
         header[0x28] = 0x80;
         header[0x3a] = 64;
         header[0x3c] = 2;
-        assert_eq!(image_len(&header), Some(0x100));
+        assert_eq!(section_headers(&header), Some(0x80..0x100));
     }
 
     #[test]

@@ -76,6 +76,64 @@ fn a_live_batch_runs_in_the_child() {
     assert_eq!(format!("{before:?}"), format!("{after:?}"));
 }
 
+extern "C" fn pauses(_: *mut libc::c_void) -> i32 {
+    loop {
+        pause();
+    }
+}
+
+/// More stubs than the tail of a vdso has room for: the others stand on section headers, which come back.
+#[test]
+fn several_threads_of_a_process_have_stubs_at_once() {
+    const THREADS: usize = 4;
+    const STACK: usize = 64 << 10;
+    let mut stacks = vec![0u8; THREADS * STACK];
+    let child = Child::fork(|| {
+        for stack in stacks.chunks_exact_mut(STACK).skip(1) {
+            let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND;
+            // SAFETY: a stack of its own, which grows downwards, and a function that never returns.
+            let tid = unsafe {
+                let top = stack.as_mut_ptr().add(STACK).cast();
+                libc::clone(pauses, top, flags | libc::CLONE_THREAD, null_mut())
+            };
+            assert!(tid > 0);
+        }
+        pauses(null_mut());
+    });
+    let end = soon();
+    let tids = loop {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.0)).unwrap();
+        let tids: Vec<i32> =
+            tasks.map(|task| task.unwrap().file_name().into_string().unwrap().parse().unwrap()).collect();
+        if tids.len() == THREADS {
+            break tids;
+        }
+        assert!(Instant::now() < end);
+        std::thread::yield_now();
+    };
+    let stopped = |tid: &i32| {
+        let thread = Thread::seize(*tid).unwrap();
+        thread.stop(soon()).unwrap();
+        thread
+    };
+    let threads: Vec<Thread> = tids.iter().map(stopped).collect();
+    let (start, end) = memory::vdso_of_maps(child.0).unwrap().unwrap();
+    let vdso = || {
+        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
+        memory::Memory::new(child.0).read(start, &mut bytes).unwrap();
+        bytes
+    };
+    let before = vdso();
+    let mut injections: Vec<Injection> =
+        threads.iter().map(|thread| Injection::start(thread).unwrap()).collect();
+    for (injection, tid) in injections.iter_mut().zip(&tids) {
+        assert_eq!(injection.syscall(libc::SYS_gettid, &[]).unwrap(), i64::from(*tid));
+    }
+    assert_ne!(vdso(), before);
+    injections.into_iter().for_each(|injection| injection.finish().unwrap());
+    assert!(vdso() == before, "the vdso is not what it was");
+}
+
 /// Memory that test and child share: words that both see.
 struct Shared(*mut u64);
 
