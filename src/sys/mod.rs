@@ -22,6 +22,7 @@ pub mod mount;
 pub mod mqueue;
 pub mod namespace;
 pub mod network;
+mod newborn;
 pub mod pagemap;
 pub mod pidfd;
 pub mod prctl;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, newborn};
 
 fn owned(ret: libc::c_long) -> Result<OwnedFd, Errno> {
     let fd = i32::try_from(check(ret)?).map_err(|_| Errno::EBADF)?;
@@ -88,6 +88,14 @@ impl FsContext {
         const FSOPEN_CLOEXEC: libc::c_uint = 1;
         // SAFETY: the kernel reads the name up to its zero byte.
         owned(unsafe { libc::syscall(libc::SYS_fsopen, kind.as_ptr(), FSOPEN_CLOEXEC) }).map(Self)
+    }
+
+    /// The same by a child of this thread: a proc file system shows the pid namespace of whoever begins it.
+    pub fn open_by_child(kind: &CStr) -> Result<Self, Errno> {
+        const FSOPEN_CLOEXEC: libc::c_long = 1;
+        let args = [kind.as_ptr() as libc::c_long, FSOPEN_CLOEXEC, 0, 0];
+        // SAFETY: the kernel reads the name up to its zero byte.
+        owned(unsafe { newborn::call(libc::SYS_fsopen, args) }?).map(Self)
     }
 
     /// Opens the file system of a mount for a change; options are those that change.

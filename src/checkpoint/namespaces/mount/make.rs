@@ -109,11 +109,12 @@ pub(super) fn bind(root: impl AsFd, entry: &MntEntry, original: &MntEntry) -> Re
 }
 
 /// A new file system with the source, flags and options that the kernel showed of the old one. What is still to be
-/// filled cannot be read-only yet.
+/// filled cannot be read-only yet. A proc shows the pid namespace in which children of this thread are born.
 pub(super) fn fresh(name: &str, entry: &MntEntry) -> Result<OwnedFd> {
     let text = |s: &str| CString::new(s).map_err(|_| Error::new("a mount option has a zero byte"));
-    let context = FsContext::open(&text(name)?)
-        .during("cannot make the file system", || format!("fsopen({name:?})"))?;
+    let begin = if name == "proc" { FsContext::open_by_child } else { FsContext::open };
+    let context =
+        begin(&text(name)?).during("cannot make the file system", || format!("fsopen({name:?})"))?;
     if !matches!(entry.source.as_str(), "" | "none") {
         let source = &entry.source;
         context
