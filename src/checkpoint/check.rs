@@ -31,13 +31,14 @@ pub fn check(
         return vec![Error::new("the container's first process does not run")];
     }
     let pids = if options.drop_exec { with_descendants(BTreeSet::from([source.init])) } else { pids };
+    let depth = status::depth(source.init).unwrap_or(0);
     let mut found = Vec::new();
     let mut tasks = Vec::new();
     for pid in &pids {
         // What has ended meanwhile is no finding.
         let Ok(status) = Status::of(*pid) else { continue };
-        let vpid = status.ns_pid.last().copied().unwrap_or(*pid);
-        found.extend(process(*pid, &status, &pids, source.init).err().map(|e| e.pid(vpid)));
+        let vpid = status.pid_at(depth).unwrap_or(*pid);
+        found.extend(process((*pid, vpid), &status, &pids, source.init).err().map(|e| e.pid(vpid)));
         if status.state != 'Z' {
             tasks.push((*pid, vpid));
             let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
@@ -71,7 +72,7 @@ fn with_descendants(mut all: BTreeSet<i32>) -> BTreeSet<i32> {
     all
 }
 
-fn process(pid: i32, status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<()> {
+fn process((pid, vpid): (i32, i32), status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<()> {
     if status.tracer != 0 {
         return Err(Error::new(format!("the process is traced by process {} of this host", status.tracer))
             .remedy("end the debugger"));
@@ -81,7 +82,7 @@ fn process(pid: i32, status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<
             .remedy("such a process cannot be dumped; let it end its threads, or exit"));
     }
     if pid != init && !all.contains(&status.ppid) {
-        return Err(stranger_error(status.ns_pid.last().copied().unwrap_or(pid)));
+        return Err(stranger_error(vpid));
     }
     let features = status::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let features = features.lines().find_map(|l| l.strip_prefix("x86_Thread_features:"));

@@ -25,6 +25,7 @@ use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::{self, Tracking};
+use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::{freeze, process};
@@ -314,6 +315,8 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
             namespaces::ids(dump, pid)?;
         }
     }
+    nested::pids::gather(dump)?;
+    process::plan(&dump.model)?;
     describe(dump)?;
     processor::dump(&mut dump.model)?;
     phases.end("tasks");
@@ -321,8 +324,9 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     phases.end("namespaces");
     files::dump(dump)?;
     // A descriptor may be all that keeps a namespace.
-    namespaces::nested::contents(dump)?;
-    namespaces::nested::check_threads(&dump.model)?;
+    nested::contents(dump)?;
+    nested::pids::show(dump)?;
+    nested::check_threads(&dump.model)?;
     phases.end("files");
     let capture = pages(dump)?;
     phases.end("memory");

@@ -19,14 +19,19 @@ use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::precopy::FEW;
 use crate::checkpoint::predump::Round;
-use crate::checkpoint::task::status::Status;
+use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::{Freezer, Result};
 
 /// Finds what has been written since the round before. `known`: the pages that the rounds have so far.
 ///
 /// None: a round that stops all is needed, because not all processes are watched, or not in a way that needs no stop.
-pub fn round(freezer: &dyn Freezer, tracking: &mut Tracking, known: &mut Known) -> Result<Option<Round>> {
-    let pids = running(freezer)?;
+pub fn round(
+    init: i32,
+    freezer: &dyn Freezer,
+    tracking: &mut Tracking,
+    known: &mut Known,
+) -> Result<Option<Round>> {
+    let pids = running(init, freezer)?;
     if !pids.iter().all(|(pid, _)| tracking.needs_no_stop(*pid)) {
         return Ok(None);
     }
@@ -67,10 +72,11 @@ fn scan((pid, vpid): (i32, u32), id: u32, parent: &mut Parent, tracking: &mut Tr
 }
 
 /// The processes of the container that have memory: pids on this host and inside.
-fn running(freezer: &dyn Freezer) -> Result<Vec<(i32, u32)>> {
+fn running(init: i32, freezer: &dyn Freezer) -> Result<Vec<(i32, u32)>> {
+    let depth = status::depth(init)?;
     let look = |pid: i32| {
         let status = Status::of(pid).ok().filter(|status| !matches!(status.state, 'Z' | 'X'))?;
-        Some((pid, status.ns_pid.last().copied().unwrap_or(pid).cast_unsigned()))
+        Some((pid, status.pid_at(depth).unwrap_or(pid).cast_unsigned()))
     };
     Ok(freezer.pids()?.into_iter().filter_map(look).collect())
 }

@@ -107,7 +107,7 @@ pub fn rounds(
         let next = options_of(options, number);
         let before = std::mem::replace(&mut written, 0);
         let live = match (&mut made.tracking, &mut made.known) {
-            (Some(tracking), Some(known)) => live::round(freezer, tracking, known)?,
+            (Some(tracking), Some(known)) => live::round(source.init, freezer, tracking, known)?,
             _ => None,
         };
         let pages = match live {

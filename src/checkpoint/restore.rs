@@ -21,10 +21,10 @@ use crate::checkpoint::files::Files;
 use crate::checkpoint::image::{ImageDir, VmaEntry};
 use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
-use crate::checkpoint::namespaces::nested::{self, Made};
+use crate::checkpoint::namespaces::nested::{self, Made, pids};
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
-use crate::checkpoint::task::revive::{Moment, Revival};
+use crate::checkpoint::task::revive::{Doors, Moment, Revival};
 use crate::checkpoint::task::{freeze, limits, policy, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
 use crate::sys;
@@ -85,8 +85,14 @@ fn run(
     let mut memories = Memories::open(restore, revival.forks())?;
     revival.grow(stub, tree, &mut |task, moment| match moment {
         Moment::Leads => files.take_terminal(task, &conduit),
-        Moment::Forks(child) => memories.bequeath(task, child, &|id| files.vma_file(id), &conduit),
+        Moment::Forks(child) => {
+            pids::leave_for(restore, revival.pids(), task, child, &conduit)?;
+            memories.bequeath(task, child, &|id| files.vma_file(id), &conduit)
+        }
+        Moment::Forked(child) => pids::give_back(revival.pids(), task, child, &conduit),
+        Moment::Born => pids::arrive(restore, revival.pids(), task),
     })?;
+    nested::make_late(restore, revival.pids())?;
     namespaces::place(restore, tree, &conduit)?;
     nested::enter(restore, tree, &conduit)?;
     phases.end("tree");
@@ -114,6 +120,7 @@ fn run(
         }
     }
     let users = nested::hand(restore, tree, &conduit)?;
+    let children = pids::hand(restore, revival.pids(), tree, &conduit)?;
     let mut closed = BTreeSet::new();
     for pid in &live {
         let table = model.ids.get(&pid.cast_unsigned()).map_or(0, |ids| ids.files_id);
@@ -122,7 +129,7 @@ fn run(
         }
     }
     files.set_owners(&pids)?;
-    revival.finish(tree, threads, &users)?;
+    revival.finish(tree, threads, &Doors { users, children })?;
     namespaces::finish(restore, threads)?;
     phases.end("tasks");
     ready()?;

@@ -192,7 +192,7 @@ fn shown(dir: &Path) -> Checked<()> {
     for clamp in [false, true] {
         let _ = policy::admit(&model, &SPEC, clamp);
     }
-    process::plan(&model.pstree, &model.ids)?;
+    process::plan(&model)?;
     free_window(&model, 1 << 20)?;
     Ok(())
 }

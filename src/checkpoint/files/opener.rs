@@ -22,6 +22,7 @@ use crate::checkpoint::files::live::reopen;
 use crate::checkpoint::files::tty::Terminals;
 use crate::checkpoint::files::{KINDS, external, memfd, regular};
 use crate::checkpoint::image::{FdTypes, FileEntry, FownEntry, RegFileEntry, RemapType};
+use crate::checkpoint::namespaces::mount;
 use crate::checkpoint::{Error, Result};
 use crate::sys::resolve;
 
@@ -248,6 +249,7 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
             model.remaps.iter().filter(|r| r.remap_type != Some(RemapType::Ghost as i32)).map(|r| r.remap_id),
         )
         .collect();
+    let waiting = mount::procs::all_waiting(model)?;
     for reg in opener.of(FdTypes::Reg).filter_map(|e| e.reg.as_ref()) {
         if used.contains(&reg.id) {
             continue;
@@ -267,7 +269,7 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
                 regular::seek(&file, reg).map_err(|e| e.path(&reg.name))?;
                 file
             }
-        } else if is_of_a_process(&reg.name) {
+        } else if is_of_a_process(&reg.name) || waiting.contains(&reg.mnt_id.unwrap_or(0).cast_unsigned()) {
             opener.files.late.insert(reg.id);
             continue;
         } else {

@@ -45,11 +45,11 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     Ok(())
 }
 
-/// Opens those that are there; others wait for the control groups.
+/// Opens those that are there; others wait for the control groups and the processes.
 pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     let all: Vec<&NsFileEntry> = opener.of(FdTypes::Ns).filter_map(|e| e.nsf.as_ref()).collect();
     for entry in all {
-        if kind(entry)? == Kind::Cgroup {
+        if matches!(kind(entry)?, Kind::Cgroup | Kind::Pid) {
             opener.files.late.insert(entry.id);
         } else {
             opener.files.open_space(entry)?;

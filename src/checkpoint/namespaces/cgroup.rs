@@ -65,7 +65,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         }
         for thread in task.threads.iter().skip(1) {
             let Some(other) = set_of(thread.tid(), leader) else { continue };
-            let core = dump.model.cores.get_mut(&vpid(thread.tid()).cast_unsigned());
+            let core = dump.model.cores.get_mut(&vpid(init, thread.tid()).cast_unsigned());
             if let Some(thread) = core.and_then(|core| core.thread_core.as_mut()) {
                 thread.cg_set = Some(other);
             }
@@ -228,7 +228,7 @@ pub fn finish(restore: &Restore<'_>, threads: &[Thread]) -> Result<()> {
         |core: &CoreEntry| core.tc.is_none() && core.thread_core.as_ref().is_some_and(|t| t.cg_set.is_some());
     if restore.model.cores.values().any(wandering) {
         for thread in threads {
-            let vtid = vpid(thread.tid());
+            let vtid = vpid(restore.target.init, thread.tid());
             let core = restore.model.cores.get(&vtid.cast_unsigned());
             let set = core.filter(|core| wandering(core)).and_then(|core| core.thread_core.as_ref()?.cg_set);
             for dir in set.map(|set| places.inside(set)).unwrap_or_default() {

@@ -33,13 +33,13 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     match Kind::Ipc.owned(source.init, &source.spec) {
         Ok(true) => {
             let mut found = match doors(source.init, &[Kind::Ipc]) {
-                Ok(doors) => sem::check(doors, &inhabitants(source.init, pids)),
+                Ok(doors) => sem::check(source.init, doors, &inhabitants(source.init, pids)),
                 Err(e) => vec![e],
             };
             found.extend(within(source.init, &[Kind::Ipc], mq::check).err());
             found
         }
-        Ok(false) => shm::check_joined(pids),
+        Ok(false) => shm::check_joined(source.init, pids),
         Err(e) => vec![e],
     }
 }
@@ -63,9 +63,9 @@ fn inhabitants(init: i32, pids: &[i32]) -> Vec<i32> {
 }
 
 /// What of a namespace that the container has made cannot be saved.
-pub fn check_inside(door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+pub fn check_inside(init: i32, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
     let look = || -> Result<Vec<Error>> {
-        let mut found = sem::check(enter_by(door)?, pids);
+        let mut found = sem::check(init, enter_by(door)?, pids);
         found.extend(through(enter_by(door)?, mq::check).err());
         Ok(found)
     };
@@ -80,7 +80,7 @@ fn enter_by(door: &OwnedFd) -> Result<Doors> {
 /// Saves everything in a namespace; `pids` are in it.
 pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<()> {
     let [(door, _)] = &doors[..] else { return Ok(()) };
-    if let Some(e) = sem::check(enter_by(door)?, pids).into_iter().next() {
+    if let Some(e) = sem::check(dump.source.init, enter_by(door)?, pids).into_iter().next() {
         return Err(e);
     }
     let (namespace, segments, queues) = through(doors, || {

@@ -28,6 +28,7 @@ use crate::checkpoint::context::{Dump, NewTask, Options, Restore, Source};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::TaskKobjIdsEntry;
 use crate::checkpoint::remote::{Conduit, Thread};
+use crate::checkpoint::task::status::{self, Status};
 
 pub use enter::within;
 pub use kind::Kind;
@@ -52,11 +53,10 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     found
 }
 
-/// The pid that a process has in its innermost namespace, for messages; the host's if it cannot be told.
-fn vpid(pid: i32) -> i32 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.and_then(|line| line.split_whitespace().next_back()?.parse().ok()).unwrap_or(pid)
+/// The id that a thread has in the container, whose first process is `init`; the host's if it cannot be told.
+fn vpid(init: i32, tid: i32) -> i32 {
+    let inside = || Status::of(tid).ok()?.tid_at(status::depth(init).ok()?);
+    inside().unwrap_or(tid)
 }
 
 /// Fills in the namespaces of a process, by its pid on this host, in its record of ids.
@@ -106,5 +106,6 @@ pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: 
 pub fn finish(restore: &Restore<'_>, threads: &[Thread]) -> Result<()> {
     ipc::finish(restore)?;
     cgroup::finish(restore, threads)?;
+    nested::pids::finish(restore)?;
     pid::finish(restore)
 }

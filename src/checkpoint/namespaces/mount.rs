@@ -15,6 +15,7 @@ mod flags;
 mod make;
 pub mod nested;
 mod options;
+pub mod procs;
 mod restore;
 mod table;
 
@@ -57,6 +58,7 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
         let root = root_of(source.init)?;
         found.extend(places(&root, &mounts, false).err());
         found.extend(terminals(&root, &mounts).err());
+        found.extend(procs::check_procs(source.init, &root, &mounts).err());
     }
     Ok(found)
 }
@@ -111,6 +113,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         check_one(mount, class, &mounts, false).map_err(|e| e.path(&mount.point))?;
     }
     if Kind::Mnt.private(init)? {
+        procs::check_procs(init, &root_of(init)?, &mounts)?;
         for (mount, copy) in open_tmpfs(init, &mounts)? {
             let name = tmpfs::name(mount.dev);
             let large = tmpfs::used(&copy) > LARGE;

@@ -65,7 +65,7 @@ pub struct Stood {
 /// Stops all threads of the container, which is `paused` by its freezer or runs; `init` is its first process. On an error
 /// everything that was stopped goes on.
 pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Stood> {
-    let mut found = Found::default();
+    let mut found = Found { depth: status::depth(init)?, ..Found::default() };
     let stopped = found.all(freezer, paused);
     if stopped.is_err() && paused {
         // While what has been found is still held.
@@ -77,6 +77,8 @@ pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Stood>
 
 #[derive(Default)]
 struct Found {
+    /// How deep the container's pid namespace lies below ours.
+    depth: usize,
     /// Process, thread, seizure.
     threads: BTreeMap<i32, (i32, Thread)>,
     processes: BTreeSet<i32>,
@@ -162,7 +164,7 @@ impl Found {
                 // A zombie cannot be seized; nor can what a debugger holds.
                 Err(error) => match Status::of_thread(pid, tid) {
                     Ok(status) if !matches!(status.state, 'Z' | 'X') => {
-                        return Err(explain(error, pid, &status));
+                        return Err(explain(error, self.inner(pid), &status));
                     }
                     Ok(_) => new += usize::from(self.ended.insert(tid)),
                     Err(_) => new += 1,
@@ -194,7 +196,7 @@ impl Found {
                 Ok(_) => _ = self.stopped.insert(tid),
                 Err(error) => {
                     return Err(error
-                        .pid(inner(pid))
+                        .pid(self.inner(pid))
                         .remedy("try again when the process is not waiting in the kernel"));
                 }
             }
@@ -251,24 +253,38 @@ impl Found {
             threads.sort_by_key(|(tid, _)| (tid != pid, *tid));
             if threads[0].0 != *pid {
                 return Err(Error::new("the process's first thread has exited while others go on")
-                    .pid(inner(*pid))
+                    .pid(self.inner(*pid))
                     .remedy("such a process cannot be dumped; let it end its threads, or exit"));
             }
-            tasks.insert(*pid, live(*pid, threads.into_iter().map(|(_, thread)| thread).collect())?);
+            tasks.insert(*pid, self.live(*pid, threads.into_iter().map(|(_, thread)| thread).collect())?);
         }
         let zombies: BTreeSet<i32> = tasks.keys().flat_map(|pid| children(*pid)).collect();
         for pid in zombies {
             if !tasks.contains_key(&pid) {
                 match Status::of(pid) {
-                    Ok(status) if status.state == 'Z' => _ = tasks.insert(pid, live(pid, Vec::new())?),
+                    Ok(status) if status.state == 'Z' => _ = tasks.insert(pid, self.live(pid, Vec::new())?),
                     Ok(_) => {
-                        return Err(Error::new("a process appeared while all were stopped").pid(inner(pid)));
+                        return Err(
+                            Error::new("a process appeared while all were stopped").pid(self.inner(pid))
+                        );
                     }
                     Err(_) => {}
                 }
             }
         }
         order(init, tasks)
+    }
+
+    fn live(&self, pid: i32, threads: Vec<Thread>) -> Result<LiveTask> {
+        let pidfd =
+            sys::pidfd::open(pid, 0).during("cannot hold the process", || format!("pidfd_open({pid}, 0)"))?;
+        let vpid = self.inner(pid);
+        Ok(LiveTask { pid, vpid, pidfd, zombie: threads.is_empty(), threads, injection: None })
+    }
+
+    /// The process's id in the container; its id here when it is gone.
+    fn inner(&self, pid: i32) -> i32 {
+        Status::of(pid).ok().and_then(|s| s.pid_at(self.depth)).unwrap_or(pid)
     }
 }
 
@@ -372,17 +388,6 @@ pub fn stranger_error(vpid: i32) -> Error {
         .remedy("end it, wait until it has ended, or leave it out with --drop-exec")
 }
 
-fn live(pid: i32, threads: Vec<Thread>) -> Result<LiveTask> {
-    let pidfd =
-        sys::pidfd::open(pid, 0).during("cannot hold the process", || format!("pidfd_open({pid}, 0)"))?;
-    Ok(LiveTask { pid, vpid: inner(pid), pidfd, zombie: threads.is_empty(), threads, injection: None })
-}
-
-/// The process's id in its own pid namespace; its id here when it is gone.
-fn inner(pid: i32) -> i32 {
-    Status::of(pid).ok().and_then(|s| s.ns_pid.last().copied()).unwrap_or(pid)
-}
-
 /// The signal that has stopped the thread's process, if one has; the thread is in a stop of ours.
 pub fn group_stop(thread: &Thread) -> Result<Option<i32>> {
     let info = match thread.siginfo() {
@@ -406,8 +411,8 @@ pub fn children(pid: i32) -> Vec<i32> {
     all
 }
 
-fn explain(error: Error, pid: i32, status: &Status) -> Error {
-    let error = error.pid(inner(pid));
+fn explain(error: Error, vpid: i32, status: &Status) -> Error {
+    let error = error.pid(vpid);
     match status.tracer {
         0 => error,
         tracer => error.remedy(format!("it is traced by process {tracer} of this host: end the debugger")),

@@ -10,9 +10,10 @@ use super::{freeze, limits, modes, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::arch::features;
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
-    CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskKobjIdsEntry, TaskRlimitsEntry,
-    ThreadExtra,
+    CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskRlimitsEntry, ThreadExtra,
 };
+use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::nested::pids::Pids;
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
 use crate::checkpoint::{Error, Result};
 
@@ -39,11 +40,12 @@ pub struct Snapshot {
 
 /// Reads every thread by ptrace.
 pub fn capture(tasks: &[LiveTask]) -> Result<Snapshot> {
+    let depth = tasks.first().map_or(Ok(0), |init| status::depth(init.pid))?;
     let mut snapshot = Snapshot::default();
     for task in tasks {
         let mut all = Vec::new();
         for thread in &task.threads {
-            all.push(threads::capture(task, thread, &mut snapshot.filters)?);
+            all.push(threads::capture(task, thread, depth, &mut snapshot.filters)?);
         }
         snapshot.threads.insert(task.pid, all);
     }
@@ -54,11 +56,12 @@ pub fn capture(tasks: &[LiveTask]) -> Result<Snapshot> {
 pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     let mut extra = TaskExtra::default();
     let ids = sharing::ids(dump)?;
+    let depth = status::depth(dump.source.init)?;
     for i in 0..dump.tasks.len() {
         let task = &mut dump.tasks[i];
         let captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
         let vpid = task.vpid;
-        let entry = tree_entry(task, &captured)?;
+        let entry = tree_entry(task, &captured, depth)?;
         dump.model.pstree.push(entry);
         if task.zombie {
             dump.model.cores.insert(vpid.cast_unsigned(), zombie(task)?);
@@ -74,11 +77,12 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
     dump.model.set_extension_data(EXTENSION, extra.encode_to_vec());
-    plan(&dump.model.pstree, &dump.model.ids).map(|_| ())
+    Ok(())
 }
 
-/// How the tree of these records would be made.
-pub fn plan(pstree: &[PstreeEntry], ids: &BTreeMap<u32, TaskKobjIdsEntry>) -> Result<Vec<tree::Step>> {
+/// How the tree of the images would be made.
+pub fn plan(model: &Model) -> Result<Vec<tree::Step>> {
+    let (pstree, ids) = (&model.pstree, &model.ids);
     let node = |e: &PstreeEntry| tree::Node {
         pid: e.pid.cast_signed(),
         ppid: e.ppid.cast_signed(),
@@ -87,16 +91,16 @@ pub fn plan(pstree: &[PstreeEntry], ids: &BTreeMap<u32, TaskKobjIdsEntry>) -> Re
     };
     let nodes: Vec<tree::Node> = pstree.iter().map(node).collect();
     let taken = pstree.iter().flat_map(|e| e.threads.iter().map(|t| t.cast_signed())).collect();
-    let steps = tree::plan(&nodes, &taken)?;
+    let steps = tree::plan(&nodes, &taken, &Pids::of(model)?)?;
     sharing::check(nodes.first().map_or(0, |root| root.pid), &steps, ids)?;
     Ok(steps)
 }
 
-fn tree_entry(task: &LiveTask, captured: &[Captured]) -> Result<PstreeEntry> {
+fn tree_entry(task: &LiveTask, captured: &[Captured], depth: usize) -> Result<PstreeEntry> {
     let status = Status::of(task.pid)?;
     // A parent outside of the container's namespace is not there for it.
-    let ppid = if task.vpid == 1 { 0 } else { parent(&status) };
-    let last = |ids: &[i32]| ids.last().copied().unwrap_or(0).cast_unsigned();
+    let ppid = if task.vpid == 1 { 0 } else { parent(&status, depth) };
+    let inside = |ids: &[i32]| ids.get(depth).copied().unwrap_or(0).cast_unsigned();
     let mut threads: Vec<u32> = captured.iter().map(|c| c.vtid.cast_unsigned()).collect();
     if threads.is_empty() {
         threads.push(task.vpid.cast_unsigned());
@@ -104,15 +108,14 @@ fn tree_entry(task: &LiveTask, captured: &[Captured]) -> Result<PstreeEntry> {
     Ok(PstreeEntry {
         pid: task.vpid.cast_unsigned(),
         ppid,
-        pgid: last(&status.ns_pgid),
-        sid: last(&status.ns_sid),
+        pgid: inside(&status.ns_pgid),
+        sid: inside(&status.ns_sid),
         threads,
     })
 }
 
-fn parent(status: &Status) -> u32 {
-    let inside = Status::of(status.ppid).ok().filter(|p| p.ns_pid.len() == status.ns_pid.len());
-    inside.and_then(|p| p.ns_pid.last().copied()).unwrap_or(0).cast_unsigned()
+fn parent(status: &Status, depth: usize) -> u32 {
+    Status::of(status.ppid).ok().and_then(|p| p.pid_at(depth)).unwrap_or(0).cast_unsigned()
 }
 
 /// The records of a process and its threads. Leaves the leader's injection in `task`.
@@ -123,7 +126,7 @@ fn alive(
 ) -> Result<Vec<(i32, CoreEntry, ThreadExtra)>> {
     // As the container knows them: a user namespace that it has made may have no names for them.
     let (users, groups) = (IdMap::users(init)?, IdMap::groups(init)?);
-    let pairs: Vec<(i32, i32)> = task.threads.iter().zip(&captured).map(|(t, c)| (t.tid(), c.vtid)).collect();
+    let pairs: Vec<(i32, i32)> = task.threads.iter().zip(&captured).map(|(t, c)| (t.tid(), c.own)).collect();
     let leader = captured.first().ok_or_else(|| Error::new("the process has no thread"))?;
     let thread_core = leader.core.thread_core.clone().unwrap_or_default();
     let mut tc = TaskCoreEntry {

@@ -29,8 +29,8 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
     CoreEntry, PstreeEntry, TaskCoreEntry, TaskExtra, ThreadCoreEntry, ThreadExtra,
 };
+use crate::checkpoint::namespaces::nested::pids::{self, Pids};
 use crate::checkpoint::namespaces::nested::user_of;
-use crate::checkpoint::namespaces::{Kind, within};
 use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injection, Stop, Thread};
 use crate::checkpoint::{Error, Result};
 use crate::sys;
@@ -53,10 +53,20 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Revival<'a> {
     restore: &'a Restore<'a>,
     steps: Vec<Step>,
+    pids: Pids,
     policy: credentials::Policy,
     filters: seccomp::Policy,
     extra: TaskExtra,
     runtimes_filter: bool,
+}
+
+/// Numbers of descriptors by which processes enter the namespaces that they enter last.
+#[derive(Debug, Default)]
+pub struct Doors {
+    /// User namespaces, by process.
+    pub users: BTreeMap<i32, i32>,
+    /// Where the children of threads are born, by thread. None: in a namespace that is new.
+    pub children: BTreeMap<i32, Option<i32>>,
 }
 
 /// When others have something to do with a process, while the tree is made.
@@ -66,17 +76,21 @@ pub enum Moment {
     Leads,
     /// It is about to fork this child.
     Forks(i32),
+    /// It has forked it.
+    Forked(i32),
+    /// It has been forked.
+    Born,
 }
 
 impl<'a> Revival<'a> {
     /// Checks the images against each other and against config.json.
     pub fn plan(restore: &'a Restore<'a>, filters: seccomp::Policy) -> Result<Self> {
         let model = restore.model;
-        let steps = process::plan(&model.pstree, &model.ids)?;
+        let (steps, pids) = (process::plan(model)?, Pids::of(model)?);
         let policy = credentials::Policy::of(&restore.target.spec);
         let extra = extension(restore)?;
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
-        let revival = Self { restore, steps, policy, filters, extra, runtimes_filter };
+        let revival = Self { restore, steps, pids, policy, filters, extra, runtimes_filter };
         for entry in &model.pstree {
             let tc = revival.tc(entry)?;
             match tc.task_state {
@@ -116,6 +130,11 @@ impl<'a> Revival<'a> {
         )
     }
 
+    /// What processes are called in the pid namespaces that the container has made.
+    pub fn pids(&self) -> &Pids {
+        &self.pids
+    }
+
     /// Which process forks which.
     pub fn forks(&self) -> impl Iterator<Item = (i32, i32)> {
         self.steps.iter().filter_map(|step| match *step {
@@ -148,6 +167,10 @@ impl<'a> Revival<'a> {
                 meanwhile(get(tree, by)?, Moment::Forks(pid))?;
             }
             self.step(*step, tree)?;
+            if let Step::Fork { by, pid, .. } = *step {
+                meanwhile(get(tree, by)?, Moment::Forked(pid))?;
+                meanwhile(get(tree, pid)?, Moment::Born)?;
+            }
             if let Step::Setsid { pid } = *step {
                 meanwhile(get(tree, pid)?, Moment::Leads)?;
             }
@@ -169,9 +192,13 @@ impl<'a> Revival<'a> {
     fn step(&self, step: Step, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
         match step {
             Step::Fork { by, pid, helper } => {
-                let flags = self.shared(by, pid);
+                let mut flags = self.shared(by, pid);
+                if self.pids.made_by(pid).is_some() {
+                    flags |= u64::from(libc::CLONE_NEWPID.unsigned_abs());
+                }
+                let set_tid = self.pids.set_tid(pid, self.pids.space(by));
                 let exit_signal = if helper { 0 } else { libc::SIGCHLD };
-                let args = CloneArgs { flags, exit_signal, set_tid: vec![pid], ..CloneArgs::default() };
+                let args = CloneArgs { flags, exit_signal, set_tid, ..CloneArgs::default() };
                 let (thread, injection) =
                     get(tree, by)?.injection.clone_child(&args).map_err(|e| e.pid(pid))?;
                 let host = thread.tid();
@@ -180,7 +207,10 @@ impl<'a> Revival<'a> {
                 tree.insert(pid, NewTask { pid: host, vpid: pid, pidfd, injection });
             }
             Step::Setsid { pid } => call(tree, pid, libc::SYS_setsid, [0; 2])?,
-            Step::Setpgid { pid, pgid } => call(tree, pid, libc::SYS_setpgid, [0, pgid])?,
+            Step::Setpgid { pid, pgid } => {
+                let group = self.pids.seen(pgid, self.pids.space(pid)).unwrap_or(pgid);
+                call(tree, pid, libc::SYS_setpgid, [0, group])?;
+            }
             Step::Subreaper { pid } => {
                 let set = [PR_SET_CHILD_SUBREAPER.into(), 1.into()];
                 get(tree, pid)?.injection.syscall(libc::SYS_prctl, &set).map_err(|e| e.pid(pid))?;
@@ -188,7 +218,8 @@ impl<'a> Revival<'a> {
             Step::Exit { pid, by } => {
                 let helper = tree.remove(&pid).ok_or_else(|| Error::new("a helper is gone").pid(pid))?;
                 helper.injection.exit_child(Exit::Code(0))?;
-                let wait = [pid.into(), 0.into(), libc::__WALL.into(), 0.into()];
+                let seen = self.pids.seen(pid, self.pids.space(by)).unwrap_or(pid);
+                let wait = [seen.into(), 0.into(), libc::__WALL.into(), 0.into()];
                 get(tree, by)?.injection.syscall(libc::SYS_wait4, &wait).map_err(|e| e.pid(by))?;
             }
         }
@@ -206,12 +237,12 @@ impl<'a> Revival<'a> {
 
     /// The last stage of every process, children before parents. `threads` gets all threads, to be detached, and also
     /// holds those made before a failure.
-    /// `users` are descriptors of the user namespaces that processes are to enter.
+    /// `doors` are descriptors of the namespaces that they are still to enter.
     pub fn finish(
         &self,
         tree: &mut BTreeMap<i32, NewTask>,
         threads: &mut Vec<Thread>,
-        users: &BTreeMap<i32, i32>,
+        doors: &Doors,
     ) -> Result<()> {
         for entry in self.restore.model.pstree.iter().rev() {
             let pid = vpid(entry);
@@ -220,7 +251,7 @@ impl<'a> Revival<'a> {
             if tc.task_state == DEAD {
                 die(task, tc).map_err(|e| e.pid(pid))?;
             } else {
-                self.process(entry, tc, task, threads, users.get(&pid).copied()).map_err(|e| e.pid(pid))?;
+                self.process(entry, tc, task, threads, doors).map_err(|e| e.pid(pid))?;
             }
         }
         Ok(())
@@ -232,8 +263,9 @@ impl<'a> Revival<'a> {
         tc: &TaskCoreEntry,
         task: NewTask,
         made: &mut Vec<Thread>,
-        user: Option<i32>,
+        doors: &Doors,
     ) -> Result<()> {
+        let user = doors.users.get(&task.vpid).copied();
         let NewTask { pid, mut injection, .. } = task;
         made.push(injection.thread().clone());
         // While there is one thread: the kernel looks at the signal stacks of all.
@@ -244,13 +276,18 @@ impl<'a> Revival<'a> {
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
             let thread = match user {
-                None => make_thread(&mut injection, *vtid)?,
+                None => self.make_thread(&mut injection, entry.pid, *vtid)?,
                 Some(_) => self.make_thread_by_turn(&mut injection, *vtid)?,
             };
             made.push(thread.thread().clone());
             threads.push((*vtid, thread));
         }
         threads.push((entry.pid, injection));
+        for (vtid, injection) in &mut threads {
+            if let Some(door) = doors.children.get(&vtid.cast_signed()) {
+                pids::enter(injection, *door).map_err(|e| named(e, *vtid))?;
+            }
+        }
         let Some((_, leader)) = threads.last_mut() else { return Ok(()) };
 
         let mut batch = Batch::new();
@@ -287,6 +324,7 @@ impl<'a> Revival<'a> {
         }
         let stopped = self.restore.model.pstree.iter().filter(|e| e.ppid == entry.pid);
         let stopped = stopped.filter(|e| self.tc(e).is_ok_and(|tc| tc.task_state == STOPPED)).map(vpid);
+        let stopped = stopped.filter_map(|child| self.pids.seen(child, self.pids.space(vpid(entry))));
         forget_children(leader, &stopped.collect::<Vec<_>>())?;
         for (vtid, injection) in &mut threads {
             self.thread(entry, tc, *vtid, injection).map_err(|e| named(e, *vtid))?;
@@ -317,17 +355,21 @@ impl<'a> Revival<'a> {
 
     /// Makes a thread where clone3(2) may not be told its id: it gets the next one, and that is set before.
     fn make_thread_by_turn(&self, leader: &mut Injection, vtid: u32) -> Result<Injection> {
-        let init = self.restore.target.init;
-        within(init, &[Kind::Pid], || {
-            sys::last_pid::set(vtid - 1)
-                .during("cannot choose the id of a thread", || format!("write(ns_last_pid, {})", vtid - 1))
-        })?;
+        self.pids.next_is(self.restore, vtid.cast_signed())?;
         let args = CloneArgs { flags: THREAD, ..CloneArgs::default() };
         let (thread, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
-        let got = Status::of_thread(thread.tid(), thread.tid())?.ns_tid.last().copied();
-        if got != Some(vtid.cast_signed()) {
+        let got = Status::of_thread(thread.tid(), thread.tid())?.ns_tid;
+        let wanted = self.pids.set_tid(vtid.cast_signed(), 0);
+        if !got.iter().rev().zip(&wanted).all(|(got, wanted)| got == wanted) {
             return Err(named(Error::new(format!("the thread was made as {got:?}")), vtid));
         }
+        Ok(injection)
+    }
+
+    fn make_thread(&self, leader: &mut Injection, pid: u32, vtid: u32) -> Result<Injection> {
+        let set_tid = self.pids.set_tid(vtid.cast_signed(), self.pids.space(pid.cast_signed()));
+        let args = CloneArgs { flags: THREAD, set_tid, ..CloneArgs::default() };
+        let (_, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
         Ok(injection)
     }
 
@@ -348,7 +390,7 @@ impl<'a> Revival<'a> {
         let core = self.core(vtid)?;
         let empty = ThreadCoreEntry::default();
         let thread = core.thread_core.as_ref().unwrap_or(&empty);
-        let (pid, tid) = (vpid(entry), vtid.cast_signed());
+        let (pid, tid) = (self.pids.own(vpid(entry)), self.pids.own(vtid.cast_signed()));
         scheduling::restore(injection, thread, self.extra(vtid))?;
 
         let mut batch = Batch::new();
@@ -445,12 +487,6 @@ fn extension(restore: &Restore<'_>) -> Result<TaskExtra> {
         Some(data) => TaskExtra::decode(data)
             .map_err(|e| Error::new(format!("the extension {EXTENSION} of stasis.img cannot be read: {e}"))),
     }
-}
-
-fn make_thread(leader: &mut Injection, vtid: u32) -> Result<Injection> {
-    let args = CloneArgs { flags: THREAD, set_tid: vec![vtid.cast_signed()], ..CloneArgs::default() };
-    let (_, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
-    Ok(injection)
 }
 
 /// Throws away the SIGCHLD that children which died or stopped have sent, and the report that they have stopped: a

@@ -104,6 +104,23 @@ impl Status {
     }
 }
 
+impl Status {
+    /// The process's id in the pid namespace that lies `depth` below the reader's.
+    pub fn pid_at(&self, depth: usize) -> Option<i32> {
+        self.ns_pid.get(depth).copied()
+    }
+    /// The thread's id there.
+    pub fn tid_at(&self, depth: usize) -> Option<i32> {
+        self.ns_tid.get(depth).copied()
+    }
+}
+
+/// How deep the pid namespace of a process lies below ours. That of init is the container's: the images know every
+/// process by its id there, even one in a pid namespace below.
+pub fn depth(pid: i32) -> Result<usize> {
+    Ok(Status::of(pid)?.ns_pid.len() - 1)
+}
+
 fn numbers<T: std::str::FromStr>(text: &str) -> Option<Vec<T>> {
     text.split_ascii_whitespace().map(|n| n.parse().ok()).collect()
 }

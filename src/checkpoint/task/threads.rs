@@ -22,6 +22,8 @@ const PR_GET_TID_ADDRESS: u64 = 40;
 pub struct Captured {
     /// Its id inside the container.
     pub vtid: i32,
+    /// Its id as it has it itself: in its own pid namespace.
+    pub own: i32,
     /// `/proc/PID/task/TID/status`.
     pub status: Status,
     /// Its general as they were.
@@ -33,10 +35,17 @@ pub struct Captured {
 }
 
 /// Reads what must be read before a batch runs in the thread.
-pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters) -> Result<Captured> {
+/// `depth`: how deep the container's pid namespace lies below ours.
+pub fn capture(
+    task: &LiveTask,
+    thread: &Thread,
+    depth: usize,
+    filters: &mut seccomp::Filters,
+) -> Result<Captured> {
     let tid = thread.tid();
     let status = Status::of_thread(task.pid, tid)?;
-    let vtid = status.ns_tid.last().copied().unwrap_or(tid);
+    let own = status.ns_tid.last().copied().unwrap_or(tid);
+    let vtid = status.tid_at(depth).unwrap_or(own);
     let named = |e: Error| e.pid(task.vpid);
     thread.leave_vdso().map_err(named)?;
     let raw = thread.regs().map_err(named)?;
@@ -69,7 +78,7 @@ pub fn capture(task: &LiveTask, thread: &Thread, filters: &mut seccomp::Filters)
     let io_flusher = scheduling::is_io_flusher(task.pid, tid).map_err(named)?.then_some(true);
     let extra =
         ThreadExtra { tid: vtid.cast_unsigned(), xstate, dispatch, io_flusher, ..ThreadExtra::default() };
-    Ok(Captured { vtid, status, raw, core, extra })
+    Ok(Captured { vtid, own, status, raw, core, extra })
 }
 
 /// The name of a thread, as the kernel prints it: a newline is the end.

@@ -12,11 +12,16 @@
 //!   leader of group G gone:       a member of the session forks helper G, which exits when all have joined the group
 //! ```
 //!
+//! A pid namespace that the container has made begins with its first process, whoever is adopted in it is adopted by that
+//! one, and nobody in it can join a group of outside: its parent joins before it is forked. Whoever has been born there
+//! from outside comes after all others.
+//!
 //! [`plan`] yields plain steps, and plays them through in a model of the kernel's rules: a tree that would come out
 //! different is refused, at dump already.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::checkpoint::namespaces::nested::pids::Pids;
 use crate::checkpoint::{Error, Result};
 
 /// A process as the images know it. Session or group 0: it lives outside the container.
@@ -72,7 +77,7 @@ pub enum Step {
 
 /// The steps that make `nodes` out of init, `nodes[0]`, which exists and, if it leads a session, has called setsid.
 /// `taken`: every other number in use, thread ids above all.
-pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>) -> Result<Vec<Step>> {
+pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>, pids: &Pids) -> Result<Vec<Step>> {
     let Some(&root) = nodes.first() else { return Err(Error::new("the images hold no process")) };
     let tree: BTreeMap<i32, Node> = nodes.iter().map(|n| (n.pid, *n)).collect();
     if tree.len() != nodes.len() {
@@ -86,13 +91,31 @@ pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>) -> Result<Vec<Step>> {
     }
     let mut used: BTreeSet<i32> = taken.clone();
     used.extend(nodes.iter().flat_map(|n| [n.pid, n.sid, n.pgid]));
-    let mut planner = Planner { root, births: births(nodes, &tree)?, tree, used, ..Planner::default() };
+    used.extend(pids.numbers());
+    let births = births(nodes, &tree)?;
+    let mut planner = Planner {
+        root,
+        pids,
+        births,
+        tree,
+        used,
+        early: BTreeMap::new(),
+        late: BTreeMap::new(),
+        joining: VecDeque::new(),
+        leaders: BTreeSet::new(),
+        helpers: BTreeSet::new(),
+        born: Vec::new(),
+        steps: Vec::new(),
+    };
     planner.adopt(nodes);
     planner.dead_groups(nodes);
     planner.grow(root.pid, 0);
+    while let Some((by, pid)) = planner.joining.pop_front() {
+        planner.fork(by, pid, 0);
+    }
     planner.groups(nodes);
     planner.leave();
-    verify(nodes, &planner.steps)?;
+    verify(nodes, &planner.steps, pids)?;
     Ok(planner.steps)
 }
 
@@ -129,14 +152,17 @@ fn births(nodes: &[Node], tree: &BTreeMap<i32, Node>) -> Result<BTreeMap<i32, Op
 }
 
 #[derive(Debug)]
-struct Planner {
+struct Planner<'a> {
     root: Node,
+    pids: &'a Pids,
     tree: BTreeMap<i32, Node>,
     births: BTreeMap<i32, Option<i32>>,
     used: BTreeSet<i32>,
     /// Children to fork before setsid, and after it.
     early: BTreeMap<i32, Vec<i32>>,
     late: BTreeMap<i32, Vec<i32>>,
+    /// Processes, each after its parent, that are born into a pid namespace which is neither their parent's nor new.
+    joining: VecDeque<(i32, i32)>,
     /// Helpers that lead a session.
     leaders: BTreeSet<i32>,
     helpers: BTreeSet<i32>,
@@ -145,24 +171,7 @@ struct Planner {
     steps: Vec<Step>,
 }
 
-impl Default for Planner {
-    fn default() -> Self {
-        Self {
-            root: Node { pid: 0, ppid: 0, sid: 0, pgid: 0 },
-            tree: BTreeMap::new(),
-            births: BTreeMap::new(),
-            used: BTreeSet::new(),
-            early: BTreeMap::new(),
-            late: BTreeMap::new(),
-            leaders: BTreeSet::new(),
-            helpers: BTreeSet::new(),
-            born: Vec::new(),
-            steps: Vec::new(),
-        }
-    }
-}
-
-impl Planner {
+impl Planner<'_> {
     /// Gives every process the one that forks it.
     fn adopt(&mut self, nodes: &[Node]) {
         for node in &nodes[1..] {
@@ -183,7 +192,8 @@ impl Planner {
 
     /// `node` was adopted: its session's leader, or a helper of it, forks it.
     fn orphan(&mut self, node: Node, session: i32) {
-        if node.ppid != self.root.pid && !self.steps.contains(&Step::Subreaper { pid: node.ppid }) {
+        let adopts = node.ppid == self.root.pid || self.pids.made_by(node.ppid).is_some();
+        if !adopts && !self.steps.contains(&Step::Subreaper { pid: node.ppid }) {
             self.steps.push(Step::Subreaper { pid: node.ppid });
         }
         if self.tree.contains_key(&session) {
@@ -207,8 +217,15 @@ impl Planner {
                 node.pgid == 0 || self.tree.contains_key(&node.pgid) || self.helpers.contains(&node.pgid);
             if !known {
                 self.helpers.insert(node.pgid);
-                let by = if node.sid == 0 { self.root.pid } else { node.sid };
-                self.late.entry(by).or_default().push(node.pgid);
+                let by = match self.pids.spaces.get(&self.pids.space(node.pgid)) {
+                    Some(level) => level.init,
+                    None if node.sid == 0 => self.root.pid,
+                    None => node.sid,
+                };
+                let late = self.late.entry(by).or_default();
+                // Those who cannot join it later are born into it.
+                let at = if self.pids.is_empty() { late.len() } else { 0 };
+                late.insert(at, node.pgid);
             }
         }
     }
@@ -227,12 +244,43 @@ impl Planner {
             self.steps.push(Step::Setsid { pid });
         }
         for child in self.late.remove(&pid).unwrap_or_default() {
-            self.fork(pid, child, depth);
+            let joins = self.is_elsewhere(pid, child) && self.pids.made_by(child).is_none();
+            match joins {
+                true => self.joining.push_back((pid, child)),
+                false => self.fork(pid, child, depth),
+            }
+        }
+    }
+
+    /// Whether a child is born in another pid namespace than its parent. Helpers are not.
+    fn is_elsewhere(&self, parent: i32, child: i32) -> bool {
+        !self.helpers.contains(&child) && self.pids.space(parent) != self.pids.space(child)
+    }
+
+    /// Before somebody is born where nobody sees it, the parent joins the group that is to be inherited there.
+    fn bequeath_group(&mut self, by: i32, child: i32) {
+        let space = self.pids.space(child);
+        let heirs = self.tree.get(&child).into_iter().chain(self.tree.values());
+        let mut heirs = heirs.filter(|n| self.pids.within(self.pids.space(n.pid), space) && n.pgid != 0);
+        let group = heirs.find(|n| self.pids.seen(n.pgid, space).is_none()).map(|n| n.pgid);
+        let joins =
+            self.tree.get(&by).filter(|n| Some(n.pgid) == group && n.sid != by && by != self.root.pid);
+        // One that does not see it has inherited it, too.
+        let seen = |group: &i32| self.pids.seen(*group, self.pids.space(by)).is_some();
+        let Some(group) = joins.and(group).filter(seen) else { return };
+        if self.tree.get(&group).is_none_or(|n| n.sid != group) {
+            self.steps.push(Step::Setpgid { pid: group, pgid: group });
+        }
+        if group != by {
+            self.steps.push(Step::Setpgid { pid: by, pgid: group });
         }
     }
 
     fn fork(&mut self, by: i32, pid: i32, depth: usize) {
         let helper = self.helpers.contains(&pid);
+        if self.is_elsewhere(by, pid) {
+            self.bequeath_group(by, pid);
+        }
         self.steps.push(Step::Fork { by, pid, helper });
         if helper {
             self.born.push((pid, by));
@@ -254,7 +302,9 @@ impl Planner {
             nodes.iter().partition(|n| wanted.contains(&n.pid));
         for node in members.into_iter().chain(founders) {
             let in_roots = node.pgid == self.root.pgid;
-            let moves = if in_roots { node.pid != self.root.pid } else { node.pgid != node.pid };
+            // Or it has been born there.
+            let sees = self.pids.seen(node.pgid, self.pids.space(node.pid)).is_some();
+            let moves = sees && if in_roots { node.pid != self.root.pid } else { node.pgid != node.pid };
             if node.pgid != 0 && moves {
                 self.steps.push(Step::Setpgid { pid: node.pid, pgid: node.pgid });
             }
@@ -277,9 +327,12 @@ impl Planner {
 }
 
 /// Plays the steps through by the kernel's rules, and compares.
-fn verify(nodes: &[Node], steps: &[Step]) -> Result<()> {
+fn verify(nodes: &[Node], steps: &[Step], pids: &Pids) -> Result<()> {
     let root = nodes[0];
     let mut live: BTreeMap<i32, Node> = BTreeMap::from([(root.pid, root)]);
+    // Where everybody has been born.
+    let mut places: BTreeMap<i32, u32> = BTreeMap::new();
+    let known: BTreeSet<i32> = nodes.iter().map(|n| n.pid).collect();
     let mut reapers = BTreeSet::new();
     let impossible = |pid: i32, what: String| {
         Error::new(format!("the process tree cannot be made again: {what}"))
@@ -292,6 +345,22 @@ fn verify(nodes: &[Node], steps: &[Step]) -> Result<()> {
                 let Some(parent) = live.get(&by).copied() else {
                     return Err(impossible(pid, format!("its creator {by} does not exist yet")));
                 };
+                let around = places.get(&by).copied().unwrap_or(0);
+                let own = if known.contains(&pid) || pids.ids.contains_key(&pid) {
+                    pids.space(pid)
+                } else {
+                    around
+                };
+                let there = match pids.spaces.get(&own) {
+                    _ if own == around => true,
+                    Some(level) if level.init == pid => level.parent == around,
+                    Some(level) => live.contains_key(&level.init) && pids.within(own, around),
+                    None => false,
+                };
+                if !there {
+                    return Err(impossible(pid, format!("process {by} cannot have it in its pid namespace")));
+                }
+                places.insert(pid, own);
                 if live.insert(pid, Node { pid, ppid: by, ..parent }).is_some() {
                     return Err(impossible(pid, "it would be made twice".into()));
                 }
@@ -305,7 +374,8 @@ fn verify(nodes: &[Node], steps: &[Step]) -> Result<()> {
                 }
             }
             Step::Setpgid { pid, pgid } => {
-                let founded = pid == pgid || live.values().any(|n| n.pgid == pgid);
+                let sees = pids.seen(pgid, places.get(&pid).copied().unwrap_or(0)).is_some();
+                let founded = pid == pgid || sees && live.values().any(|n| n.pgid == pgid);
                 match live.get(&pid).copied() {
                     Some(n) if n.sid == pid && n.pgid == pgid => {}
                     Some(n) if n.sid == pid => return Err(impossible(pid, "it leads a session".into())),
@@ -316,9 +386,14 @@ fn verify(nodes: &[Node], steps: &[Step]) -> Result<()> {
             }
             Step::Subreaper { pid } => _ = reapers.insert(pid),
             Step::Exit { pid, .. } => {
-                let mut heir = live.get(&pid).map_or(root.pid, |n| n.ppid);
-                while heir != root.pid && !reapers.contains(&heir) {
-                    heir = live.get(&heir).map_or(root.pid, |n| n.ppid);
+                let place = |pid: i32| places.get(&pid).copied().unwrap_or(0);
+                let first = pids.spaces.get(&place(pid)).map_or(root.pid, |level| level.init);
+                let mut heir = live.get(&pid).map_or(first, |n| n.ppid);
+                while heir != first {
+                    match live.get(&heir).filter(|_| place(heir) == place(pid)) {
+                        Some(_) if reapers.contains(&heir) => break,
+                        next => heir = next.map_or(first, |n| n.ppid),
+                    }
                 }
                 live.remove(&pid);
                 live.values_mut().filter(|n| n.ppid == pid).for_each(|n| n.ppid = heir);
@@ -349,12 +424,13 @@ fn verify(nodes: &[Node], steps: &[Step]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::namespaces::nested::pids::{self, Ids};
 
     fn n(pid: i32, ppid: i32, sid: i32, pgid: i32) -> Node {
         Node { pid, ppid, sid, pgid }
     }
     fn ok(nodes: &[Node]) -> Vec<Step> {
-        plan(nodes, &BTreeSet::new()).unwrap()
+        plan(nodes, &BTreeSet::new(), &Pids::default()).unwrap()
     }
     fn fork(by: i32, pid: i32) -> Step {
         Step::Fork { by, pid, helper: false }
@@ -422,16 +498,64 @@ mod tests {
 
     #[test]
     fn helpers_avoid_thread_ids() {
-        let steps =
-            plan(&[n(1, 0, 1, 1), n(5, 1, 5, 5), n(7, 1, 5, 5)], &BTreeSet::from([300, 301])).unwrap();
+        let steps = plan(
+            &[n(1, 0, 1, 1), n(5, 1, 5, 5), n(7, 1, 5, 5)],
+            &BTreeSet::from([300, 301]),
+            &Pids::default(),
+        )
+        .unwrap();
         assert!(steps.contains(&fork(302, 7)));
+    }
+
+    #[test]
+    fn who_cannot_see_a_group_is_born_in_it() {
+        // 8 is the first of a pid namespace, 9 and 10 (the first of another) are in it; all are in the group of 7.
+        let pids = pids::tests::two();
+        let nodes = [n(1, 0, 1, 1), n(7, 1, 1, 7), n(8, 7, 1, 7), n(9, 8, 9, 9), n(10, 8, 1, 7)];
+        let steps = plan(&nodes, &BTreeSet::new(), &pids).unwrap();
+        let found = Step::Setpgid { pid: 7, pgid: 7 };
+        assert_eq!(steps[..3], [fork(1, 7), found, fork(7, 8)]);
+        assert!(!steps.iter().any(|s| matches!(s, Step::Setpgid { pid: 8 | 10, .. })), "{steps:?}");
+        // They would have to leave it for one that they do not see, either.
+        let nodes = [n(1, 0, 1, 1), n(7, 1, 1, 7), n(8, 7, 1, 7), n(9, 8, 1, 1)];
+        let error = plan(&nodes, &BTreeSet::new(), &pids).unwrap_err();
+        assert_eq!(error.fields().pid, Some(9), "{error}");
+    }
+
+    #[test]
+    fn who_joins_a_pid_namespace_comes_after_its_first_process() {
+        let mut pids = pids::tests::two();
+        pids.ids.insert(6, Ids { space: 21, inner: vec![4] });
+        let nodes = [n(1, 0, 1, 1), n(5, 1, 1, 1), n(6, 5, 1, 1), n(7, 1, 1, 1), n(8, 7, 1, 1)];
+        let steps = plan(&nodes, &BTreeSet::new(), &pids).unwrap();
+        let forks: Vec<_> = steps.into_iter().filter(|s| matches!(s, Step::Fork { .. })).collect();
+        assert_eq!(forks, [fork(1, 5), fork(1, 7), fork(7, 8), fork(5, 6)]);
+        // The first process of one inside cannot be that of the container's making.
+        let nodes = [n(1, 0, 1, 1), n(10, 1, 1, 1)];
+        assert!(plan(&nodes, &BTreeSet::new(), &pids).unwrap_err().to_string().contains("pid namespace"));
+    }
+
+    #[test]
+    fn an_orphan_is_adopted_in_its_pid_namespace() {
+        // 9 leads a session there; 11 is of it, and the child of nobody any more.
+        let mut pids = pids::tests::two();
+        pids.ids.insert(11, Ids { space: 21, inner: vec![5] });
+        let nodes = [n(1, 0, 1, 1), n(8, 1, 1, 1), n(9, 8, 9, 9), n(11, 8, 9, 9)];
+        let steps = plan(&nodes, &BTreeSet::new(), &pids).unwrap();
+        assert!(
+            steps.contains(&Step::Exit { pid: 300, by: 9 }) && !steps.contains(&Step::Subreaper { pid: 8 })
+        );
     }
 
     #[test]
     fn what_cannot_be_made_is_refused_by_name() {
         // 6 is a child of 5 in a session to which 5 never belonged, and 5 is no subreaper above that session.
-        let error = plan(&[n(1, 0, 1, 1), n(5, 1, 1, 1), n(6, 5, 9, 9), n(9, 1, 9, 9)], &BTreeSet::new())
-            .unwrap_err();
+        let error = plan(
+            &[n(1, 0, 1, 1), n(5, 1, 1, 1), n(6, 5, 9, 9), n(9, 1, 9, 9)],
+            &BTreeSet::new(),
+            &Pids::default(),
+        )
+        .unwrap_err();
         assert_eq!(error.fields().pid, Some(6));
         assert!(error.to_string().contains("cannot be made again"), "{error}");
     }
@@ -439,10 +563,10 @@ mod tests {
     #[test]
     fn hostile_trees_end() {
         let none = BTreeSet::new();
-        assert!(plan(&[], &none).is_err());
-        assert!(plan(&[n(1, 0, 1, 1), n(1, 1, 1, 1)], &none).is_err());
-        assert!(plan(&[n(1, 0, 1, 1), n(2, 3, 1, 1), n(3, 2, 1, 1)], &none).is_err());
-        assert!(plan(&[n(1, 0, 1, 1), n(2, 2, 1, 1)], &none).is_err());
+        assert!(plan(&[], &none, &Pids::default()).is_err());
+        assert!(plan(&[n(1, 0, 1, 1), n(1, 1, 1, 1)], &none, &Pids::default()).is_err());
+        assert!(plan(&[n(1, 0, 1, 1), n(2, 3, 1, 1), n(3, 2, 1, 1)], &none, &Pids::default()).is_err());
+        assert!(plan(&[n(1, 0, 1, 1), n(2, 2, 1, 1)], &none, &Pids::default()).is_err());
     }
 
     #[test]
@@ -478,7 +602,7 @@ mod tests {
             }
             // A leader that was born in a session which its children, born there too, have not left is the one case
             // of two possible births; everything must be found.
-            if let Err(error) = plan(&live, &BTreeSet::new()) {
+            if let Err(error) = plan(&live, &BTreeSet::new(), &Pids::default()) {
                 panic!("{error}: {live:?}");
             }
         }

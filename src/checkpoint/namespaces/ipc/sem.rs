@@ -11,7 +11,7 @@ use crate::sys::sysv;
 
 /// Processes with operations to undo at their exit: nobody can see which. Every process that has made a thread has a
 /// list of them, empty or not, so only those without threads can be told.
-pub(super) fn check(doors: Doors, pids: &[i32]) -> Vec<Error> {
+pub(super) fn check(init: i32, doors: Doors, pids: &[i32]) -> Vec<Error> {
     let lists = through(doors, || {
         if sysv::sets().during("cannot list the semaphore sets", stat)?.is_empty() {
             return Ok(Vec::new());
@@ -31,7 +31,7 @@ pub(super) fn check(doors: Doors, pids: &[i32]) -> Vec<Error> {
         |pid: &i32| std::fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() == 1);
     let refusal = |pid: i32| {
         Error::new("the process has semaphore operations to be undone at its exit, which cannot be saved")
-            .pid(vpid(pid))
+            .pid(vpid(init, pid))
             .remedy("let the program do without SEM_UNDO")
     };
     lists.into_iter().filter(alone).map(refusal).collect()

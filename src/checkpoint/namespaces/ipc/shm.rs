@@ -26,7 +26,7 @@ pub(super) type Contents = (u32, File);
 pub(super) type Segments = Vec<(IpcShmEntry, Vec<u8>)>;
 
 /// Segments that processes use of an IPC namespace that is not the container's own: others use them too.
-pub(super) fn check_joined(pids: &[i32]) -> Vec<Error> {
+pub(super) fn check_joined(init: i32, pids: &[i32]) -> Vec<Error> {
     let uses = |pid: &&i32| {
         let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
         maps.split(|b| *b == b'\n').any(|line| line.windows(6).any(|w| w == b" /SYSV"))
@@ -35,7 +35,7 @@ pub(super) fn check_joined(pids: &[i32]) -> Vec<Error> {
         Error::new(
             "the process uses System V shared memory of an IPC namespace that is not the container's own",
         )
-        .pid(vpid(*pid))
+        .pid(vpid(init, *pid))
         .remedy("give the container an IPC namespace of its own")
     };
     pids.iter().filter(uses).map(refusal).collect()

@@ -8,6 +8,8 @@
 //!       ─▶ one mount after the other ─▶ peer groups, by MOVE_MOUNT_SET_GROUP
 //! ```
 //!
+//! A proc of a pid namespace that the container has made, and all that lies on it, waits until that is there.
+//!
 //! Everything is private until all is in its place: a mount that is attached where another namespace listens would
 //! appear there a second time.
 
@@ -23,6 +25,7 @@ use oci_spec::runtime::Capability;
 
 use super::class::{Class, classify};
 use super::make::{best, bind, fresh, groups, renewable, served, source};
+use super::procs::{shown, waiting};
 use super::{check_one, detached, flags, inner, open_mount, table};
 use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
@@ -30,6 +33,7 @@ use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::enter::{Doors, door, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
+use crate::checkpoint::namespaces::nested::pids::{self, Pids};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
 use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
 use crate::sys::resolve::open_in_root;
@@ -91,8 +95,11 @@ pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
         found.extend(check_one(mount, class, &all, true).err().map(|e| e.path(&mount.point)));
     }
     if found.is_empty() {
-        found.extend(super::places(&tree.root, &own(&inside, &all), true).err());
-        found.extend(super::terminals(&tree.root, &own(&inside, &all)).err());
+        let own = own(&inside, &all);
+        let proc = |m: &Mount| m.fstype == "proc" && m.root == "/" && open_mount(&tree.root, m).is_ok();
+        found.extend(own.iter().filter(|(m, _)| proc(m)).filter_map(|(m, _)| shown(&tree.root, m).err()));
+        found.extend(super::places(&tree.root, &own, true).err());
+        found.extend(super::terminals(&tree.root, &own).err());
     }
     Ok(found)
 }
@@ -110,6 +117,12 @@ pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<
         check_one(mount, class, &all, true).map_err(|e| e.path(&mount.point))?;
     }
     let own = own(&inside, &all);
+    for (mount, _) in own.iter().filter(|(mount, _)| mount.fstype == "proc" && mount.root == "/") {
+        // One that another lies over shows nobody anything.
+        if let Ok(name) = shown(&tree.root, mount) {
+            dump.spaces.show(mount.dev, &name);
+        }
+    }
     let places = super::places(&tree.root, &own, true)?;
     let copies = through(vec![(door, Kind::Mnt)], || {
         places
@@ -153,6 +166,9 @@ pub struct Builder<'a> {
     owners: BTreeMap<u32, u32>,
     places: BTreeMap<u32, Place>,
     done: BTreeSet<u32>,
+    /// Those that wait for a pid namespace.
+    waiting: BTreeSet<u32>,
+    pids: Pids,
     /// The container could not have made this namespace without a user namespace around it.
     bounded: bool,
     /// The mounts of this namespace.
@@ -161,10 +177,34 @@ pub struct Builder<'a> {
 
 /// Gives the namespace of a helper the mounts of the images, all of them private.
 pub fn build<'a>(restore: &'a Restore<'_>, id: u32, helper: i32) -> Result<Builder<'a>> {
-    let (model, target) = (restore.model, restore.target);
-    let Some(entries) = model.mountpoints.get(&id) else {
+    let Some(entries) = restore.model.mountpoints.get(&id) else {
         return Err(Error::new(format!("the images lack mountpoints-{id}.img")));
     };
+    let mut builder = begin(restore, id)?;
+    builder.all.extend(entries.iter().cloned());
+    builder.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
+    builder.waiting.extend(waiting(&builder.pids, entries));
+    builder.build(helper, entries)?;
+    Ok(builder)
+}
+
+/// Makes those mounts of a namespace that is there otherwise which have waited for a pid namespace.
+pub fn build_late(restore: &Restore<'_>, id: u32) -> Result<()> {
+    let entries = restore.model.mountpoints.get(&id).map_or(&[][..], Vec::as_slice);
+    let mut builder = begin(restore, id)?;
+    let late = waiting(&builder.pids, entries);
+    let left: Vec<&MntEntry> = entries.iter().filter(|e| late.contains(&e.mnt_id)).collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    builder.pile(left, entries, None)?;
+    let late: Vec<MntEntry> = entries.iter().filter(|e| late.contains(&e.mnt_id)).cloned().collect();
+    builder.share(&late)
+}
+
+/// With what is there already.
+fn begin<'a>(restore: &'a Restore<'_>, id: u32) -> Result<Builder<'a>> {
+    let (model, target) = (restore.model, restore.target);
     let inits = Kind::Mnt.inits(model);
     let clone = |fd: &OwnedFd| {
         fd.try_clone().during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
@@ -176,6 +216,8 @@ pub fn build<'a>(restore: &'a Restore<'_>, id: u32, helper: i32) -> Result<Build
         owners: BTreeMap::new(),
         places: BTreeMap::new(),
         done: BTreeSet::new(),
+        waiting: BTreeSet::new(),
+        pids: Pids::of(model)?,
         bounded: !super::restore::may(&target.spec, Capability::SysAdmin),
         trees: BTreeMap::new(),
     };
@@ -185,9 +227,6 @@ pub fn build<'a>(restore: &'a Restore<'_>, id: u32, helper: i32) -> Result<Build
             builder.add(other, Place { door, root });
         }
     }
-    builder.all.extend(entries.iter().cloned());
-    builder.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
-    builder.build(helper, entries)?;
     Ok(builder)
 }
 
@@ -196,7 +235,9 @@ impl Builder<'_> {
         let entries = self.restore.model.mountpoints.get(&id).map_or(&[][..], Vec::as_slice);
         self.all.extend(entries.iter().cloned());
         self.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
-        self.done.extend(entries.iter().map(|e| e.mnt_id));
+        let late = waiting(&self.pids, entries);
+        self.done.extend(entries.iter().map(|e| e.mnt_id).filter(|id| !late.contains(id)));
+        self.waiting.extend(late);
         self.places.insert(id, place);
     }
 
@@ -205,11 +246,17 @@ impl Builder<'_> {
         let is_top = |e: &MntEntry| !known.contains(&e.parent_mnt_id) || e.parent_mnt_id == e.mnt_id;
         let top = entries.iter().find(|e| is_top(e));
         let top = top.ok_or_else(|| Error::new("a mount namespace of the images has no root"))?;
-        let tree = self.tree(top, helper).map_err(|e| e.path(&top.mountpoint))?;
+        let tree = self.tree(top, Some(helper)).map_err(|e| e.path(&top.mountpoint))?;
         let root = through(doors(helper, &[Kind::Mnt])?, || become_root(&tree))?;
         self.places.insert(self.id, Place { door: door(helper, Kind::Mnt)?, root });
         self.keep(top, tree);
-        let mut left: Vec<&MntEntry> = entries.iter().filter(|e| e.mnt_id != top.mnt_id).collect();
+        let later = |e: &MntEntry| e.mnt_id == top.mnt_id || self.waiting.contains(&e.mnt_id);
+        let left = entries.iter().filter(|e| !later(e)).collect();
+        self.pile(left, entries, Some(helper))
+    }
+
+    /// One mount after the other.
+    fn pile(&mut self, mut left: Vec<&MntEntry>, entries: &[MntEntry], helper: Option<i32>) -> Result<()> {
         while !left.is_empty() {
             let Some(entry) = left.iter().copied().find(|entry| self.ready(entry, entries)) else {
                 return Err(Error::new("a mount of the checkpoint lies on one that it does not have")
@@ -223,7 +270,9 @@ impl Builder<'_> {
 
     /// Brings the mounts into their peer groups. The root directory.
     pub fn finish(&self) -> Result<OwnedFd> {
-        self.share(self.restore.model.mountpoints.get(&self.id).map_or(&[][..], Vec::as_slice))?;
+        let entries = self.restore.model.mountpoints.get(&self.id).map_or(&[][..], Vec::as_slice);
+        let now = |e: &&MntEntry| !self.waiting.contains(&e.mnt_id);
+        self.share(&entries.iter().filter(now).cloned().collect::<Vec<_>>())?;
         let place = self.places.get(&self.id).ok_or_else(|| Error::new("a mount namespace has no root"))?;
         place.root.try_clone().during("cannot hold a directory", || "fcntl(_, F_DUPFD_CLOEXEC)".into())
     }
@@ -257,6 +306,8 @@ impl Builder<'_> {
             restore: self.restore,
             id: self.id,
             bounded: self.bounded,
+            waiting: self.waiting.clone(),
+            pids: self.pids.clone(),
             all,
             owners,
             places,
@@ -281,7 +332,7 @@ impl Builder<'_> {
     }
 
     /// A mount, not attached yet, private, with its flags.
-    fn tree(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
+    fn tree(&self, entry: &MntEntry, helper: Option<i32>) -> Result<OwnedFd> {
         let original = best(&self.all, &self.done, entry, &|_| true);
         let place = original.and_then(|e| self.places.get(self.owners.get(&e.mnt_id)?));
         if self.bounded {
@@ -292,13 +343,15 @@ impl Builder<'_> {
                 through(place.doors()?, || bind(&place.root, entry, original))?
             }
             (None, _, Some(name)) => {
-                let tree = through(self.around()?, || fresh(name, entry))?;
+                let tree = through(self.around(entry)?, || fresh(name, entry))?;
                 if name == "tmpfs" {
                     self.fill(entry, tree.as_fd())?;
                 }
                 tree
             }
-            (None, ..) if table::fstype(entry) == Some("tmpfs") => self.part(entry, helper)?,
+            (None, ..) if helper.is_some() && table::fstype(entry) == Some("tmpfs") => {
+                self.part(entry, helper.unwrap_or(0))?
+            }
             _ => {
                 return Err(Error::new(
                     "the mount cannot be made again: what it shows is not in the checkpoint",
@@ -320,7 +373,7 @@ impl Builder<'_> {
     /// A directory of a new tmpfs, whose root nothing leads to.
     fn part(&self, entry: &MntEntry, helper: i32) -> Result<OwnedFd> {
         let what = "cannot make a part of a tmpfs";
-        let whole = through(self.around()?, || fresh("tmpfs", entry))?;
+        let whole = through(self.around(entry)?, || fresh("tmpfs", entry))?;
         let (mut dir, flags) = (
             whole.try_clone().during(what, || "fcntl(_, F_DUPFD)".into())?,
             OFlag::O_PATH | OFlag::O_DIRECTORY,
@@ -392,11 +445,12 @@ impl Builder<'_> {
     }
 
     /// The namespaces that a new file system belongs to: those of the first process that is in this one.
-    fn around(&self) -> Result<Doors> {
+    fn around(&self, entry: &MntEntry) -> Result<Doors> {
         let model = self.restore.model;
         let ids = model.ids.values().find(|ids| ids.mnt_ns_id == Some(self.id));
         let init = self.restore.target.init;
-        let mut all = vec![(door(init, Kind::Pid)?, Kind::Pid)];
+        let pids = self.pids.procs.get(&entry.root_dev).copied().unwrap_or(0);
+        let mut all = vec![(pids::door_to(self.restore, pids)?, Kind::Pid)];
         for kind in [Kind::Net, Kind::Ipc] {
             let made = ids.and_then(|ids| kind.get(ids)).map(|id| self.restore.made.door(id)).transpose()?;
             let door = match made.flatten() {
@@ -419,7 +473,7 @@ impl Builder<'_> {
         super::restore::seal(entry, tree)
     }
 
-    fn make(&mut self, entry: &MntEntry, helper: i32) -> Result<()> {
+    fn make(&mut self, entry: &MntEntry, helper: Option<i32>) -> Result<()> {
         let tree = self.tree(entry, helper)?;
         let Some(place) = self.places.get(&self.id) else { return Ok(()) };
         through(place.doors()?, || {
@@ -440,8 +494,9 @@ impl Builder<'_> {
             entries.iter().filter(|e| groups(e) != (0, 0) || unbindable(e)).collect();
         // A group can be joined only by what shows no more than the member that is there.
         left.sort_by_key(|e| e.root.len());
-        let outside = |e: &MntEntry| self.owners.get(&e.mnt_id) != Some(&self.id);
-        let mut done: BTreeSet<u32> = self.all.iter().filter(|e| outside(e)).map(|e| e.mnt_id).collect();
+        let now: BTreeSet<u32> = entries.iter().map(|e| e.mnt_id).collect();
+        let there = |e: &&MntEntry| !now.contains(&e.mnt_id) && !self.waiting.contains(&e.mnt_id);
+        let mut done: BTreeSet<u32> = self.all.iter().filter(there).map(|e| e.mnt_id).collect();
         while !left.is_empty() {
             let at = left.iter().position(|e| served(&self.all, &done, e)).unwrap_or(0);
             let entry = left.remove(at);

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use super::KINDS;
-use super::spaces::{copy, kind_of, outside, unsupported};
+use super::pids;
+use super::spaces::{copy, kind_of, outside};
 use crate::checkpoint::context::Source;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::door;
@@ -18,10 +18,10 @@ use crate::sys::kcmp::{What, kcmp};
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     let (mut found, mut inside) = (Vec::new(), BTreeMap::new());
     for pid in pids {
-        if let Err(e) = process(source.init, *pid, &mut inside) {
+        if let Err(e) = process(source, *pid, &mut inside) {
             // What has ended meanwhile is no finding.
             if std::fs::metadata(format!("/proc/{pid}/ns/mnt")).is_ok() {
-                found.push(e.pid(vpid(*pid)));
+                found.push(e.pid(vpid(source.init, *pid)));
             }
         }
     }
@@ -29,7 +29,7 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
         let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
         found.extend(contents(source, *kind, &door, pids));
         if *kind == Kind::Mnt {
-            found.extend(sharing(pids).err());
+            found.extend(sharing(source.init, pids).err());
         }
     }
     found
@@ -38,8 +38,8 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
 /// By kind and name, who is in the namespaces that the container has made.
 type Inside = BTreeMap<(Kind, PathBuf), Vec<i32>>;
 
-fn process(init: i32, pid: i32, inside: &mut Inside) -> Result<()> {
-    let (init, name) = (init.to_string(), pid.to_string());
+fn process(source: &Source, pid: i32, inside: &mut Inside) -> Result<()> {
+    let (init, name) = (source.init.to_string(), pid.to_string());
     for kind in Kind::ALL {
         // Of a zombie nothing is left to look at.
         let Some(theirs) = kind.of(&name)? else { continue };
@@ -49,23 +49,14 @@ fn process(init: i32, pid: i32, inside: &mut Inside) -> Result<()> {
         if Some(&theirs) == kind.of("self")?.as_ref() {
             return Err(outside(kind));
         }
-        if !KINDS.contains(&kind) {
-            return Err(Error::new(format!(
-                "the process has a {} namespace of its own, which cannot be checkpointed yet",
-                kind.title()
-            )));
-        }
         inside.entry((kind, theirs)).or_default().push(pid);
     }
-    for (kind, children) in [(Kind::Pid, "pid_for_children"), (Kind::Time, "time_for_children")] {
-        // A process whose children will be in a new pid namespace has no link.
-        if link(&name, children)? != kind.of(&name)? {
-            return Err(Error::new(format!(
-                "the process has its children in a {} namespace of its own, which cannot be checkpointed yet",
-                kind.title()
-            )));
-        }
+    if link(&name, "time_for_children")? != Kind::Time.of(&name)? {
+        return Err(Error::new(
+            "the process has its children in a time namespace of its own, which cannot be checkpointed yet",
+        ));
     }
+    pids::check(source, pid)?;
     threads(pid)
 }
 
@@ -123,7 +114,7 @@ pub fn check_connection(init: i32, socket: &OwnedFd) -> Result<()> {
 
 /// Processes of a mount namespace that the container has made must not share their working directory: the kernel lets
 /// nobody who does change the namespace.
-fn sharing(pids: &[i32]) -> Result<()> {
+fn sharing(init: i32, pids: &[i32]) -> Result<()> {
     for (n, one) in pids.iter().enumerate() {
         // One that ends meanwhile shares nothing.
         if let Some(other) =
@@ -131,9 +122,9 @@ fn sharing(pids: &[i32]) -> Result<()> {
         {
             return Err(Error::new(format!(
                 "the process shares its working directory with process {}, in a mount namespace that the container has made",
-                vpid(*other)
+                vpid(init, *other)
             ))
-            .pid(vpid(*one)));
+            .pid(vpid(init, *one)));
         }
     }
     Ok(())
@@ -146,10 +137,11 @@ fn contents(source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Er
             .and_then(mount::nested::look)
             .and_then(|tree| mount::nested::check(source, &tree))
             .unwrap_or_else(|e| vec![e]),
-        Kind::Ipc => ipc::check_inside(door, pids),
+        Kind::Ipc => ipc::check_inside(source.init, door, pids),
         Kind::Net => {
             copy(door).and_then(|door| net::check_inside(vec![(door, kind)])).err().into_iter().collect()
         }
+        Kind::Pid => pids::check_one(source, door).err().into_iter().collect(),
         _ => Vec::new(),
     }
 }
@@ -173,9 +165,6 @@ pub fn check_door(source: &Source, door: &OwnedFd) -> Result<()> {
     }
     if of(std::process::id().cast_signed())? {
         return Err(outside(kind));
-    }
-    if !KINDS.contains(&kind) {
-        return Err(unsupported(kind));
     }
     contents(source, kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
 }

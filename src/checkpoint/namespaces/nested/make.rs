@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use oci_spec::runtime::{Capability, Spec};
 
-use super::spaces::{copy, fill, unsupported};
-use super::{KINDS, Space, spaces};
+use super::pids::Pids;
+use super::spaces::{copy, fill};
+use super::{Space, spaces};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::CredsEntry;
@@ -16,7 +17,7 @@ use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::{Kind, mount, time, user};
 use crate::checkpoint::remote::{Batch, CloneArgs, Conduit, Exit, Injection};
 use crate::checkpoint::task::credentials::{self, Policy};
-use crate::checkpoint::task::status::Status;
+use crate::checkpoint::task::status::{Status, depth};
 
 /// What has been made, by its number in the images.
 #[derive(Debug, Default)]
@@ -49,13 +50,15 @@ pub fn make(restore: &Restore<'_>, stub: &mut NewTask, conduit: &Conduit) -> Res
     if all.is_empty() {
         return Ok(());
     }
+    let pids = Pids::of(restore.model)?;
     let maker = Maker { restore, conduit };
     permit(&restore.target.spec, &all)?;
     // A file system may belong to a network or IPC namespace.
     let (last, first): (Vec<_>, Vec<_>) = all.into_iter().partition(|space| space.kind == Kind::Mnt);
     for space in first.into_iter().chain(last) {
         let door = match space.kind {
-            kind if !KINDS.contains(&kind) => return Err(unsupported(kind)),
+            Kind::Pid if pids.spaces.get(&space.id).is_some_and(|level| level.init != 0) => continue,
+            Kind::Pid => maker.deserted(stub, space)?,
             Kind::Cgroup => continue,
             Kind::User => maker.user(stub, space)?,
             Kind::Time => maker.time(stub, space)?,
@@ -69,6 +72,17 @@ pub fn make(restore: &Restore<'_>, stub: &mut NewTask, conduit: &Conduit) -> Res
         restore.made.doors().insert(space.id, door);
     }
     Ok(())
+}
+
+/// Makes the mounts that have waited for the pid namespaces.
+pub fn make_late(restore: &Restore<'_>, pids: &Pids) -> Result<()> {
+    if pids.procs.is_empty() {
+        return Ok(());
+    }
+    let all = spaces(restore.model)?;
+    all.iter()
+        .filter(|space| space.kind == Kind::Mnt)
+        .try_for_each(|space| mount::nested::build_late(restore, space.id))
 }
 
 /// A container that could not have made a namespace does not get one from an image.
@@ -122,7 +136,8 @@ fn child<T>(parent: &mut Injection, flags: i32, work: Work<'_, T>) -> Result<T> 
     let args = CloneArgs { flags: u64::from(flags.cast_unsigned()), ..CloneArgs::default() };
     let (thread, mut injection) = parent.clone_child(&args)?;
     let pid = thread.tid();
-    let inside = Status::of(pid)?.ns_pid.last().copied().unwrap_or(pid);
+    let depth = depth(parent.thread().tid())?;
+    let inside = Status::of(pid)?.pid_at(depth).unwrap_or(pid);
     let done = work(pid, &mut injection);
     injection.exit_child(Exit::Code(0))?;
     let wait = [inside.into(), 0.into(), libc::__WALL.into(), 0.into()];
@@ -207,6 +222,14 @@ impl Maker<'_> {
             around.run(&batch)?;
         }
         around.syscall(libc::SYS_close, &[number.into()]).map(drop)
+    }
+
+    /// A pid namespace whose first process is gone. One that lives makes its own, in the tree.
+    fn deserted(&self, stub: &mut NewTask, space: Space) -> Result<OwnedFd> {
+        self.helper(stub, space.owner, &mut |_, injection| {
+            unshare(injection, Kind::Pid)?;
+            child(injection, 0, &mut |pid, _| door(pid, Kind::Pid))
+        })
     }
 
     /// A time namespace. Whoever makes one is not in it.

@@ -45,11 +45,12 @@
 mod check;
 mod enter;
 mod make;
+pub mod pids;
 mod spaces;
 
 pub use check::{check, check_connection, check_door, in_networks, trees};
 pub use enter::{enter, hand};
-pub use make::{Made, make, make_placed};
+pub use make::{Made, make, make_late, make_placed};
 pub use spaces::{Spaces, contents, kind_of};
 
 use std::collections::BTreeMap;
@@ -69,9 +70,6 @@ const FIRST: u32 = 21;
 
 /// More than anybody makes.
 const MAX: usize = 4096;
-
-/// The kinds that can be made again.
-const KINDS: [Kind; 7] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Time, Kind::Mnt, Kind::User];
 
 /// A namespace of the images that the container has made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

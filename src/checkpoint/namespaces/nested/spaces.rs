@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{EXTENSION, FIRST, KINDS, Made, Space};
+use super::{EXTENSION, FIRST, Made, Space};
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::{Doors, door};
@@ -23,6 +23,8 @@ pub struct Spaces {
     numbers: BTreeMap<PathBuf, u32>,
     /// How many of those met have been saved.
     saved: usize,
+    /// Which pid namespaces proc file systems show, by their devices.
+    procs: BTreeMap<u32, u32>,
 }
 
 /// A namespace that the container has made.
@@ -32,6 +34,8 @@ struct Met {
     door: OwnedFd,
     /// Processes in it, as pids of this host.
     pids: Vec<i32>,
+    /// The pid namespace around it, if it is one; 0 for the container's.
+    parent: u32,
     /// What it looks like, if it is of mounts.
     tree: Option<Arc<Tree>>,
 }
@@ -79,6 +83,27 @@ impl Spaces {
         }
     }
 
+    /// The pid namespace around one that the container has made; 0 for the container's own.
+    pub fn parent(&self, id: u32) -> Option<u32> {
+        let mut pids = self.met.iter().filter(|met| met.space.kind == Kind::Pid);
+        pids.find(|met| met.space.id == id).map(|met| met.parent)
+    }
+
+    /// A way into one that has been met.
+    pub fn door(&self, id: u32) -> Option<&OwnedFd> {
+        self.met.iter().find(|met| met.space.id == id).map(|met| &met.door)
+    }
+
+    /// Notes that the proc of that device shows the pid namespace of that name, if it is one that the container has made.
+    pub fn show(&mut self, dev: u32, name: &Path) {
+        self.procs.extend(self.numbers.get(name).map(|id| (dev, *id)));
+    }
+
+    /// The pid namespaces that proc file systems show.
+    pub fn procs(&self) -> &BTreeMap<u32, u32> {
+        &self.procs
+    }
+
     /// The mount namespaces.
     pub fn trees(&self) -> Vec<Arc<Tree>> {
         self.met.iter().filter_map(|met| met.tree.clone()).collect()
@@ -105,9 +130,6 @@ impl Spaces {
     }
 
     fn meet(&mut self, init: i32, kind: Kind, link: PathBuf, door: OwnedFd, pids: Vec<i32>) -> Result<u32> {
-        if !KINDS.contains(&kind) {
-            return Err(unsupported(kind));
-        }
         let owner = match ioctl::namespace_owner(&door) {
             // EPERM: it is above ours, so it is not the container's work.
             Err(_) => return Err(outside(kind)),
@@ -125,20 +147,25 @@ impl Spaces {
             }
             _ => 0,
         };
+        let parent = match kind {
+            Kind::Pid => ioctl::namespace_parent(&door)
+                .during("cannot tell what is around a pid namespace", || "ioctl(_, NS_GET_PARENT)".into())
+                .and_then(|parent| self.of_door(init, parent))?,
+            _ => 0,
+        };
+        let parent = if parent < FIRST { 0 } else { parent };
         let tree = (kind == Kind::Mnt).then(|| copy(&door).and_then(look)).transpose()?.map(Arc::new);
         let id = FIRST + u32::try_from(self.met.len()).unwrap_or(u32::MAX - FIRST);
         self.numbers.insert(link, id);
-        self.met.push(Met { space: Space { id, kind, owner, fixed_groups, maker }, door, pids, tree });
+        self.met.push(Met {
+            space: Space { id, kind, owner, fixed_groups, maker },
+            door,
+            pids,
+            parent,
+            tree,
+        });
         Ok(id)
     }
-}
-
-/// The refusal of a kind.
-pub(super) fn unsupported(kind: Kind) -> Error {
-    Error::new(format!(
-        "the container has made a {} namespace of its own, which cannot be checkpointed yet",
-        kind.title()
-    ))
 }
 
 /// The refusal of what is neither the container's nor shared with it.
@@ -183,7 +210,8 @@ pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
                 let around = if owner == 0 { Some(dump.source.init) } else { around };
                 user::save(dump, id, &pids, around)?;
             }
-            Kind::Pid => return Err(unsupported(kind)),
+            // Their record is written at the end.
+            Kind::Pid => {}
         }
         dump.spaces.saved += 1;
     }
