@@ -22,3 +22,17 @@ pub fn unix_pair(kind: i32) -> nix::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: the kernel has just made these descriptors, and nobody else knows of them.
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
+
+/// Is a datagram being put together on this UDP socket?
+///
+/// sendto(2) of nothing to port 0: a socket in the middle of a datagram does not look at the address, and adds nothing
+/// to it; any other says EINVAL.
+pub fn is_corked(fd: i32, family: i32) -> bool {
+    let mut address = [0u8; 28];
+    address[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+    let length = if family == libc::AF_INET6 { 28 } else { 16 };
+    let flags = libc::MSG_MORE | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the kernel reads no byte of the message, and at most `length` of `address`.
+    let sent = unsafe { libc::sendto(fd, std::ptr::null(), 0, flags, address.as_ptr().cast(), length) };
+    sent == 0
+}

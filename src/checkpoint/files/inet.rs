@@ -1,10 +1,10 @@
-//! TCP and UDP sockets, over IPv4 and IPv6.
+//! TCP, UDP, ping (ICMP) and raw sockets, over IPv4 and IPv6.
 //!
 //! ```text
-//!   TCP  listening               bound again, with its backlog
-//!        closed, maybe bound     made, bound
-//!        any other state         a connection: files/tcp
-//!   UDP  unconnected, connected  bound, connected; what waits in its queue is lost, as it may be on the wire
+//!   TCP        listening               bound again, with its backlog
+//!              closed, maybe bound     made, bound
+//!              any other state         a connection: files/tcp
+//!   the others unconnected, connected  bound, connected; what waits in the queue is lost, as it may be on the wire
 //! ```
 //!
 //! What a socket is, it tells itself: getsockopt(2), getsockname(2), TCP_INFO.
@@ -16,6 +16,7 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 
 mod make;
+mod raw;
 mod shut;
 
 pub use make::open;
@@ -35,6 +36,8 @@ use crate::checkpoint::files::tcp::state::{CLOSE, ESTABLISHED, LISTEN};
 const TCP: i32 = libc::IPPROTO_TCP;
 const UDP: i32 = libc::IPPROTO_UDP;
 const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
+const ICMP: i32 = libc::IPPROTO_ICMP;
+const ICMPV6: i32 = libc::IPPROTO_ICMPV6;
 const IPV6_FREEBIND: i32 = 78;
 /// The peer's address, of a socket that is not connected yet too.
 const SO_PEERNAME: i32 = 28;
@@ -57,6 +60,11 @@ pub fn is_connection(live: &Live) -> bool {
     is(live) && see(&live.file).is_ok_and(|seen| seen.connection().is_some())
 }
 
+/// TCP, and no raw socket that sees its packets.
+fn is_tcp(kind: i32, protocol: i32) -> bool {
+    kind == libc::SOCK_STREAM && protocol == TCP
+}
+
 /// What has to be known of a socket before anything else.
 pub struct Seen {
     family: i32,
@@ -73,7 +81,7 @@ pub struct Seen {
 impl Seen {
     /// The two ends of a TCP connection.
     pub fn connection(&self) -> Option<(SocketAddr, SocketAddr)> {
-        let is = self.kind == libc::SOCK_STREAM && self.protocol == TCP && state::is_connection(self.state);
+        let is = is_tcp(self.kind, self.protocol) && state::is_connection(self.state);
         self.local.zip(self.remote).filter(|_| is)
     }
 }
@@ -95,7 +103,7 @@ pub fn see(fd: &OwnedFd) -> Result<Seen> {
     };
     let local = address::parse(&local).filter(|a| a.port() != 0 || !a.ip().is_unspecified());
     let mut seen = Seen { family, kind, protocol, state: CLOSE, backlog: 0, waiting: 0, local, remote };
-    if kind == libc::SOCK_STREAM && protocol == TCP {
+    if is_tcp(kind, protocol) {
         let (info, _) = get_bytes::<32>(fd, libc::SOL_TCP, libc::TCP_INFO)
             .during(what, || "getsockopt(_, SOL_TCP, TCP_INFO, _, _)".into())?;
         let word = |at: usize| info.iter().skip(at).take(4).rev().fold(0u32, |n, b| n << 8 | u32::from(*b));
@@ -119,25 +127,14 @@ pub fn see(fd: &OwnedFd) -> Result<Seen> {
     Ok(seen)
 }
 
-/// Refuses connections that are not to be kept, and sockets that are neither TCP nor UDP.
+/// Refuses connections that are not to be kept, and sockets of other protocols.
 pub fn check(live: &Live, options: &Options) -> Result<()> {
     let seen = see(&live.file)?;
-    let fine = supported(&seen, options).and_then(|()| uncorked(&live.file, &seen));
+    let fine = supported(&seen, options).and_then(|()| raw::holds_nothing(&live.file, &seen));
     let keep = options.tcp_established && !options.tcp_close && seen.connection().is_some();
-    fine.and_then(|()| if keep { tcp::check(&live.file) } else { Ok(()) }).map_err(|e| live.name(e))
-}
-
-/// Refuses a datagram that is being put together: the kernel does not show it.
-fn uncorked(file: &OwnedFd, seen: &Seen) -> Result<()> {
-    if seen.kind != libc::SOCK_DGRAM
-        || get_int(file, seen.protocol, libc::UDP_CORK)
-            .during("cannot look at the socket", || "getsockopt(_, UDP_CORK)".into())?
-            == 0
-    {
-        return Ok(());
-    }
-    Err(Error::new("a UDP socket is corked, and what it holds back cannot be seen")
-        .remedy("try again when the program has sent it"))
+    fine.and_then(|()| sockopts::filter(&live.file).map(drop))
+        .and_then(|()| if keep { tcp::check(&live.file) } else { Ok(()) })
+        .map_err(|e| live.name(e))
 }
 
 fn supported(seen: &Seen, options: &Options) -> Result<()> {
@@ -152,7 +149,9 @@ fn supported(seen: &Seen, options: &Options) -> Result<()> {
                 "such connections cannot be kept: try again when they are accepted, or drop them with --tcp-skip-in-flight",
             ))
         }
-        (libc::SOCK_STREAM, TCP, CLOSE | LISTEN) | (libc::SOCK_DGRAM, UDP | UDPLITE, _) => Ok(()),
+        (libc::SOCK_STREAM, TCP, CLOSE | LISTEN)
+        | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6, _)
+        | (libc::SOCK_RAW, ..) => Ok(()),
         (libc::SOCK_STREAM, TCP, state)
             if state::is_connection(state) && (options.tcp_established || options.tcp_close) =>
         {
@@ -170,26 +169,29 @@ fn supported(seen: &Seen, options: &Options) -> Result<()> {
             end(&seen.remote)
         ))
         .remedy("try again")),
-        (libc::SOCK_RAW, ..) => Err(Error::new("a raw IP socket cannot be checkpointed")
-            .remedy("let the program close it, or stop it")),
         (kind, protocol, _) => Err(Error::new(format!(
             "an IP socket of type {kind} and protocol {protocol} cannot be checkpointed"
         ))
-        .remedy("only TCP and UDP are supported; let the program close it, or stop it")),
+        .remedy("only TCP, UDP, ICMP and raw sockets are supported; let the program close it, or stop it")),
     }
 }
 
 /// Records a socket.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let seen = see(&live.file)?;
+    let mut seen = see(&live.file)?;
     supported(&seen, dump.options)?;
-    uncorked(&live.file, &seen)?;
+    raw::holds_nothing(&live.file, &seen)?;
+    let (network, inhabitant) = dump.spaces.of_socket(dump.source.init, &live.file)?;
+    if seen.kind == libc::SOCK_RAW || matches!(seen.protocol, ICMP | ICMPV6) {
+        if let Some(peer) = raw::peer(inhabitant, &seen, live.stat.st_ino)? {
+            (seen.remote, seen.state) = (Some(peer), ESTABLISHED);
+        }
+    }
     let mut entry = entry(&live.file, &seen)?;
     entry.id = id;
     entry.ino = live.stat.st_ino as u32;
     entry.flags = live.info.flags;
     entry.fown = live.fown(&dump.files.pids)?;
-    let (network, inhabitant) = dump.spaces.of_socket(dump.source.init, &live.file)?;
     entry.ns_id = network;
     if let Some(SocketAddr::V6(a)) =
         seen.local.filter(|a| matches!(a, SocketAddr::V6(a) if a.scope_id() != 0))
@@ -206,7 +208,9 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     if let Some(ends) = seen.connection() {
         entry.state = tcp::dump(dump, live, ends)?.unwrap_or(entry.state);
     }
-    let key = [seen.family, seen.kind, seen.protocol];
+    // To make a ping socket, one must be of the groups that may.
+    let ping = seen.kind == libc::SOCK_DGRAM && matches!(seen.protocol, ICMP | ICMPV6);
+    let key = [seen.family, seen.kind, if ping { UDP } else { seen.protocol }];
     options::dump(dump, key, seen.connection().is_some(), live, id)?;
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Inetsk as i32,
@@ -237,7 +241,7 @@ fn shut_down(dump: &mut Dump<'_>, live: &Live, seen: &Seen) -> Result<Option<i32
         }
     }
     // A stream that the peer has ended reads as shut, too.
-    let ends = seen.kind == libc::SOCK_DGRAM || !state::has_received_fin(seen.state);
+    let ends = !is_tcp(seen.kind, seen.protocol) || !state::has_received_fin(seen.state);
     let shut = ends && seen.state != LISTEN && options::is_shut(&live.file);
     Ok(shut.then_some(SkShutdown::Read as i32))
 }
@@ -251,6 +255,7 @@ fn entry(fd: &OwnedFd, seen: &Seen) -> Result<InetSkEntry> {
         IpOptsEntry {
             freebind: set(flag(libc::SOL_IPV6, IPV6_FREEBIND)),
             pktinfo: set(flag(libc::SOL_IPV6, libc::IPV6_RECVPKTINFO)),
+            raw: raw::options(fd, seen),
             ..IpOptsEntry::default()
         }
     } else {
@@ -259,11 +264,11 @@ fn entry(fd: &OwnedFd, seen: &Seen) -> Result<InetSkEntry> {
             pktinfo: set(flag(libc::SOL_IP, libc::IP_PKTINFO)),
             tos: number(libc::SOL_IP, libc::IP_TOS),
             ttl: number(libc::SOL_IP, libc::IP_TTL),
-            ..IpOptsEntry::default()
+            raw: raw::options(fd, seen),
         }
     };
     let tcp = |name| number(libc::SOL_TCP, name);
-    let tcp_opts = (seen.protocol == TCP).then(|| TcpOptsEntry {
+    let tcp_opts = is_tcp(seen.kind, seen.protocol).then(|| TcpOptsEntry {
         cork: flag(libc::SOL_TCP, libc::TCP_CORK),
         nodelay: flag(libc::SOL_TCP, libc::TCP_NODELAY),
         keepcnt: tcp(libc::TCP_KEEPCNT),

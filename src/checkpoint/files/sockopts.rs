@@ -96,8 +96,8 @@ fn bound_device(fd: &OwnedFd, family: i32) -> Result<Option<String>> {
     String::from_utf8(name).map(Some).map_err(|_| Error::new("a network device's name is not valid UTF-8"))
 }
 
-/// A classic filter, eight bytes an instruction.
-fn filter(fd: &OwnedFd) -> Result<Vec<u64>> {
+/// A classic filter, eight bytes an instruction. Others are refused.
+pub fn filter(fd: &OwnedFd) -> Result<Vec<u64>> {
     let what = "cannot read a socket's filter";
     let call = || "getsockopt(_, SOL_SOCKET, SO_GET_FILTER, _, _)".to_owned();
     // The length of the answer counts instructions.

@@ -8,6 +8,7 @@
 //!   resource limits   the hard ones of process.rlimits          unless CAP_SYS_RESOURCE is granted
 //!   oom score         process.oomScoreAdj, or higher            likewise
 //!   real time         none                                      unless CAP_SYS_NICE, a limit or process.scheduler
+//!   raw sockets       none                                      unless CAP_NET_RAW is granted
 //!   users, groups     those of process.user                     unless some program of the container can change them
 //! ```
 //!
@@ -20,8 +21,9 @@ use oci_spec::runtime::{Capability, PosixRlimitType, Process, Spec};
 
 use super::process::DEAD;
 use super::{credentials, limits};
-use crate::checkpoint::image::{CoreEntry, CredsEntry};
+use crate::checkpoint::image::{CoreEntry, CredsEntry, FileEntry};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::Kind;
 use crate::checkpoint::namespaces::nested::user_of;
 use crate::checkpoint::{Error, Result};
 
@@ -34,6 +36,7 @@ const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 /// The images as they may be restored: unchanged, or clamped where that was asked for.
 pub fn admit<'a>(model: &'a Model, spec: &Spec, clamp: bool) -> Result<Cow<'a, Model>> {
     let judge = Judge { spec, process: spec.process().as_ref(), policy: credentials::Policy::of(spec) };
+    judge.sockets(model)?;
     let mut admitted = Cow::Borrowed(model);
     for entry in &model.pstree {
         for vtid in &entry.threads {
@@ -88,6 +91,25 @@ impl Judge<'_> {
             limits.into_iter().any(|l| l.typ() == PosixRlimitType::RlimitRtprio && l.hard() > 0)
         };
         self.grants(Capability::SysNice) || self.process.is_some_and(|p| p.scheduler().is_some() || limit(p))
+    }
+
+    /// Sockets that see or make packets of others. In a network namespace that the container has made, that is its own
+    /// affair.
+    fn sockets(&self, model: &Model) -> Result<()> {
+        let own = Kind::Net.inits(model);
+        let raw = |file: &FileEntry| {
+            let ip = file.isk.as_ref().filter(|s| s.r#type == libc::SOCK_RAW.cast_unsigned());
+            let packets = file.psk.as_ref();
+            ip.map(|s| ("raw", s.ns_id)).or(packets.map(|s| ("packet", s.ns_id)))
+        };
+        let found = model.files.iter().filter_map(raw).find(|(_, space)| space.is_none_or(|id| id == own));
+        match found {
+            Some((what, _)) if !self.grants(Capability::NetRaw) => Err(Error::new(format!(
+                "the image has a {what} socket, config.json does not grant CAP_NET_RAW"
+            ))
+            .remedy("grant it in config.json")),
+            _ => Ok(()),
+        }
     }
 
     /// What can be refused only: nobody knows which user a process should be instead.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
-use super::{IPV6_FREEBIND, TCP, UDP, UDPLITE};
+use super::{ICMP, ICMPV6, IPV6_FREEBIND, UDP, UDPLITE, is_tcp, raw};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::tcp::state::{self, LISTEN};
@@ -65,19 +65,28 @@ pub(super) fn make(
         libc::AF_INET6 => true,
         other => return Err(Error::new(format!("the images hold an IP socket of family {other}"))),
     };
-    if !matches!((kind, protocol), (libc::SOCK_STREAM, TCP) | (libc::SOCK_DGRAM, UDP | UDPLITE)) {
+    let (raw, tcp) = (kind == libc::SOCK_RAW, is_tcp(kind, protocol));
+    let datagrams = kind == libc::SOCK_DGRAM && matches!(protocol, UDP | UDPLITE | ICMP | ICMPV6);
+    if !raw && !tcp && !datagrams {
         return Err(Error::new(format!(
             "the images hold an IP socket of type {kind} and protocol {protocol}, which is not supported"
         )));
     }
     let what = "cannot make a socket";
     let fd = crate::sys::socket::socket(family, kind, protocol)
-        .during(what, || format!("socket({family}, {kind}, {protocol})"))?;
+        .during(what, || format!("socket({family}, {kind}, {protocol})"))
+        .map_err(|e| match (e.errno(), datagrams) {
+            (Some(Errno::EACCES), true) => e.remedy(
+                "the sysctl net.ipv4.ping_group_range of config.json must let group 0 make ping sockets",
+            ),
+            _ => e,
+        })?;
     sockopts::restore_early(&fd, &e.opts)?;
     let set = |level, name, value: i32| {
         set_int(&fd, level, name, value).during(what, || format!("setsockopt(_, {level}, {name}, {value})"))
     };
-    if let (true, Some(only)) = (v6, e.v6only) {
+    // A raw socket counts as bound from its birth, and then it is too late.
+    if let (true, false, Some(only)) = (v6, raw, e.v6only) {
         set(libc::SOL_IPV6, libc::IPV6_V6ONLY, i32::from(only))?;
     }
     let ip = e.ip_opts.clone().unwrap_or_default();
@@ -96,25 +105,28 @@ pub(super) fn make(
             set(libc::SOL_IP, name, value.cast_signed())?;
         }
     }
-    let tcp = e.tcp_opts.clone().unwrap_or_default();
+    if let (true, Some(options)) = (raw, &ip.raw) {
+        raw::restore(&fd, protocol, v6, options)?;
+    }
+    let options = e.tcp_opts.clone().unwrap_or_default();
     let flag = |v: Option<bool>| v.filter(|v| *v).map(|_| 1);
     let number = |v: Option<u32>| v.map(u32::cast_signed);
-    let tcp = [
-        (libc::TCP_CORK, flag(tcp.cork)),
-        (libc::TCP_NODELAY, flag(tcp.nodelay)),
-        (libc::TCP_KEEPCNT, number(tcp.keepcnt)),
-        (libc::TCP_KEEPIDLE, number(tcp.keepidle)),
-        (libc::TCP_KEEPINTVL, number(tcp.keepintvl)),
+    let options = [
+        (libc::TCP_CORK, flag(options.cork)),
+        (libc::TCP_NODELAY, flag(options.nodelay)),
+        (libc::TCP_KEEPCNT, number(options.keepcnt)),
+        (libc::TCP_KEEPIDLE, number(options.keepidle)),
+        (libc::TCP_KEEPINTVL, number(options.keepintvl)),
     ];
-    for (name, value) in tcp {
-        if let (TCP, Some(value)) = (protocol, value) {
+    for (name, value) in options {
+        if let (true, Some(value)) = (tcp, value) {
             set(libc::SOL_TCP, name, value)?;
         }
     }
     if let Some(more) = more {
         options::restore(&fd, more)?;
     }
-    match (stream, protocol == TCP && state::is_connection(e.state)) {
+    match (stream, tcp && state::is_connection(e.state)) {
         (Some(stream), _) => connect(&fd, e, stream)?,
         (None, true) => tcp::close(&fd)?,
         (None, false) => place(&fd, e)?,
@@ -177,13 +189,14 @@ fn place(fd: &OwnedFd, e: &InetSkEntry) -> Result<()> {
             Backlog::new(e.backlog.min(i32::MAX.cast_unsigned()).cast_signed()).unwrap_or(Backlog::MAXCONN);
         listen(fd, backlog).during(what, || format!("listen(_, {})", e.backlog))?;
     }
-    if e.proto.cast_signed() != TCP && e.dst_port != 0 {
+    let tcp = is_tcp(e.r#type.cast_signed(), e.proto.cast_signed());
+    if !tcp && (e.dst_port != 0 || e.state == state::ESTABLISHED) {
         if let Some(remote) = address::from_words(&e.dst_addr, e.dst_port, scope) {
             sockopt::connect(fd, &address::bytes(&remote))
                 .during(what, || format!("connect(_, {remote})"))?;
         }
     }
-    if e.proto.cast_signed() != TCP {
+    if !tcp {
         if let Some(how) = sockopts::directions(e.shutdown) {
             shut(fd, how).or_else(|err| match err.errno() {
                 // So it says of a socket that is not connected, and shuts it down.
