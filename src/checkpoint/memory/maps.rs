@@ -9,10 +9,15 @@
 //! `smaps` walks the page tables of all that is mapped and costs milliseconds a gigabyte; `maps` costs microseconds.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStringExt;
 
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::memory::pages::PAGE;
+
+/// Bytes of `smaps` that are read before they are looked at.
+const CHUNK: usize = 256 << 10;
 
 /// One line of `/proc/PID/maps`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,25 +96,75 @@ pub fn read(pid: i32) -> Result<Vec<Mapping>> {
 /// Everything that `/proc/PID/smaps` lists, with its flags.
 pub fn read_with_flags(pid: i32) -> Result<Vec<(Mapping, VmFlags)>> {
     let path = format!("/proc/{pid}/smaps");
-    let text = fs::read(&path).during("cannot read the mappings", || format!("read({path:?})"))?;
-    with_flags(&text)
+    let read = || format!("read({path:?})");
+    let mut file = File::open(&path).during("cannot read the mappings", read)?;
+    let mut smaps = Smaps::default();
+    let (mut text, mut filled) = (vec![0; CHUNK], 0);
+    loop {
+        if filled == text.len() {
+            text.resize(2 * filled, 0);
+        }
+        let n = match file.read(&mut text[filled..]) {
+            Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+            n => n.during("cannot read the mappings", read)?,
+        };
+        filled += n;
+        // The kernel gives a page at a time, and every call costs: they are gathered.
+        if n != 0 && filled + PAGE as usize <= text.len() {
+            continue;
+        }
+        let whole = if n == 0 {
+            filled
+        } else {
+            text[..filled].iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1)
+        };
+        smaps.take(&text[..whole])?;
+        text.copy_within(whole..filled, 0);
+        filled -= whole;
+        if n == 0 {
+            return Ok(smaps.found);
+        }
+    }
 }
 
 fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&b| b == b'\n').filter(|line| !line.is_empty())
 }
 
-fn with_flags(text: &[u8]) -> Result<Vec<(Mapping, VmFlags)>> {
-    let mut found: Vec<(Mapping, VmFlags)> = Vec::new();
-    for text in lines(text) {
-        if let Some(words) = text.strip_prefix(b"VmFlags:") {
-            let last = found.last_mut().ok_or_else(|| malformed(text))?;
-            last.1 = VmFlags::parse(words);
-        } else if text.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
-            found.push((line(text)?, VmFlags::default()));
+/// What has been read of `smaps` so far.
+#[derive(Debug, Default)]
+struct Smaps {
+    found: Vec<(Mapping, VmFlags)>,
+    /// Bytes from the end of a mapping's first line to its flags. It has two dozen lines in between, of no interest here,
+    /// which mostly are as long as those of the mapping before.
+    between: usize,
+}
+
+impl Smaps {
+    /// Takes some whole lines more.
+    fn take(&mut self, text: &[u8]) -> Result<()> {
+        const FLAGS: &[u8] = b"VmFlags:";
+        let (mut at, mut first) = (0, None);
+        while at < text.len() {
+            let end = text[at..].iter().position(|&b| b == b'\n').map_or(text.len(), |len| at + len);
+            let here = &text[at..end];
+            let start = std::mem::replace(&mut at, (end + 1).min(text.len()));
+            if let Some(words) = here.strip_prefix(FLAGS) {
+                self.found.last_mut().ok_or_else(|| malformed(here))?.1 = VmFlags::parse(words);
+                self.between = first.take().map_or(self.between, |first| start - first);
+            } else if here.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
+                self.found.push((line(here)?, VmFlags::default()));
+                first = Some(at);
+                let next = at + self.between;
+                if text.get(next - 1) == Some(&b'\n')
+                    && text.get(next..).is_some_and(|rest| rest.starts_with(FLAGS))
+                {
+                    at = next;
+                }
+            }
         }
+        Ok(())
     }
-    Ok(found)
 }
 
 fn line(text: &[u8]) -> Result<Mapping> {
@@ -190,6 +245,37 @@ VmFlags: ex
         assert_eq!(shared.offset, 0xf000);
         assert_eq!(*flags, VmFlags::default());
         assert_eq!(found[3].0.end, 0xffff_ffff_ff60_1000);
+    }
+
+    fn with_flags(text: &[u8]) -> Result<Vec<(Mapping, VmFlags)>> {
+        let mut smaps = Smaps::default();
+        smaps.take(text).map(|()| smaps.found)
+    }
+
+    #[test]
+    fn lines_of_any_length_and_number_may_lie_between() {
+        let entry = |n: u64, between: &str, flags: &str| {
+            format!("{:x}-{:x} rw-p 00000000 00:00 0\n{between}VmFlags: {flags}\n", n << 12, (n + 1) << 12)
+        };
+        let (small, large) = ("Rss: 8 kB\nPss: 8 kB\n", "Rss: 123456789 kB\nPss: 8 kB\nNew: 1\n");
+        let all = [
+            (small, "rd"),
+            (small, "wr"),
+            (large, "ex"),
+            (small, "sh"),
+            (large, "gd"),
+            (large, "dc"),
+            ("", "lo"),
+        ];
+        let text: Vec<String> =
+            (1..).zip(all).map(|(n, (between, flags))| entry(n, between, flags)).collect();
+        let expected: Vec<_> = all.iter().map(|(_, flags)| VmFlags::parse(flags.as_bytes())).collect();
+        let flags = |found: Vec<(Mapping, VmFlags)>| found.into_iter().map(|(_, f)| f).collect::<Vec<_>>();
+        assert_eq!(flags(with_flags(text.concat().as_bytes()).unwrap()), expected);
+        // However it is cut.
+        let mut smaps = Smaps::default();
+        text.concat().split_inclusive('\n').for_each(|line| smaps.take(line.as_bytes()).unwrap());
+        assert_eq!(flags(smaps.found), expected);
     }
 
     #[test]
