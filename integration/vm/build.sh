@@ -2,8 +2,8 @@
 # build.sh DIR: makes the test machine in DIR: kernel, initrd, root.img. Debian packages only; nothing is mounted.
 #
 # The guest has what a development machine often lacks: pure cgroup v2 with every controller, all capabilities,
-# soft-dirty tracking, and Debian's own kernel: that of this release, or of VM_SUITE (trixie: Linux 6.12). It boots
-# without KVM in a few seconds.
+# soft-dirty tracking, and Debian's own kernel: that of this release, or of VM_SUITE: trixie (Linux 6.12), or, from
+# Ubuntu, jammy (5.15) and noble (6.8). It boots without KVM in a few seconds.
 set -euo pipefail
 dir=$(mkdir -p "${1:?usage: build.sh DIR}" && cd "$1" && pwd)
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,14 +31,21 @@ if [ -z "$suite" ]; then
   package=$(apt-cache depends "$meta" | awk '/Depends: linux-image/ {print $2; exit}')
   (cd "$dir/kernel" && apt-get download -qq "$package" && dpkg-deb -x "$package"_*.deb .)
 else
+  archive=$mirror
+  case $suite in jammy | noble) archive=${UBUNTU_MIRROR:-http://archive.ubuntu.com/ubuntu} meta=linux-image-virtual ;; esac
   index=$dir/kernel/Packages
-  curl -fsSL "$mirror/dists/$suite/main/binary-amd64/Packages.xz" | xz -d >"$index"
-  # field PACKAGE FIELD
-  field() { awk -v p="$1" -v f="$2:" '$1 == "Package:" {it = $2 == p} it && $1 == f {print $2; exit}' "$index"; }
-  package=$(field "$meta" Depends)
-  curl -fsSL "$mirror/$(field "$package" Filename)" -o "$dir/kernel/kernel.deb"
-  echo "$(field "$package" SHA256)  $dir/kernel/kernel.deb" | sha256sum -c --quiet
-  dpkg-deb -x "$dir/kernel/kernel.deb" "$dir/kernel"
+  curl -fsSL "$archive/dists/$suite/main/binary-amd64/Packages.xz" | xz -d >"$index"
+  # field PACKAGE FIELD: its first word
+  field() { awk -v p="$1" -v f="$2:" '$1 == "Package:" {it = $2 == p} it && $1 == f {sub(/,$/, "", $2); print $2; exit}' "$index"; }
+  image=$(field "$meta" Depends)
+  # Ubuntu's modules are in a package of their own.
+  for package in "$image" "${image/image/modules}"; do
+    name=$(field "$package" Filename)
+    [ -n "$name" ] || continue
+    curl -fsSL "$archive/$name" -o "$dir/kernel/kernel.deb"
+    echo "$(field "$package" SHA256)  $dir/kernel/kernel.deb" | sha256sum -c --quiet
+    dpkg-deb -x "$dir/kernel/kernel.deb" "$dir/kernel"
+  done
   [ -d "$dir/kernel/lib" ] || ln -s usr/lib "$dir/kernel/lib"
 fi
 cp "$dir"/kernel/boot/vmlinuz-* "$dir/vmlinuz"
@@ -52,9 +59,10 @@ ird=$dir/initrd && rm -rf "$ird" && mkdir -p "$ird"/{bin,mod,proc,sys,dev,new}
 cp /bin/busybox "$ird/bin/"
 mods=(virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk crc16 crc32c_generic libcrc32c mbcache jbd2 ext4)
 for mod in "${mods[@]}"; do
-  path=$(find "$dir/kernel/lib/modules/" -name "$mod.ko" -o -name "$mod.ko.xz" | head -n 1)
+  path=$(find "$dir/kernel/lib/modules/" -name "$mod.ko" -o -name "$mod.ko.xz" -o -name "$mod.ko.zst" | head -n 1)
   case $path in
   *.xz) xz -dc "$path" >"$ird/mod/$mod.ko" ;;
+  *.zst) zstd -qdc "$path" >"$ird/mod/$mod.ko" ;;
   *.ko) cp "$path" "$ird/mod/" ;;
   esac
 done
