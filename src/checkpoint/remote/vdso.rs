@@ -30,6 +30,8 @@ use crate::checkpoint::error::{Context, Error, Result};
 const PAGE: u64 = 4096;
 /// More than any function of the vdso takes.
 const MOST_STEPS: usize = 1 << 16;
+/// How long so many steps may take where others want the processor, too.
+const STEPPING: Duration = Duration::from_secs(30);
 /// How long another thread may take to leave a stub whose driver is dead.
 const HEALING: Duration = Duration::from_secs(5);
 
@@ -171,7 +173,7 @@ impl Thread {
     }
 
     fn step_out(&self, vdso: Range<u64>) -> Result<()> {
-        let deadline = Instant::now() + HEALING;
+        let deadline = Instant::now() + STEPPING;
         for _ in 0..MOST_STEPS {
             ptrace::step(self.tid()).during("cannot let the thread out of the vdso", || {
                 format!("ptrace(PTRACE_SINGLESTEP, {})", self.tid())
