@@ -16,6 +16,7 @@ pub mod outlook;
 pub mod precopy;
 pub mod predump;
 pub mod processor;
+pub mod progress;
 pub mod recovery;
 pub mod remote;
 pub mod report;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::{Context, absolute, log, one_id, say};
 use crate::checkpoint::context::{NetworkLock, Options};
+use crate::checkpoint::progress;
 use crate::container::{Error, Result, checkpoint};
 
 /// What of a container is to be saved, and how much of it may be lost.
@@ -178,6 +179,7 @@ pub fn options(what: &What) -> Result<Options> {
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("checkpoint", &args.args)?;
     args.refuse()?;
+    progress::show();
     let options = Options {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,

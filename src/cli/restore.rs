@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::checkpoint::{What, any_processor, options, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
+use crate::checkpoint::progress;
 use crate::container::foreground::Signals;
 use crate::container::{Error, Result, checkpoint};
 use crate::init::process::Purpose;
@@ -81,6 +82,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
             return Err(Error::new(format!("restore {flag} is not supported yet; leave it out")));
         }
     }
+    progress::show();
     let options = Options {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,

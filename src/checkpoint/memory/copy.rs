@@ -22,6 +22,7 @@ use nix::unistd::Pid;
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::memory::pages::PAGE;
+use crate::checkpoint::progress::Bar;
 use crate::sys::fcntl::begin_writing;
 use crate::sys::memory::Anonymous;
 
@@ -84,6 +85,7 @@ pub fn pieces(ranges: impl IntoIterator<Item = Placed>) -> Vec<Piece> {
 pub fn each(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> Result<()> + Sync) -> Result<()> {
     let total: u64 = pieces.iter().map(|p| p.len as u64).sum();
     let next = AtomicUsize::new(0);
+    let bar = Bar::new(total);
     let run = || -> Result<()> {
         let size = NonZeroUsize::new(PIECE).ok_or_else(|| Error::new("a buffer of no size"))?;
         let mut buffer = Anonymous::buffer(size)
@@ -92,6 +94,9 @@ pub fn each(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> Result<()> + S
             work(piece, &mut buffer.as_mut_slice()[..piece.len]).inspect_err(|_| {
                 next.store(pieces.len(), Ordering::Relaxed);
             })?;
+            if let Some(bar) = &bar {
+                bar.add(piece.len);
+            }
         }
         Ok(())
     };
