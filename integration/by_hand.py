@@ -314,3 +314,45 @@ def test_redis_plain(host):
     until(lambda: "\n300\n" in c.text(), "the load client to write")
     c.delete()
     check(image_size(host.dir) > 0 and rootfs("redis").exists(), "nothing")
+
+
+def sandbox(host, label, command, capabilities=("CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_NET_ADMIN"), **how):
+    """A program in a pid namespace that `command` makes in the container, checkpointed and restored, twice: it goes on
+    counting, under its old pid, sees itself and its children and nobody else, and so do programs that it starts."""
+    real_checkpoints()
+    # How many processes /proc shows: the shell, the one that asks, and bubblewrap's own.
+    count = "i=0; while :; do i=$((i + 1)); set -- /proc/[0-9]*; echo $$ $i $#; sleep 0.05; done"
+    # Not as the container's first process: what that one mounts is the container's.
+    outer = ["/bin/sh", "-c", '"$@"; :', "sh", *command, "/bin/sh", "-c", count]
+    spec = config(outer, root=host.overlay("sandbox", label), **how)
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] += capabilities
+    c = Container(host, label, spec)
+
+    def seen():
+        lines = [line.split() for line in c.text().rpartition("\n")[0].splitlines()]
+        check(all(len(line) == 3 and all(word.isdigit() for word in line) for line in lines), c.text()[-500:])
+        return [tuple(map(int, line)) for line in lines]
+
+    c.run()
+    until(lambda: len(seen()) > 3, f"the program in the sandbox to count: {c.text()}")
+    for image in ("first", "second"):
+        c.checkpoint(image)
+        before = seen()[-1][1]
+        c.restore(image)
+        until(lambda: seen()[-1][1] > before + 3, f"the program in the sandbox to go on: {c.text()[-500:]}")
+    lines = seen()
+    equal([n for _, n, _ in lines], list(range(1, len(lines) + 1)), "what was counted")
+    equal({pid for pid, _, _ in lines}, {lines[0][0]}, "the pid of the shell")
+    check(lines[0][0] < 5 and all(others < 5 for _, _, others in lines), f"{lines[-5:]} is not of a pid namespace")
+
+
+def test_unshare(host):
+    """busybox unshare: a shell as the first process of a pid namespace, with a proc of its own."""
+    sandbox(host, "unshare", ["unshare", "-f", "-p", "-m", "--mount-proc"])
+
+
+def test_bwrap(host):
+    """bubblewrap with everything unshared but the user namespace."""
+    sandbox(host, "bwrap", ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",
+                            "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"])
