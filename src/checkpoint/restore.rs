@@ -92,8 +92,8 @@ fn run(
         Moment::Forked(child) => pids::give_back(revival.pids(), task, child, &conduit),
         Moment::Born => pids::arrive(restore, revival.pids(), task),
     })?;
-    nested::make_late(restore, revival.pids())?;
     namespaces::place(restore, tree, &conduit)?;
+    nested::make_late(restore)?;
     nested::enter(restore, tree, &conduit)?;
     phases.end("tree");
 

@@ -249,7 +249,7 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
             model.remaps.iter().filter(|r| r.remap_type != Some(RemapType::Ghost as i32)).map(|r| r.remap_id),
         )
         .collect();
-    let waiting = mount::procs::all_waiting(model)?;
+    let waiting = mount::late::all_waiting(model)?;
     for reg in opener.of(FdTypes::Reg).filter_map(|e| e.reg.as_ref()) {
         if used.contains(&reg.id) {
             continue;

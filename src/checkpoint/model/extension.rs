@@ -7,10 +7,11 @@ use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::files::pipe;
 use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
 
 /// The critical extensions.
-const CRITICAL: &[&str] = &[pipe::PACKETS, pids::EXTENSION];
+const CRITICAL: &[&str] = &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION];
 
 impl Model {
     /// The bytes of an extension.

@@ -12,10 +12,10 @@
 
 mod class;
 mod flags;
+pub mod late;
 mod make;
 pub mod nested;
 mod options;
-pub mod procs;
 mod restore;
 mod table;
 
@@ -58,7 +58,7 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
         let root = root_of(source.init)?;
         found.extend(places(&root, &mounts, false).err());
         found.extend(terminals(&root, &mounts).err());
-        found.extend(procs::check_procs(source.init, &root, &mounts).err());
+        found.extend(late::check(source, &root, &mounts));
     }
     Ok(found)
 }
@@ -74,7 +74,8 @@ fn owned(class: &Class, mapped: bool) -> Result<()> {
 
 /// `parts`: a tmpfs of which only a directory is mounted can be made again.
 fn check_one(mount: &Mount, class: &Class, all: &[(Mount, Class)], parts: bool) -> Result<()> {
-    if *class != Class::Later {
+    // What keeps a namespace is looked at by itself.
+    if *class != Class::Later || mount.fstype == "nsfs" {
         return Ok(());
     }
     if mount.root.ends_with("//deleted") {
@@ -113,7 +114,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         check_one(mount, class, &mounts, false).map_err(|e| e.path(&mount.point))?;
     }
     if Kind::Mnt.private(init)? {
-        procs::check_procs(init, &root_of(init)?, &mounts)?;
+        late::note(dump, &root_of(init)?, &mounts)?;
         for (mount, copy) in open_tmpfs(init, &mounts)? {
             let name = tmpfs::name(mount.dev);
             let large = tmpfs::used(&copy) > LARGE;

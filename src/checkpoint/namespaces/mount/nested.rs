@@ -8,7 +8,7 @@
 //!       ─▶ one mount after the other ─▶ peer groups, by MOVE_MOUNT_SET_GROUP
 //! ```
 //!
-//! A proc of a pid namespace that the container has made, and all that lies on it, waits until that is there.
+//! What shows a namespace that is made later waits for it: see `late`.
 //!
 //! Everything is private until all is in its place: a mount that is attached where another namespace listens would
 //! appear there a second time.
@@ -24,8 +24,9 @@ use nix::unistd::{chdir, fchdir, pivot_root};
 use oci_spec::runtime::Capability;
 
 use super::class::{Class, classify};
+use super::late::{self, Late};
 use super::make::{best, bind, fresh, groups, renewable, served, source};
-use super::procs::{shown, waiting};
+use super::restore::may_mount;
 use super::{check_one, detached, flags, inner, open_mount, table};
 use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
@@ -33,7 +34,6 @@ use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::enter::{Doors, door, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
-use crate::checkpoint::namespaces::nested::pids::{self, Pids};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
 use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
 use crate::sys::resolve::open_in_root;
@@ -96,8 +96,7 @@ pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
     }
     if found.is_empty() {
         let own = own(&inside, &all);
-        let proc = |m: &Mount| m.fstype == "proc" && m.root == "/" && open_mount(&tree.root, m).is_ok();
-        found.extend(own.iter().filter(|(m, _)| proc(m)).filter_map(|(m, _)| shown(&tree.root, m).err()));
+        found.extend(late::check(source, &tree.root, &showing(&inside, &all)));
         found.extend(super::places(&tree.root, &own, true).err());
         found.extend(super::terminals(&tree.root, &own).err());
     }
@@ -110,6 +109,14 @@ fn own(inside: &[(Mount, Class)], all: &[(Mount, Class)]) -> Vec<(Mount, Class)>
     inside.iter().filter(|(mount, _)| !outer.contains(&mount.dev)).cloned().collect()
 }
 
+/// The mounts that may show a namespace which the container has made: not those that config.json has made.
+fn showing(inside: &[(Mount, Class)], all: &[(Mount, Class)]) -> Vec<(Mount, Class)> {
+    let outer = &all[..all.len() - inside.len()];
+    let same = |a: &Mount, b: &Mount| (a.dev, &a.root) == (b.dev, &b.root);
+    let configured = |m: &Mount| outer.iter().any(|(o, class)| *class != Class::Later && same(o, m));
+    inside.iter().filter(|(mount, _)| !configured(mount)).cloned().collect()
+}
+
 /// Saves the table of such a namespace, and the contents of every tmpfs that is only there.
 pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<()> {
     let (inside, all) = classes(dump.source, tree)?;
@@ -117,12 +124,7 @@ pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<
         check_one(mount, class, &all, true).map_err(|e| e.path(&mount.point))?;
     }
     let own = own(&inside, &all);
-    for (mount, _) in own.iter().filter(|(mount, _)| mount.fstype == "proc" && mount.root == "/") {
-        // One that another lies over shows nobody anything.
-        if let Ok(name) = shown(&tree.root, mount) {
-            dump.spaces.show(mount.dev, &name);
-        }
-    }
+    late::note(dump, &tree.root, &showing(&inside, &all))?;
     let places = super::places(&tree.root, &own, true)?;
     let copies = through(vec![(door, Kind::Mnt)], || {
         places
@@ -166,9 +168,9 @@ pub struct Builder<'a> {
     owners: BTreeMap<u32, u32>,
     places: BTreeMap<u32, Place>,
     done: BTreeSet<u32>,
-    /// Those that wait for a pid namespace.
+    /// Those that wait for a namespace.
     waiting: BTreeSet<u32>,
-    pids: Pids,
+    late: Late,
     /// The container could not have made this namespace without a user namespace around it.
     bounded: bool,
     /// The mounts of this namespace.
@@ -183,21 +185,40 @@ pub fn build<'a>(restore: &'a Restore<'_>, id: u32, helper: i32) -> Result<Build
     let mut builder = begin(restore, id)?;
     builder.all.extend(entries.iter().cloned());
     builder.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
-    builder.waiting.extend(waiting(&builder.pids, entries));
+    builder.waiting.extend(builder.late.waiting(entries));
     builder.build(helper, entries)?;
     Ok(builder)
 }
 
-/// Makes those mounts of a namespace that is there otherwise which have waited for a pid namespace.
+/// Makes those mounts of a namespace that is there otherwise which have waited for others.
 pub fn build_late(restore: &Restore<'_>, id: u32) -> Result<()> {
     let entries = restore.model.mountpoints.get(&id).map_or(&[][..], Vec::as_slice);
     let mut builder = begin(restore, id)?;
-    let late = waiting(&builder.pids, entries);
+    let late = builder.late.waiting(entries);
     let left: Vec<&MntEntry> = entries.iter().filter(|e| late.contains(&e.mnt_id)).collect();
     if left.is_empty() {
         return Ok(());
     }
+    // Those of the container's are made first, then by number.
+    let inits = Kind::Mnt.inits(restore.model);
+    let earlier = |other: u32| id != inits && other != id && (other == inits || other < id);
+    let before = restore.model.mountpoints.iter().filter(|(other, _)| earlier(**other));
+    builder.done.extend(before.flat_map(|(_, entries)| entries.iter().map(|e| e.mnt_id)));
+    builder.waiting.retain(|mount| !builder.done.contains(mount));
+    if id == inits {
+        left.iter().try_for_each(|e| {
+            may_mount(&restore.target.spec, e).map_err(|error| error.path(&e.mountpoint))
+        })?;
+    }
     builder.pile(left, entries, None)?;
+    // What lies on a shared mount has come to be shared, too, maybe with others than it was.
+    through(builder.doors()?, || {
+        let private = Attributes { propagation: libc::MS_PRIVATE, ..Attributes::default() };
+        builder.trees.values().try_for_each(|tree| {
+            set_attributes(tree, private, false)
+                .during("cannot make a mount private", || "mount_setattr(_, MS_PRIVATE)".into())
+        })
+    })?;
     let late: Vec<MntEntry> = entries.iter().filter(|e| late.contains(&e.mnt_id)).cloned().collect();
     builder.share(&late)
 }
@@ -217,7 +238,7 @@ fn begin<'a>(restore: &'a Restore<'_>, id: u32) -> Result<Builder<'a>> {
         places: BTreeMap::new(),
         done: BTreeSet::new(),
         waiting: BTreeSet::new(),
-        pids: Pids::of(model)?,
+        late: Late::of(model)?,
         bounded: !super::restore::may(&target.spec, Capability::SysAdmin),
         trees: BTreeMap::new(),
     };
@@ -231,11 +252,15 @@ fn begin<'a>(restore: &'a Restore<'_>, id: u32) -> Result<Builder<'a>> {
 }
 
 impl Builder<'_> {
+    fn doors(&self) -> Result<Doors> {
+        self.places.get(&self.id).map_or(Ok(Vec::new()), Place::doors)
+    }
+
     fn add(&mut self, id: u32, place: Place) {
         let entries = self.restore.model.mountpoints.get(&id).map_or(&[][..], Vec::as_slice);
         self.all.extend(entries.iter().cloned());
         self.owners.extend(entries.iter().map(|e| (e.mnt_id, id)));
-        let late = waiting(&self.pids, entries);
+        let late = self.late.waiting(entries);
         self.done.extend(entries.iter().map(|e| e.mnt_id).filter(|id| !late.contains(id)));
         self.waiting.extend(late);
         self.places.insert(id, place);
@@ -307,7 +332,7 @@ impl Builder<'_> {
             id: self.id,
             bounded: self.bounded,
             waiting: self.waiting.clone(),
-            pids: self.pids.clone(),
+            late: self.late.clone(),
             all,
             owners,
             places,
@@ -338,7 +363,11 @@ impl Builder<'_> {
         if self.bounded {
             self.permit(entry, original)?;
         }
+        let kept = self.late.kept(self.restore, entry)?;
         let tree = match (original, place, renewable(entry)) {
+            _ if kept.is_some() => through(self.doors()?, || {
+                kept.as_ref().map_or_else(|| Err(Error::new("nothing is kept")), detached)
+            })?,
             (Some(original), Some(place), _) => {
                 through(place.doors()?, || bind(&place.root, entry, original))?
             }
@@ -449,8 +478,7 @@ impl Builder<'_> {
         let model = self.restore.model;
         let ids = model.ids.values().find(|ids| ids.mnt_ns_id == Some(self.id));
         let init = self.restore.target.init;
-        let pids = self.pids.procs.get(&entry.root_dev).copied().unwrap_or(0);
-        let mut all = vec![(pids::door_to(self.restore, pids)?, Kind::Pid)];
+        let mut all = vec![(self.late.pid_door(self.restore, entry)?, Kind::Pid)];
         for kind in [Kind::Net, Kind::Ipc] {
             let made = ids.and_then(|ids| kind.get(ids)).map(|id| self.restore.made.door(id)).transpose()?;
             let door = match made.flatten() {
@@ -474,8 +502,14 @@ impl Builder<'_> {
     }
 
     fn make(&mut self, entry: &MntEntry, helper: Option<i32>) -> Result<()> {
-        let tree = self.tree(entry, helper)?;
         let Some(place) = self.places.get(&self.id) else { return Ok(()) };
+        if helper.is_none()
+            && let Some(there) = self.arrived(place, entry)?
+        {
+            self.keep(entry, there);
+            return Ok(());
+        }
+        let tree = self.tree(entry, helper)?;
         through(place.doors()?, || {
             let path = Path::new(&entry.mountpoint);
             let point = open_in_root(&place.root, inner(path), OFlag::O_PATH)
@@ -486,6 +520,17 @@ impl Builder<'_> {
         })?;
         self.keep(entry, tree);
         Ok(())
+    }
+
+    /// A mount that has come from a peer of what it lies on, whose was made before.
+    fn arrived(&self, place: &Place, entry: &MntEntry) -> Result<Option<OwnedFd>> {
+        let Some((door, _)) = place.doors()?.pop() else { return Ok(None) };
+        let same =
+            |e: &&MntEntry| e.mountpoint == entry.mountpoint && self.owners.get(&e.mnt_id) == Some(&self.id);
+        let below = self.all.iter().filter(same).take_while(|e| e.mnt_id != entry.mnt_id).count();
+        let live = look(door)?.mounts;
+        let there = live.iter().filter(|m| m.point == Path::new(&entry.mountpoint)).nth(below);
+        there.map(|mount| open_mount(&place.root, mount)).transpose()
     }
 
     /// Brings every mount into its peer group.

@@ -44,7 +44,8 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let all = mountinfo::of(&target.init.to_string())?;
     let (done, filled) = (BTreeSet::new(), BTreeSet::new());
     let mut table = Table { restore, images, plans, host, all, done, filled };
-    let mut left: Vec<&MntEntry> = images.iter().collect();
+    let late = super::late::all_waiting(restore.model)?;
+    let mut left: Vec<&MntEntry> = images.iter().filter(|e| !late.contains(&e.mnt_id)).collect();
     while !left.is_empty() {
         let (now, later): (Vec<_>, Vec<_>) = left.iter().copied().partition(|entry| table.ready(entry));
         let served = now.iter().find(|entry| make::served(images, &table.done, entry));
@@ -278,7 +279,7 @@ fn is_missing(root: impl AsFd, point: &Path) -> bool {
 }
 
 /// A container that could not have mounted anything does not get a mount from an image.
-fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
+pub(super) fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
     if entry.ext_key.is_some() {
         return Err(Error::new("config.json lacks a mount from the host that the checkpoint has")
             .remedy("add it to the mounts of config.json"));

@@ -74,11 +74,12 @@ pub fn make(restore: &Restore<'_>, stub: &mut NewTask, conduit: &Conduit) -> Res
     Ok(())
 }
 
-/// Makes the mounts that have waited for the pid namespaces.
-pub fn make_late(restore: &Restore<'_>, pids: &Pids) -> Result<()> {
-    if pids.procs.is_empty() {
+/// Makes the mounts that have waited for namespaces.
+pub fn make_late(restore: &Restore<'_>) -> Result<()> {
+    if mount::late::all_waiting(restore.model)?.is_empty() {
         return Ok(());
     }
+    mount::nested::build_late(restore, Kind::Mnt.inits(restore.model))?;
     let all = spaces(restore.model)?;
     all.iter()
         .filter(|space| space.kind == Kind::Mnt)

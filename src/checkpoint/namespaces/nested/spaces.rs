@@ -58,9 +58,9 @@ impl Spaces {
     /// The number of the namespace behind a descriptor.
     pub fn of_door(&mut self, init: i32, door: OwnedFd) -> Result<u32> {
         let kind = kind_of(&door)?;
-        let path = format!("/proc/self/fd/{}", door.as_raw_fd());
-        let link =
-            std::fs::read_link(&path).during("cannot name a namespace", || format!("readlink({path:?})"))?;
+        // As /proc/PID/ns has it; of a file that was opened through a mount, /proc/self/fd has another name.
+        let stat = nix::sys::stat::fstat(&door).during("cannot name a namespace", || "fstat(_)".into())?;
+        let link = PathBuf::from(format!("{}:[{}]", kind.name(), stat.st_ino));
         match self.known(init, kind, &link)? {
             Some(id) => Ok(id),
             None => self.meet(init, kind, link, door, Vec::new()),
