@@ -100,7 +100,12 @@ fn request() -> Vec<u8> {
 }
 
 /// Has the kernel list sockets, in the network namespace of that process. `add` gets each socket's message.
-pub fn list(pid: i32, request: &[u8], mut add: impl FnMut(&[u8]) -> Result<()> + Send) -> Result<()> {
+pub fn list(pid: i32, request: &[u8], add: impl FnMut(&[u8]) -> Result<()> + Send) -> Result<()> {
+    inside::in_network(pid, || list_here(request, add))
+}
+
+/// Has the kernel list sockets, in this thread's network namespace.
+pub fn list_here(request: &[u8], mut add: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
     let length = u32::try_from(HEADER + request.len()).map_err(|_| garbled())?;
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_DUMP;
     let mut bytes = length.to_ne_bytes().to_vec();
@@ -108,21 +113,18 @@ pub fn list(pid: i32, request: &[u8], mut add: impl FnMut(&[u8]) -> Result<()> +
     bytes.extend_from_slice(&(flags as u16).to_ne_bytes());
     bytes.extend_from_slice(&[0; 8]);
     bytes.extend_from_slice(request);
-    inside::in_network(pid, || {
-        let what = "cannot list the sockets";
-        let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
-            .during(what, || "socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)".into())?;
-        send(fd.as_raw_fd(), &bytes, MsgFlags::empty())
-            .during(what, || "send(_, SOCK_DIAG_BY_FAMILY)".into())?;
-        let mut buffer = vec![0; 64 << 10];
-        loop {
-            let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                .during(what, || "recv(_, _, _, 0)".into())?;
-            if take(&buffer[..length], &mut add)? {
-                return Ok(());
-            }
+    let what = "cannot list the sockets";
+    let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_SOCK_DIAG)
+        .during(what, || "socket(AF_NETLINK, SOCK_RAW, NETLINK_SOCK_DIAG)".into())?;
+    send(fd.as_raw_fd(), &bytes, MsgFlags::empty()).during(what, || "send(_, SOCK_DIAG_BY_FAMILY)".into())?;
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())
+            .during(what, || "recv(_, _, _, 0)".into())?;
+        if take(&buffer[..length], &mut add)? {
+            return Ok(());
         }
-    })
+    }
 }
 
 /// Takes in one datagram of messages. True at the end of the list.

@@ -9,7 +9,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
-    KINDS, Surroundings, check, epoll, external, inotify, locks, options, register_path, tcp, unix,
+    KINDS, Surroundings, check, epoll, external, inotify, locks, options, packet, register_path, tcp, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -43,6 +43,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let options = std::mem::take(&mut dump.files.inet);
     if !options.is_empty() {
         dump.model.set_extension(options::EXTENSION, &options)?;
+    }
+    let packets = std::mem::take(&mut dump.files.packets);
+    if !packets.is_empty() {
+        dump.model.set_extension(packet::EXTENSION, &packets)?;
     }
     tcp::describe(dump);
     let more = unix::resolve(dump)?;

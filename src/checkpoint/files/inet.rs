@@ -16,10 +16,12 @@ use std::os::fd::OwnedFd;
 use nix::errno::Errno;
 
 mod make;
+mod md5;
 mod raw;
 mod shut;
 
 pub use make::open;
+pub use md5::{Key, Keys};
 pub use shut::Shut;
 
 use crate::checkpoint::context::{Dump, Options};
@@ -133,6 +135,7 @@ pub fn check(live: &Live, options: &Options) -> Result<()> {
     let fine = supported(&seen, options).and_then(|()| raw::holds_nothing(&live.file, &seen));
     let keep = options.tcp_established && !options.tcp_close && seen.connection().is_some();
     fine.and_then(|()| sockopts::filter(&live.file).map(drop))
+        .and_then(|()| check_tcp(&live.file, &seen))
         .and_then(|()| if keep { tcp::check(&live.file) } else { Ok(()) })
         .map_err(|e| live.name(e))
 }
@@ -211,7 +214,10 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     // To make a ping socket, one must be of the groups that may.
     let ping = seen.kind == libc::SOCK_DGRAM && matches!(seen.protocol, ICMP | ICMPV6);
     let key = [seen.family, seen.kind, if ping { UDP } else { seen.protocol }];
-    options::dump(dump, key, seen.connection().is_some(), live, id)?;
+    let keys = keys(dump, live, &seen)?;
+    // One that has ended has still what it had come to.
+    let ended = is_tcp(seen.kind, seen.protocol) && seen.state == CLOSE && entry.shutdown.is_some();
+    options::dump(dump, key, ended || seen.connection().is_some(), keys, live, id)?;
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Inetsk as i32,
         id,
@@ -219,6 +225,41 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         ..FileEntry::default()
     });
     Ok(())
+}
+
+/// The keys with which it signs.
+fn keys(dump: &mut Dump<'_>, live: &Live, seen: &Seen) -> Result<Vec<Key>> {
+    if !is_tcp(seen.kind, seen.protocol) || seen.state == CLOSE {
+        return Ok(Vec::new());
+    }
+    let listed = match dump.files.keys.entry(seen.family) {
+        Entry::Occupied(listed) => listed.into_mut(),
+        Entry::Vacant(place) => {
+            let mut all = md5::read(dump.source.init, seen.family)?;
+            for pid in dump.spaces.in_networks() {
+                all.extend(md5::read(pid, seen.family)?);
+            }
+            place.insert(all)
+        }
+    };
+    Ok(listed.get(&(live.stat.st_ino as u32)).cloned().unwrap_or_default())
+}
+
+/// Refuses what is left of a connection that has ended, and signatures that have state.
+fn check_tcp(file: &OwnedFd, seen: &Seen) -> Result<()> {
+    if !is_tcp(seen.kind, seen.protocol) {
+        return Ok(());
+    }
+    match crate::sys::ioctl::readable(file) {
+        Ok(left) if left > 0 && seen.state == CLOSE => {
+            return Err(Error::new(format!(
+                "a TCP connection has ended, and {left} bytes of it were not read"
+            ))
+            .remedy("try again when the program has read them"));
+        }
+        _ => {}
+    }
+    md5::refuse_ao(file)
 }
 
 /// The directions in which it is shut down.
@@ -242,6 +283,9 @@ fn shut_down(dump: &mut Dump<'_>, live: &Live, seen: &Seen) -> Result<Option<i32
     }
     // A stream that the peer has ended reads as shut, too.
     let ends = !is_tcp(seen.kind, seen.protocol) || !state::has_received_fin(seen.state);
+    if is_tcp(seen.kind, seen.protocol) && seen.state == CLOSE {
+        return Ok(options::has_ended(&live.file).then_some(SkShutdown::Both as i32));
+    }
     let shut = ends && seen.state != LISTEN && options::is_shut(&live.file);
     Ok(shut.then_some(SkShutdown::Read as i32))
 }

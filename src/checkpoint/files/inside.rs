@@ -40,6 +40,14 @@ pub fn in_network<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) ->
     })
 }
 
+/// Runs `work` on a thread in the network namespace behind a door.
+pub fn in_space<T: Send>(door: &OwnedFd, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    on_thread(move || {
+        through(door)?;
+        work()
+    })
+}
+
 /// Runs `work` on a thread whose children are born into the pid namespace of process `pid`.
 pub fn giving_birth_in<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     on_thread(move || {

@@ -42,6 +42,7 @@ mod netlink;
 mod opener;
 mod options;
 mod owner;
+mod packet;
 mod pidfd;
 pub mod pipe;
 mod registry;
@@ -154,6 +155,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
     Kind { name: "pidfd", r#type: FdTypes::Pidfd, is: pidfd::is, check: pidfd::check, dump: pidfd::dump, open: pidfd::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, a| inet::check(l, a.options), dump: inet::dump, open: inet::open },
+    Kind { name: "packet socket", r#type: FdTypes::Packetsk, is: packet::is, check: |l, a| packet::check(l, a.init), dump: packet::dump, open: packet::open },
     Kind { name: "netlink socket", r#type: FdTypes::Netlinksk, is: netlink::is, check: |l, _| netlink::check(l), dump: netlink::dump, open: netlink::open },
     Kind { name: "unix socket", r#type: FdTypes::Unixsk, is: unix::is, check: |l, a| unix::later(l, a.root), dump: unix::dump, open: unix::open },
     Kind { name: "io_uring", r#type: FdTypes::Ext, is: uring::is, check: uring::check, dump: uring::dump, open: uring::open },

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
+use crate::checkpoint::files::inet::Key;
 use crate::checkpoint::files::inside;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::multicast::{self, Membership};
@@ -73,6 +74,8 @@ pub struct More {
     pub congestion: Option<String>,
     /// Multicast groups.
     pub groups: Vec<Membership>,
+    /// TCP-MD5.
+    pub keys: Vec<Key>,
 }
 
 /// What a socket's options are. None for those that it does not have.
@@ -92,7 +95,14 @@ fn congestion(fd: &OwnedFd) -> Option<String> {
 }
 
 /// Records what a new socket of the container, of this family, type and protocol, does not have set.
-pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], connected: bool, live: &Live, id: u32) -> Result<()> {
+pub fn dump(
+    dump: &mut Dump<'_>,
+    key: [i32; 3],
+    connected: bool,
+    keys: Vec<Key>,
+    live: &Live,
+    id: u32,
+) -> Result<()> {
     if !dump.files.fresh.contains_key(&key) {
         let [family, kind, protocol] = key;
         let fresh = inside::in_network(dump.source.init, || {
@@ -112,7 +122,7 @@ pub fn dump(dump: &mut Dump<'_>, key: [i32; 3], connected: bool, live: &Live, id
     };
     let groups = multicast::of(&live.file, key[0] == libc::AF_INET6, groups)?;
     if let Some(fresh) = dump.files.fresh.get(&key) {
-        let mut more = More { groups, ..different(&live.file, id, fresh) };
+        let mut more = More { groups, keys, ..different(&live.file, id, fresh) };
         if connected {
             let not = |level, name| {
                 NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name))
@@ -133,7 +143,7 @@ fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> More {
         .filter_map(|(((level, name), value), _)| Some((level, name, value?)))
         .collect();
     let congestion = congestion(fd).filter(|c| Some(c) != fresh.1.as_ref());
-    More { id, options, congestion, groups: Vec::new() }
+    More { id, options, congestion, ..More::default() }
 }
 
 /// Sets them, on a socket that has no address yet. Only options of the table are.
@@ -161,6 +171,14 @@ pub fn is_shut(fd: &OwnedFd) -> bool {
     let told = poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0);
     // What nix has no name for is POLLRDHUP.
     told && asked[0].revents().is_none_or(|r| r.contains(PollFlags::POLLHUP))
+}
+
+/// Is there nothing to receive any more? A TCP socket that never was connected hangs up all the same, but does not tell
+/// of an end.
+pub fn has_ended(fd: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::from_bits_retain(libc::POLLRDHUP))];
+    // What nix has no name for is POLLRDHUP.
+    poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0) && asked[0].revents().is_none()
 }
 
 /// The extension of these images, by id.

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{Backlog, Shutdown, listen, shutdown};
 
-use super::{ICMP, ICMPV6, IPV6_FREEBIND, UDP, UDPLITE, is_tcp, raw};
+use super::{ICMP, ICMPV6, IPV6_FREEBIND, UDP, UDPLITE, is_tcp, md5, raw};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::tcp::state::{self, LISTEN};
@@ -125,6 +125,7 @@ pub(super) fn make(
     }
     if let Some(more) = more {
         options::restore(&fd, more)?;
+        md5::restore(&fd, v6, &more.keys)?;
     }
     match (stream, tcp && state::is_connection(e.state)) {
         (Some(stream), _) => connect(&fd, e, stream)?,
@@ -189,14 +190,18 @@ fn place(fd: &OwnedFd, e: &InetSkEntry) -> Result<()> {
             Backlog::new(e.backlog.min(i32::MAX.cast_unsigned()).cast_signed()).unwrap_or(Backlog::MAXCONN);
         listen(fd, backlog).during(what, || format!("listen(_, {})", e.backlog))?;
     }
-    let tcp = is_tcp(e.r#type.cast_signed(), e.proto.cast_signed());
-    if !tcp && (e.dst_port != 0 || e.state == state::ESTABLISHED) {
+    let of_tcp = is_tcp(e.r#type.cast_signed(), e.proto.cast_signed());
+    if !of_tcp && (e.dst_port != 0 || e.state == state::ESTABLISHED) {
         if let Some(remote) = address::from_words(&e.dst_addr, e.dst_port, scope) {
             sockopt::connect(fd, &address::bytes(&remote))
                 .during(what, || format!("connect(_, {remote})"))?;
         }
     }
-    if !tcp {
+    if of_tcp && e.state == state::CLOSE && e.shutdown.is_some() {
+        // A connection that has ended; one that never was has another end to read.
+        tcp::close(fd)?;
+    }
+    if !of_tcp {
         if let Some(how) = sockopts::directions(e.shutdown) {
             shut(fd, how).or_else(|err| match err.errno() {
                 // So it says of a socket that is not connected, and shuts it down.
