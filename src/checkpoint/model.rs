@@ -7,6 +7,7 @@
 //! It is ordinary data: no descriptors, no pids of this host. What may be larger than memory (pages, ghost files,
 //! tmpfs contents) is in files of its own, which the rooms that know them write and read through [`ImageDir`].
 
+mod criu;
 mod extension;
 mod read;
 mod seal;

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
-use crate::checkpoint::namespaces::mount::in_kernels_order;
 use crate::checkpoint::namespaces::nested::{EXTENSION, Space};
 use crate::checkpoint::task::process::DEAD;
 
@@ -48,6 +47,9 @@ impl Model {
         model.cgroup = one(dir, Kind::Cgroup, "cgroup.img")?;
         model.seccomp = one(dir, Kind::Seccomp, "seccomp.img")?;
         model.apparmor = one(dir, Kind::Apparmor, "apparmor.img")?;
+        if model.extension.is_none() {
+            model.adopt();
+        }
         Ok(model)
     }
 
@@ -127,8 +129,7 @@ impl Model {
 
     fn read_namespaces(&mut self, dir: &ImageDir) -> Result<()> {
         for id in self.distinct(|ids| ids.mnt_ns_id) {
-            let table = many(dir, Kind::Mnts, &format!("mountpoints-{id}.img"))?;
-            insert(&mut self.mountpoints, id, table.map(in_kernels_order));
+            insert(&mut self.mountpoints, id, many(dir, Kind::Mnts, &format!("mountpoints-{id}.img"))?);
         }
         for id in self.distinct(|ids| ids.uts_ns_id) {
             insert(&mut self.utsns, id, one(dir, Kind::Utsns, &format!("utsns-{id}.img"))?);

@@ -13,6 +13,7 @@
 mod limits;
 mod properties;
 mod roots;
+mod theirs;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::vpid;
 use crate::checkpoint::remote::{Conduit, Thread};
 pub use roots::save as save_root;
+pub use theirs::rooted;
 use tree::{Hierarchy, hierarchies};
 
 /// The set that CRIU means by "where the one who made the images is". The container's sets come after it.
