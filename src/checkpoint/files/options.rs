@@ -21,6 +21,7 @@ use crate::checkpoint::files::inet::Key;
 use crate::checkpoint::files::inside;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::multicast::{self, Membership};
+use crate::checkpoint::files::sockopts;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::{Error, Result};
 use crate::sys::socket::socket;
@@ -74,6 +75,8 @@ pub struct More {
     pub congestion: Option<String>,
     /// Multicast groups.
     pub groups: Vec<Membership>,
+    /// SO_LOCK_FILTER.
+    pub locked: bool,
     /// TCP-MD5.
     pub keys: Vec<Key>,
 }
@@ -122,7 +125,8 @@ pub fn dump(
     };
     let groups = multicast::of(&live.file, key[0] == libc::AF_INET6, groups)?;
     if let Some(fresh) = dump.files.fresh.get(&key) {
-        let mut more = More { groups, keys, ..different(&live.file, id, fresh) };
+        let locked = sockopts::is_locked(&live.file);
+        let mut more = More { groups, keys, locked, ..different(&live.file, id, fresh) };
         if connected {
             let not = |level, name| {
                 NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name))

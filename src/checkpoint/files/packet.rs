@@ -65,6 +65,8 @@ pub struct More {
     /// Devices of the memberships.
     devices: Vec<String>,
     options: Vec<(i32, i32)>,
+    /// SO_LOCK_FILTER.
+    locked: bool,
 }
 
 /// A packet socket.
@@ -217,6 +219,7 @@ fn more(fd: &OwnedFd, told: &Told, id: u32) -> Result<More> {
         device: if told.info[0] == 0 { None } else { Some(name(told.info[0])?) },
         devices: told.memberships.iter().map(|m| name(m.index)).collect::<Result<_>>()?,
         options: MORE.iter().filter_map(set).collect(),
+        locked: sockopts::is_locked(fd),
     })
 }
 
@@ -284,6 +287,9 @@ fn make(e: &PacketSockEntry, more: &More) -> Result<OwnedFd> {
         set(*name, *value)?;
     }
     sockopts::restore(&fd, &e.opts, libc::AF_PACKET)?;
+    if more.locked {
+        sockopts::lock(&fd)?;
+    }
     for (n, member) in e.mclist.iter().enumerate() {
         let index = index(more.devices.get(n), member.index)?;
         set_bytes(&fd, SOL_PACKET, ADD_MEMBERSHIP, &request(index, member)?)

@@ -116,6 +116,16 @@ pub fn filter(fd: &OwnedFd) -> Result<Vec<u64>> {
     Ok(bytes.chunks_exact(8).map(|c| c.iter().rev().fold(0u64, |n, b| n << 8 | u64::from(*b))).collect())
 }
 
+/// May its filter not be changed any more?
+pub fn is_locked(fd: &OwnedFd) -> bool {
+    get_int(fd, SOL_SOCKET, libc::SO_LOCK_FILTER).is_ok_and(|v| v != 0)
+}
+
+/// Has its filter stay as it is.
+pub fn lock(fd: &OwnedFd) -> Result<()> {
+    set(fd, libc::SO_LOCK_FILTER, 1)
+}
+
 /// Room for queues to be filled: as much as there is.
 pub fn open_buffers(fd: &OwnedFd) -> Result<()> {
     for (force, plain) in [(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF), (libc::SO_RCVBUFFORCE, libc::SO_RCVBUF)] {

@@ -133,6 +133,9 @@ pub(super) fn make(
         (None, false) => place(&fd, e)?,
     }
     sockopts::restore(&fd, &e.opts, family)?;
+    if more.is_some_and(|more| more.locked) {
+        sockopts::lock(&fd)?;
+    }
     external::set_flags(&fd, e.flags)?;
     Ok(fd)
 }
