@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import resource
 import shutil
@@ -288,11 +289,10 @@ def test_buildah(host):
     check("exit status 6" in bud("Failing", ok=range(1, 128)).stderr, "a RUN that fails")
 
 
-def test_rootless(host):
-    """Podman of a user without privileges, with his one id: run, exec, logs, stop, rm."""
+def of_user(host, me):
+    """Podman of a user without privileges: its image, and a function that calls it."""
     need("setpriv", "unshare")
     p = podman(host)
-    me = 23457
     user = ["env", "-u", "USER", "setpriv", f"--reuid={me}", f"--regid={me}", "--clear-groups", "--"]
     probe = sh(*user, "unshare", "--map-root-user", "--mount", "--pid", "--fork", "mount", "-t", "proc", "proc", "/proc", ok=None)
     if probe.returncode != 0:
@@ -319,8 +319,14 @@ def test_rootless(host):
 
     call("load", "-i", f"{top}/image.tar", "--signature-policy", f"{top}/policy.json")
     host.undo.append(lambda: call("rm", "-f", "-t", "0", "-a", ok=None))
+    return call("images", "-q").stdout.split()[0], call
+
+
+def test_rootless(host):
+    """Podman of a user without privileges, with his one id: run, exec, logs, stop, rm."""
+    me = 23457
+    name, call = of_user(host, me)
     flags = ["--network", "none"]
-    name = call("images", "-q").stdout.split()[0]
     call("run", "-d", "--name", "there", *flags, name, "sh", "-c", "echo up; exec sleep 1000")
     until(lambda: call("logs", "there").stdout == "up\n", "the log")
     said = call("exec", "there", "sh", "-c", "id -u; cat /proc/1/uid_map; exit 6", ok=[6]).stdout
@@ -328,6 +334,31 @@ def test_rootless(host):
     call("run", "--rm", *flags, name, "/no/such/program", ok=[127])
     call("stop", "-t", "0", "there")
     call("rm", "there")
+
+
+def test_keep_id(host):
+    """--userns=keep-id: the user has his own id inside, and what he makes in a volume is his outside."""
+    need("newuidmap", "newgidmap")
+    me = 23458
+    for name, line in {"passwd": f"keeper:x:{me}:{me}::/:/bin/sh", "group": f"keeper:x:{me}:", "subuid": "keeper:700000:65536",
+                       "subgid": "keeper:700000:65536"}.items():
+        if not os.path.exists(f"/etc/{name}"):
+            raise Skip(f"there is no /etc/{name} to mount one's own on")
+        (host.dir / name).write_text(pathlib.Path(f"/etc/{name}").read_text() + line + "\n")
+        sh("mount", "--bind", host.dir / name, f"/etc/{name}")
+        host.undo.append(lambda name=name: sh("umount", "-l", f"/etc/{name}"))
+    name, call = of_user(host, me)
+    volume = tempfile.mkdtemp(dir="/tmp", prefix="stasis-podman-keep-id-")
+    host.undo.append(lambda: shutil.rmtree(volume))
+    os.chown(volume, me, me)
+    flags = ["--network", "none", "--userns", "keep-id", "-v", f"{volume}:/volume"]
+    call("run", "-d", "--name", "kept", *flags, name, "sh", "-c", "id -u; touch /volume/mine; exec sleep 1000")
+    until(lambda: call("logs", "kept").stdout == f"{me}\n", "the log")
+    equal(os.stat(f"{volume}/mine").st_uid, me, "owner outside")
+    equal(call("exec", "kept", "id", "-u").stdout, f"{me}\n", "exec")
+    equal(call("exec", "--user", "0", "kept", "sh", "-c", "chown 5 /volume/mine; id -u").stdout, "0\n", "exec as root")
+    equal(os.stat(f"{volume}/mine").st_uid, 700005, "owner outside after chown")
+    call("rm", "-f", "-t", "0", "kept")
 
 
 def test_pod(host):
