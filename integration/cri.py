@@ -15,6 +15,7 @@ import re
 import time
 
 from harness import (RUNTIME, Failed, Host, Skip, check, equal, need, oci_archive, remove_cgroup, sh, tail, until)
+from streams import Streams
 
 try:
     import grpc
@@ -50,7 +51,7 @@ MESSAGES = {
                  "masked_paths": [13], "readonly_paths": [14], "seccomp": (15, "Profile")},
     "ContainerLinux": {"resources": (1, "Resources"), "security_context": (2, "Security")},
     "Container": {"metadata": (1, "ContainerName"), "image": (2, "Image"), "command": [3], "working_dir": 5, "envs": [6, "Pair"],
-                  "mounts": [7, "Mount"], "log_path": 11, "linux": (15, "ContainerLinux")},
+                  "mounts": [7, "Mount"], "log_path": 11, "stdin": 12, "tty": 14, "linux": (15, "ContainerLinux")},
     "CreateContainer": {"pod_sandbox_id": 1, "config": (2, "Container"), "sandbox_config": (3, "Sandbox")},
     "ContainerStatus": {"id": 1, "state": 3, "finished_at": 6, "exit_code": 7, "reason": 10, "message": 11},
     "ContainerStatusAnswer": {"status": (1, "ContainerStatus")},
@@ -58,6 +59,9 @@ MESSAGES = {
     "Containers": {"containers": [1, "Listed"]},
     "Update": {"container_id": 1, "linux": (2, "Resources")},
     "ExecSync": {"container_id": 1, "cmd": [2], "timeout": 3},
+    "Exec": {"container_id": 1, "cmd": [2], "tty": 3, "stdin": 4, "stdout": 5, "stderr": 6},
+    "Attach": {"container_id": 1, "stdin": 2, "tty": 3, "stdout": 4, "stderr": 5},
+    "Url": {"url": 1},
     "Executed": {"stdout": 1, "stderr": 2, "exit_code": 3},
     "Cpu": {"timestamp": 1, "usage": (2, "Value")},
     "Memory": {"timestamp": 1, "working_set": (2, "Value")},
@@ -75,7 +79,8 @@ CALLS = {
     "PodSandboxStatus": ("Id", "SandboxStatusAnswer"), "ListPodSandbox": ("Empty", "Sandboxes"),
     "CreateContainer": ("CreateContainer", "Id"), "StartContainer": ("Id", "Empty"), "StopContainer": ("Id", "Empty"),
     "RemoveContainer": ("Id", "Empty"), "ContainerStatus": ("Id", "ContainerStatusAnswer"), "ListContainers": ("Empty", "Containers"),
-    "UpdateContainerResources": ("Update", "Empty"), "ExecSync": ("ExecSync", "Executed"), "ContainerStats": ("Id", "StatsAnswer"),
+    "UpdateContainerResources": ("Update", "Empty"), "ExecSync": ("ExecSync", "Executed"),
+    "Exec": ("Exec", "Url"), "Attach": ("Attach", "Url"), "ContainerStats": ("Id", "StatsAnswer"),
 }
 
 
@@ -180,7 +185,12 @@ class Cri:
             f'[{plugin}.containerd.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\n'
             f'[{plugin}.containerd.runtimes.runc.options]\nBinaryName = "{RUNTIME}"\n')
         log = host.dir / "containerd.log"
-        daemon = host.daemon("containerd", "--config", host.dir / "containerd.toml", log=log)
+        # Its streams are on the loopback device, which a machine may have switched off.
+        holder = host.daemon("unshare", "--net", "sleep", "infinity", log=host.dir / "holder.log")
+        self.network = f"/proc/{holder.pid}/ns/net"
+        until(lambda: os.readlink(self.network) != os.readlink("/proc/self/ns/net"), "a network namespace")
+        sh("nsenter", f"--net={self.network}", "ip", "link", "set", "lo", "up")
+        daemon = host.daemon("nsenter", f"--net={self.network}", "containerd", "--config", host.dir / "containerd.toml", log=log)
         address = f"{self.short}/containerd.sock"
         until(lambda: daemon.poll() is not None or os.path.exists(address), "containerd to listen")
         for archive in oci_archive("busybox"), oci_archive("busybox", tag="pause", command=["sleep", "100000"]):
@@ -379,3 +389,37 @@ def test_failures(host):
         until(lambda one=one: pod.state(one) == ("exited", 0, "Completed"), "the end of a short one")
     c("RemovePodSandbox", id=pod.id)
     equal(c("ListContainers")["containers"], [], "what is left")
+
+
+def test_streams(host):
+    """Exec and Attach, by streams: input, output and errors apart; a terminal with a size; exit codes."""
+    c = cri(host)
+    pod = Pod(c, host, "streams")
+
+    def streams(call, **how):
+        opened = Streams(c(call, **how)["url"], c.network)
+        host.undo.append(opened.close)
+        return opened
+
+    id = pod.start("sh", "-c", "while read line; do echo got $line; echo seen >&2; done; exit 9", stdin=1)
+    done = streams("Exec", container_id=id, cmd=["sh", "-c", "read a; echo out $a; echo err >&2; exit 5"], stdin=1, stdout=1, stderr=1)
+    done.type("word\n")
+    equal((done.end(), done.output, done.errors), (5, "out word\n", "err\n"), "exec")
+    done = streams("Exec", container_id=id, cmd=["sh", "-c", "read a; stty size; tty"], tty=1, stdin=1, stdout=1)
+    done.resize(97, 31)
+    done.type("\n")
+    equal(done.end(), 0, f"exec with a terminal: {done.output}")
+    check("31 97" in done.output and "/dev/pts/" in done.output, f"exec with a terminal: {done.output!r}")
+    equal(streams("Exec", container_id=id, cmd=["true"], stdout=1).end(), 0, "exec without input")
+    first = streams("Attach", container_id=id, stdin=1, stdout=1, stderr=1)
+    first.type("one\n")
+    until(lambda: (first.output, first.errors) == ("got one\n", "seen\n"), "what an attached client has typed")
+    second = streams("Attach", container_id=id, stdin=1, stdout=1, stderr=1)
+    second.type("two\n")
+    until(lambda: "got two\n" in second.output and "got two\n" in first.output, "what another has typed, for both")
+    equal(pod.state(id)[0], "running", "the container")
+    shell = pod.start("sh", stdin=1, tty=1)
+    at = streams("Attach", container_id=shell, stdin=1, stdout=1, tty=1)
+    at.type("echo $((6*7)); exit 4\n")
+    until(lambda: "42" in at.output, "the shell's answer")
+    until(lambda: pod.state(shell)[:2] == ("exited", 4), "the end of the shell")
