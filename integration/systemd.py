@@ -1,9 +1,10 @@
 """Control groups managed by systemd. Needs systemd as init: `integration/vm/test` boots the virtual machine with it."""
 
+import json
 import os
 import pathlib
 
-from harness import Container, Skip, check, config, equal, real_checkpoints, sh, until
+from harness import Container, Skip, check, config, equal, need, real_checkpoints, sh, until
 
 COUNT = "i=0; while :; do echo $((i=i+1)); sleep 0.01; done"
 
@@ -86,6 +87,41 @@ def test_wrong_path(host):
     """A cgroupsPath of the other driver is refused by name."""
     c = busybox(host, "true")
     c.spec["linux"]["cgroupsPath"] = "/docker/x"
-    (c.bundle / "config.json").write_text(__import__("json").dumps(c.spec))
+    (c.bundle / "config.json").write_text(json.dumps(c.spec))
     c.run(ok=[1])
     check("slice:prefix:name" in c.text(), c.text())
+
+
+PROFILE = """
+profile stasis-test flags=(attach_disconnected, mediate_deleted) {
+  file, capability, network, mount, umount, pivot_root, ptrace, signal, dbus, unix,
+  deny /secret r,
+}
+profile stasis-test-other flags=(attach_disconnected, mediate_deleted) {
+  file, capability, network, mount, umount, pivot_root, ptrace, signal, dbus, unix,
+}
+"""
+
+
+def test_apparmor(host):
+    """A profile confines the program and what exec starts, which may have another; an unknown one is an error."""
+    enabled = pathlib.Path("/sys/module/apparmor/parameters/enabled")
+    if not enabled.exists() or enabled.read_text().strip() != "Y" or not os.path.exists("/sys/kernel/security/apparmor"):
+        raise Skip("AppArmor is not on")
+    need("apparmor_parser")
+    (host.dir / "profile").write_text(PROFILE)
+    sh("apparmor_parser", "--replace", "--skip-cache", host.dir / "profile")
+    host.undo.append(lambda: sh("apparmor_parser", "--remove", host.dir / "profile"))
+    c = busybox(host, "sh", "-c", "cat /proc/self/attr/current; cat /secret; sleep 1000")
+    (host.dir / "c/rootfs/secret").write_text("told\n")
+    c.spec["process"]["apparmorProfile"] = "stasis-test"
+    (c.bundle / "config.json").write_text(json.dumps(c.spec))
+    c.run()
+    until(lambda: "ermission denied" in c.text(), "the denial")
+    check("stasis-test (enforce)" in c.text() and "told" not in c.text(), c.text())
+    said = c.exec("cat", "/proc/self/attr/current", "/secret", ok=[1])
+    check("stasis-test (enforce)" in said.stdout and "told" not in said.stdout, f"exec: {said.stdout}{said.stderr}")
+    said = c.call("exec", "--apparmor", "stasis-test-other", c.id, "cat", "/proc/self/attr/current", "/secret").stdout
+    check("stasis-test-other (enforce)" in said and "told" in said, f"exec --apparmor: {said}")
+    said = c.call("exec", "--apparmor", "nowhere", c.id, "true", ok=[255]).stderr
+    check("apparmor failed to apply profile: write " in said and "no such file or directory" in said, said)

@@ -22,7 +22,7 @@ command -v cpio >/dev/null || need+=(cpio)
 
 root=$dir/root
 rm -rf "$root" "$dir/kernel" && mkdir -p "$dir/kernel"
-debootstrap --variant=minbase --include=criu,iptables,runc,crun,jq,procps,iproute2,busybox-static,libseccomp2,kmod,systemd,dbus \
+debootstrap --variant=minbase --include=criu,iptables,runc,crun,jq,procps,iproute2,busybox-static,libseccomp2,kmod,systemd,dbus,dbus-user-session,libpam-systemd,uidmap,apparmor \
   bookworm "$root" "$mirror" >"$dir/debootstrap.log"
 rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/usr/share/{doc,man,locale}
 

@@ -250,6 +250,14 @@ impl Cgroup {
         self.add(pid)
     }
 
+    /// Has systemd put a process into these groups, which are the container's or inside.
+    pub fn attach(&self, groups: &Self, pid: i32) -> Result<()> {
+        let unit =
+            self.unit.as_ref().ok_or_else(|| Error::new("systemd does not manage the control groups"))?;
+        let inside = groups.unified_dir()?.strip_prefix(self.unified_dir()?);
+        unit.attach(inside.unwrap_or(Path::new("")), pid)
+    }
+
     /// Sets the limits and the device policy of a new container.
     pub fn apply(&self, linux: &Linux) -> Result<()> {
         if let Some(resources) = linux.resources() {
@@ -262,6 +270,10 @@ impl Cgroup {
     /// Sets the limits that `resources` names and leaves the others, and the device policy.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         if let Some(unit) = &self.unit {
+            if self.is_unified() {
+                // Told of too low a limit, systemd would have it enforced before we look.
+                v2::check_before_update(self.unified_dir()?, resources)?;
+            }
             unit.update(resources)?;
         }
         if self.is_unified() { v2::apply(self.unified_dir()?, resources) } else { v1::apply(self, resources) }

@@ -68,9 +68,7 @@ fn set_memory(dir: &Path, m: &LinuxMemory) -> Result<()> {
     if limit == 0 && sum == 0 && reservation == 0 {
         return Ok(());
     }
-    if m.check_before_update() == Some(true) {
-        check_usage(dir, limit, sum)?;
-    }
+    check_usage(dir, m)?;
     let alone = swap_alone(sum, limit)?;
     // Equal limits leave no swap at all.
     let swap = if alone == 0 && sum > 0 { Some("0".to_owned()) } else { limit_text(alone) };
@@ -90,7 +88,16 @@ fn set_memory(dir: &Path, m: &LinuxMemory) -> Result<()> {
     Ok(())
 }
 
-fn check_usage(dir: &Path, limit: i64, sum: i64) -> Result<()> {
+/// Refuses limits below what is used already, where config.json asks for that.
+pub(super) fn check_before_update(dir: &Path, resources: &LinuxResources) -> Result<()> {
+    resources.memory().as_ref().map_or(Ok(()), |m| check_usage(dir, m))
+}
+
+fn check_usage(dir: &Path, m: &LinuxMemory) -> Result<()> {
+    if m.check_before_update() != Some(true) {
+        return Ok(());
+    }
+    let (limit, sum) = (m.limit().unwrap_or(0), m.swap().unwrap_or(0));
     let Ok(usage) = read_number(dir, "memory.current") else { return Ok(()) };
     let below = |value: i64| u64::try_from(value).is_ok_and(|v| v > 0 && v <= usage);
     if below(sum) {

@@ -158,13 +158,24 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
     }
 }
 
-/// Puts the process into the groups. In v2 the container's own group takes none once there are groups inside that have
-/// controllers; then it goes where init is.
+/// Puts the process into the groups.
+///
+/// In v2 the container's own group takes none once there are groups inside that have controllers: then it goes where init
+/// is. A user may not move a process from somebody else's group, such as that of his login, into his own: his systemd
+/// may; without it the process stays where it is, as with runc.
 fn enter(container: &Container, groups: &Cgroup, pid: i32) -> sys::Result<()> {
-    match groups.add(pid) {
-        Err(_) if groups.is_unified() && *groups == container.cgroup() => {
-            Cgroup::of_process(container.state.init_process_pid)?.add(pid)
-        }
-        done => done,
+    let failure = match groups.add(pid) {
+        Err(e) if groups.is_unified() => e,
+        done => return done,
+    };
+    let own = container.cgroup();
+    let init = || Cgroup::of_process(container.state.init_process_pid)?.add(pid);
+    if own.attach(groups, pid).is_ok()
+        || (groups.paths() == own.paths() && init().is_ok())
+        || container.state.rootless
+        || credentials::in_user_namespace()
+    {
+        return Ok(());
     }
+    Err(failure)
 }

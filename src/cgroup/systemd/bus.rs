@@ -4,12 +4,18 @@
 //!   root    /run/dbus/system_bus_socket, or without a bus /run/systemd/private
 //!   others  $DBUS_SESSION_BUS_ADDRESS, $XDG_RUNTIME_DIR/bus
 //! ```
+//!
+//! Root of a user namespace may be either: another user who has mapped himself to 0, as Podman does, or the root of a
+//! system container with a systemd of its own. Whose session bus it is tells them apart.
 
 use std::env;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::wire::{self, FIXED, Reader, Value, Writer};
 use crate::sys::{Context, Error, Result};
@@ -47,27 +53,26 @@ pub struct Bus {
 impl Bus {
     /// Connects to the systemd that this user's containers belong to.
     pub fn open() -> Result<Self> {
-        if !nix::unistd::geteuid().is_root() {
-            let path = address("DBUS_SESSION_BUS_ADDRESS")
-                .or_else(|| Some(PathBuf::from(env::var_os("XDG_RUNTIME_DIR")?).join("bus")));
-            let path = path.ok_or_else(|| Error::new("no session bus: XDG_RUNTIME_DIR is not set"))?;
-            return Self::connect(&path, true);
+        if let Some(uid) = user() {
+            let path = session_bus().ok_or_else(|| {
+                Error::new("could not detect DBUS_SESSION_BUS_ADDRESS from the environment")
+            })?;
+            return Self::connect(&path, uid, true);
         }
         let system =
             address("DBUS_SYSTEM_BUS_ADDRESS").unwrap_or_else(|| "/run/dbus/system_bus_socket".into());
         let private = Path::new("/run/systemd/private");
-        Self::connect(&system, true).or_else(|e| Self::connect(private, false).map_err(|_| e))
+        Self::connect(&system, 0, true).or_else(|e| Self::connect(private, 0, false).map_err(|_| e))
     }
 
-    /// Connects to a socket; `bus` if a bus is behind it, and not systemd itself.
-    pub fn connect(path: &Path, bus: bool) -> Result<Self> {
+    /// Connects to a socket as a user whom those behind it call `uid`; `bus` if that is a bus, and not systemd itself.
+    pub fn connect(path: &Path, uid: u32, bus: bool) -> Result<Self> {
         let failed = || format!("cannot reach systemd: connect {}", path.display());
         let mut stream = UnixStream::connect(path).context(failed)?;
         for set in [UnixStream::set_read_timeout, UnixStream::set_write_timeout] {
             set(&stream, Some(PATIENCE)).context(failed)?;
         }
-        let id = nix::unistd::geteuid().to_string();
-        let id: String = id.bytes().map(|b| format!("{b:02x}")).collect();
+        let id: String = uid.to_string().bytes().map(|b| format!("{b:02x}")).collect();
         stream.write_all(format!("\0AUTH EXTERNAL {id}\r\n").as_bytes()).context(failed)?;
         let mut answer = Vec::new();
         while !answer.ends_with(b"\n") && answer.len() < 256 {
@@ -186,9 +191,54 @@ pub fn properties(w: &mut Writer, all: &[(String, Value)]) {
     });
 }
 
+/// The user whose own systemd, and not the host's, manages the containers of this process.
+pub fn user() -> Option<u32> {
+    let me = nix::unistd::geteuid();
+    if !me.is_root() {
+        return Some(me.as_raw());
+    }
+    if !crate::init::credentials::in_user_namespace() {
+        return None;
+    }
+    let stream = UnixStream::connect(session_bus()?).ok()?;
+    let peer = getsockopt(&stream, PeerCredentials).ok()?;
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", peer.pid())).ok()?;
+    owner(&groups).filter(|uid| *uid != 0)
+}
+
+/// Whose slice a process is in: the number of `user-1000.slice` in its /proc/PID/cgroup.
+fn owner(groups: &str) -> Option<u32> {
+    let number = |part: &str| part.strip_prefix("user-")?.strip_suffix(".slice")?.parse().ok();
+    groups.split(['/', '\n']).find_map(number)
+}
+
+/// Where the session bus is.
+fn session_bus() -> Option<PathBuf> {
+    address("DBUS_SESSION_BUS_ADDRESS").or_else(|| {
+        let path = PathBuf::from(env::var_os("XDG_RUNTIME_DIR")?).join("bus");
+        path.exists().then_some(path)
+    })
+}
+
 /// The first path in an address of the form `unix:path=...,...;...`.
 fn address(variable: &str) -> Option<PathBuf> {
     let text = env::var(variable).ok()?;
     let path = text.split(';').find_map(|a| a.strip_prefix("unix:path="))?;
     Some(PathBuf::from(path.split(',').next()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slice_names_the_owner() {
+        assert_eq!(
+            owner("0::/user.slice/user-1001.slice/user@1001.service/app.slice/dbus.service\n"),
+            Some(1001)
+        );
+        assert_eq!(owner("1:name=systemd:/user.slice/user-7.slice/session-1.scope\n0::/\n"), Some(7));
+        assert_eq!(owner("0::/system.slice/dbus.service\n"), None);
+        assert_eq!(owner("0::/user-x.slice\n"), None);
+    }
 }

@@ -13,6 +13,7 @@ mod bus;
 mod properties;
 #[cfg(test)]
 mod tests;
+mod unified;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -40,7 +41,7 @@ impl Unit {
     /// The unit that `cgroupsPath` names, or one called after the container.
     pub fn parse(cgroups_path: Option<&Path>, id: &str) -> Result<Self> {
         let text = cgroups_path.map(|p| p.to_string_lossy().into_owned()).unwrap_or_default();
-        let default = if nix::unistd::geteuid().is_root() { "system.slice" } else { "user.slice" };
+        let default = if bus::user().is_none() { "system.slice" } else { "user.slice" };
         let (slice, prefix, name) = match text.split(':').collect::<Vec<_>>()[..] {
             [""] => ("", "runc", id),
             [slice, prefix, name] => (slice, prefix, name),
@@ -71,7 +72,7 @@ impl Unit {
     /// Its directory, from the root of every hierarchy.
     pub fn path(&self) -> Result<PathBuf> {
         let mut path = PathBuf::from("/");
-        if !nix::unistd::geteuid().is_root() {
+        if bus::user().is_some() {
             // What a user's own systemd manages lies below that.
             path.push(Bus::open()?.property("ControlGroup")?);
         }
@@ -136,6 +137,20 @@ impl Unit {
             Err(e) if !e.name.ends_with(".NoSuchUnit") => Err(e.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Moves a process into a group of the unit.
+    pub fn attach(&self, inside: &Path, pid: i32) -> Result<()> {
+        self.attach_with(&mut Bus::open()?, inside, pid)
+    }
+
+    fn attach_with(&self, bus: &mut Bus, inside: &Path, pid: i32) -> Result<()> {
+        let pid = u32::try_from(pid).map_err(|_| Error::new(format!("no pid: {pid}")))?;
+        let mut body = Writer::default();
+        body.string(&self.name);
+        body.string(&Path::new("/").join(inside).to_string_lossy());
+        body.array(4, |w| w.u32(pid));
+        bus.manager("AttachProcessesToUnit", "ssau", &body.bytes())?.map(drop).map_err(Error::from)
     }
 
     /// Stops the unit, which is no error if it is gone.

@@ -14,12 +14,12 @@ use crate::sys::{Error, Result};
 /// Name and value.
 pub type Property = (String, Value);
 
-fn property(name: &str, value: Value) -> Property {
+pub(super) fn property(name: &str, value: Value) -> Property {
     (name.to_owned(), value)
 }
 
 /// What -1 is to config.json.
-const INFINITY: u64 = u64::MAX;
+pub(super) const INFINITY: u64 = u64::MAX;
 
 fn limit(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(INFINITY)
@@ -80,18 +80,21 @@ pub fn of_resources(resources: &LinuxResources, unified: bool) -> Result<Vec<Pro
             all.push(property("BlockIOWeight", Value::U64(weight.into())));
         }
     }
+    if unified && let Some(files) = resources.unified() {
+        all.extend(super::unified::of_unified(files)?);
+    }
     Ok(all)
 }
 
 /// Microseconds of CPU in a second, in the whole percents that systemd keeps.
-fn per_second(quota: i64, period: u64) -> u64 {
+pub(super) fn per_second(quota: i64, period: u64) -> u64 {
     let Some(quota) = u64::try_from(quota).ok().filter(|q| *q > 0) else { return INFINITY };
     let period = if period == 0 { 100_000 } else { period };
     quota.saturating_mul(1_000_000).div_ceil(period).next_multiple_of(10_000)
 }
 
 /// A list like `0-3,7` as a mask of bits, the first byte first.
-fn mask(list: &str) -> Result<Vec<u8>> {
+pub(super) fn mask(list: &str) -> Result<Vec<u8>> {
     let wrong = || Error::new(format!("invalid list of CPUs or memory nodes: {list:?}"));
     let mut mask = Vec::new();
     for part in list.split(',').map(str::trim).filter(|p| !p.is_empty()) {

@@ -50,7 +50,7 @@ fn systemd(listener: UnixListener) -> JoinHandle<Vec<(String, Vec<u8>)>> {
         let mut stream: UnixStream = stream;
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
-        assert!(line.starts_with("\0AUTH EXTERNAL "), "{line:?}");
+        assert_eq!(line, "\0AUTH EXTERNAL 31303030\r\n");
         stream.write_all(b"OK 1234\r\n").unwrap();
         line.clear();
         reader.read_line(&mut line).unwrap();
@@ -95,9 +95,10 @@ fn a_scope_is_started_and_stopped() {
     let socket = dir.path().join("bus");
     let server = systemd(UnixListener::bind(&socket).unwrap());
     let unit = Unit::parse(Some(Path::new("machine.slice:docker:abc")), "id").unwrap();
-    let mut bus = Bus::connect(&socket, true).unwrap();
+    let mut bus = Bus::connect(&socket, 1000, true).unwrap();
     bus.subscribe().unwrap();
     unit.start_with(&mut bus, &[("PIDs".to_owned(), Value::U32s(vec![42]))]).unwrap();
+    unit.attach_with(&mut bus, Path::new("a/b"), 43).unwrap();
     unit.stop_with(&mut bus).unwrap();
     drop(bus);
     let calls = server.join().unwrap();
@@ -105,7 +106,10 @@ fn a_scope_is_started_and_stopped() {
     let expected =
         ["Hello", "AddMatch", "Subscribe", "StartTransientUnit", "ResetFailedUnit", "StartTransientUnit"];
     assert_eq!(names[..6], expected);
-    assert_eq!(names[6..], ["StopUnit", "ResetFailedUnit"]);
+    assert_eq!(names[6..], ["AttachProcessesToUnit", "StopUnit", "ResetFailedUnit"]);
+    let mut r = Reader::new(&calls[6].1);
+    assert_eq!((r.string().unwrap().as_str(), r.string().unwrap().as_str()), ("docker-abc.scope", "/a/b"));
+    assert_eq!((r.u32().unwrap(), r.u32().unwrap()), (4, 43));
     let mut r = Reader::new(&calls[5].1);
     assert_eq!((r.string().unwrap().as_str(), r.string().unwrap().as_str()), ("docker-abc.scope", "replace"));
 }
