@@ -111,8 +111,10 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
     if let Some(affinity) = process.get_mut("execCPUAffinity").and_then(Value::as_object_mut) {
         plain_lists(affinity).map_err(serde::de::Error::custom)?;
     }
-    if let Some(process) = process.as_object_mut().filter(|p| p.contains_key("cwd")) {
+    if let Some(process) = process.as_object_mut().filter(|p| p.contains_key("cwd") || p.contains_key("args"))
+    {
         process.entry("user").or_insert_with(|| json!({}));
+        process.entry("cwd").or_insert_with(|| json!(""));
     }
     let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags")).and_then(Value::as_array_mut);
     for flag in flags.into_iter().flatten().filter(|f| **f == "SCHED_FLAG_RESET_ON_FORK") {
@@ -254,6 +256,8 @@ mod tests {
     fn what_is_left_out_is_zero() {
         let (process, _): (Process, _) = parse(br#"{"cwd":"/","args":["a"]}"#).unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+        let (process, _): (Process, _) = parse(br#"{"args":["a"]}"#).unwrap();
+        assert_eq!(validate_process(&process).unwrap_err().to_string(), "Cwd property must not be empty");
         let rules = r#"{"ociVersion":"1.0.2","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
             {"names":["kill"],"action":"SCMP_ACT_ERRNO","args":[{"op":"SCMP_CMP_EQ"}]}]}}}"#;
         let (spec, _): (Spec, _) = parse(rules.as_bytes()).unwrap();

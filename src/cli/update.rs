@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, flags, one_id};
+use super::{Context, flags, log, one_id};
 use crate::cgroup::rdt::Resctrl;
 use crate::container::update::{self, Shares};
 use crate::container::{Error, Result};
@@ -78,6 +78,9 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("update", &args.args)?;
+    if [&args.kernel_memory, &args.kernel_memory_tcp].iter().any(|limit| limit.is_some()) {
+        log::warn("Kernel memory settings are ignored and will be removed");
+    }
     let given = |schema: &Option<String>| schema.clone().filter(|s| !s.is_empty());
     let shares = Shares { cache: given(&args.l3_cache_schema), bandwidth: given(&args.mem_bw_schema) };
     if shares.cache.is_some() && !Resctrl::find().is_some_and(|r| r.has_cache()) {

@@ -493,7 +493,7 @@ fn state(
         init_process_start: stat.start,
         created: clock::now_nanos(),
         config: Config {
-            version: spec.version().clone(),
+            version: super::OCI_VERSION.to_owned(),
             rootfs: request.bundle.rootfs.clone(),
             labels: labels(&request.bundle.path, spec),
             namespaces: namespaces.collect(),
