@@ -53,7 +53,7 @@ integration: needs-test
 
 # Images exchanged with runc and CRIU, both ways, for every fixture; skipped aloud where CRIU doesn't work.
 interop: needs-test
-	INTEROP=$$(command -v runc || echo runc) cargo test --test engine
+	INTEROP=$$(command -v runc || echo runc) INTEROP_TABLE=docs/interop/criu-$$(criu --version | sed -n "s/^Version: *//p").md cargo test --test engine
 
 # Real servers and language runtimes, checkpointed while they work.
 programs: needs-test

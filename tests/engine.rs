@@ -2,7 +2,7 @@
 //!
 //! Needs root and gcc; skipped aloud without. `RUNTIME=/path` drives another runtime (one without a working
 //! checkpoint runs the `plain` mode only). `INTEROP=/path/to/runc` exchanges images with it and the criu on PATH instead:
-//! each of the two restores what the other has checkpointed. Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
+//! each of the two restores what the other has checkpointed; `INTEROP_TABLE=FILE` has the outcome. Arguments select tests by substring: `cargo test --test engine -- pipe/stop`.
 //! `EXCHANGE=DIR` takes half of a test to another machine: a fixture without `DIR/NAME.tar` is checkpointed into it, one
 //! with it is restored from it.
 //! `--build` only builds the fixtures, for a machine without gcc; `PATIENCE=5` gives every step five times as long.
@@ -19,6 +19,8 @@ mod container;
 mod fixture;
 #[path = "engine/known.rs"]
 mod known;
+#[path = "engine/table.rs"]
+mod table;
 #[path = "engine/vdso.rs"]
 mod vdso;
 
@@ -31,6 +33,7 @@ use std::time::Instant;
 use container::{Container, Place};
 use fixture::{Fixture, Mode};
 use known::Known;
+use table::Table;
 
 enum Outcome {
     Passed,
@@ -56,7 +59,8 @@ fn main() -> ExitCode {
         None => "engine",
     };
     let list = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/known-failures");
-    let (fixtures, known) = match load().and_then(|f| Ok((f, Known::read(&list, suite)?))) {
+    let suites = [suite.to_owned(), format!("{suite}@{}", table::criu_version())];
+    let (fixtures, known) = match load().and_then(|f| Ok((f, Known::read(&list, &suites)?))) {
         Ok(both) => both,
         Err(e) => {
             eprintln!("{e}");
@@ -71,7 +75,7 @@ fn main() -> ExitCode {
     ) {
         (None, None, _) => f.modes.clone(),
         (_, _, false) => vec![],
-        (Some(_), ..) => vec![Mode::ToRunc, Mode::FromRunc],
+        (Some(_), ..) => vec![Mode::ToRunc, Mode::FromRunc, Mode::Runc],
         (None, Some(dir), _) if dir.join(&f.name).with_extension("tar").exists() => vec![Mode::Load],
         (None, Some(_), _) => vec![Mode::Save],
     };
@@ -114,6 +118,7 @@ fn main() -> ExitCode {
     let place = Place { runtime, rival, exchange, dir };
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(8);
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let rows = Mutex::new(Table::default());
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
@@ -121,7 +126,11 @@ fn main() -> ExitCode {
                     let started = Instant::now();
                     let name = format!("{}/{}", fixture.name, mode.name());
                     let outcome = run(&place, fixture, *mode, &programs);
-                    let outcome = judge(outcome, known.reason(&fixture.name, mode.name()));
+                    let reason = known.reason(&fixture.name, mode.name());
+                    if let Ok(mut rows) = rows.lock() {
+                        rows.add(fixture, *mode, &outcome, reason);
+                    }
+                    let outcome = judge(outcome, *mode, reason);
                     let spent = started.elapsed().as_secs_f32();
                     match &outcome {
                         Outcome::Passed => println!("ok      {name} ({spent:.2} s)"),
@@ -136,6 +145,12 @@ fn main() -> ExitCode {
         }
     });
     let results = results.into_inner().unwrap_or_default();
+    if let (Some(to), Ok(rows)) = (std::env::var_os("INTEROP_TABLE"), rows.into_inner())
+        && let Err(e) = rows.write(Path::new(&to), &place)
+    {
+        eprintln!("{}: {e}", to.display());
+        return ExitCode::FAILURE;
+    }
     let failed: Vec<&str> =
         results.iter().filter(|(_, o)| matches!(o, Outcome::Failed(_))).map(|(n, _)| n.as_str()).collect();
     let skipped = results.iter().filter(|(_, o)| matches!(o, Outcome::Skipped(_))).count();
@@ -225,9 +240,12 @@ fn run(place: &Place, fixture: &Fixture, mode: Mode, programs: &Path) -> Outcome
     }
 }
 
-/// Turns round the outcome of a test that is known to fail.
-fn judge(outcome: Outcome, known: Option<&str>) -> Outcome {
+/// Turns round the outcome of a test that is known to fail. What runc and CRIU do alone is told, not judged.
+fn judge(outcome: Outcome, mode: Mode, known: Option<&str>) -> Outcome {
     match (outcome, known) {
+        (Outcome::Failed(why), _) if mode == Mode::Runc => {
+            Outcome::Skipped(format!("CRIU itself can't: {}", table::reason(&why)))
+        }
         (Outcome::Failed(why), Some(reason)) => {
             let first = why.lines().next().unwrap_or_default();
             Outcome::Skipped(format!("known to fail: {reason} ({first})"))
@@ -244,6 +262,7 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
     let [first, second] = match mode {
         Mode::ToRunc => [&place.runtime, &place.rival],
         Mode::FromRunc => [&place.rival, &place.runtime],
+        Mode::Runc => [&place.rival, &place.rival],
         _ => [&place.runtime, &place.runtime],
     };
     c.use_runtime(first);
@@ -255,12 +274,12 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
     }
     c.start()?;
     match mode {
-        Mode::ToRunc | Mode::FromRunc => {
+        Mode::ToRunc | Mode::FromRunc | Mode::Runc => {
             match c.checkpoint("image", &[]) {
                 // What CRIU can't save, there is nothing to restore of.
-                Err(e) if mode == Mode::FromRunc => {
-                    let why = e.lines().find(|l| l.contains("Error (")).unwrap_or("dump.log doesn't say why");
-                    return Err(Outcome::Skipped(format!("CRIU can't checkpoint it: {}", why.trim())));
+                Err(e) if mode != Mode::ToRunc => {
+                    let why = format!("CRIU can't checkpoint it: {}", table::reason(&e));
+                    return Err(Outcome::Skipped(why));
                 }
                 done => done?,
             }

@@ -28,6 +28,8 @@ pub enum Mode {
     ToRunc,
     /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
     FromRunc,
+    /// Both halves by runc with CRIU: what it can do itself. Only with `INTEROP`.
+    Runc,
     /// Checkpoint, and leave container and images in the directory `EXCHANGE`.
     Save,
     /// Restore what `save` has left there, elsewhere: on another machine, under another kernel. Check.
@@ -47,6 +49,7 @@ impl Mode {
             Self::Kernel => "kernel",
             Self::ToRunc => "to-runc",
             Self::FromRunc => "from-runc",
+            Self::Runc => "runc-alone",
             Self::Save => "save",
             Self::Load => "load",
         }
@@ -64,6 +67,8 @@ impl Mode {
 pub struct Fixture {
     pub name: String,
     pub source: PathBuf,
+    /// Its first line.
+    pub about: String,
     pub modes: Vec<Mode>,
     /// Texts that the refusal must contain, every one.
     pub refused: Vec<String>,
@@ -93,7 +98,8 @@ impl Fixture {
     pub fn parse(source: &Path) -> Result<Self, String> {
         let text = std::fs::read_to_string(source).map_err(|e| format!("{}: {e}", source.display()))?;
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let mut f = Self { name, source: source.to_owned(), timeout: 20, ..Self::default() };
+        let about = text.lines().next().unwrap_or_default().trim_start_matches(['/', ' ']).to_owned();
+        let mut f = Self { name, about, source: source.to_owned(), timeout: 20, ..Self::default() };
         for line in text.lines() {
             let Some(directive) = line.strip_prefix("//@") else { continue };
             let (key, value) = directive.split_once(':').unwrap_or((directive, ""));
