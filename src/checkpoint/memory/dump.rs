@@ -20,7 +20,7 @@ use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{inherit, layout, lock, mm, shmem, track};
+use crate::checkpoint::memory::{inherit, layout, lock, marks, mm, shmem, track};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -64,6 +64,7 @@ fn task_memory(
     pages.ask_later(found.iter().map(|vma| &vma.entry));
     let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
     lock::record(dump, vpid, on_fault)?;
+    marks::record(dump, index, &found)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
     mm.vmas.extend(pages.guards.iter().map(guard));
     dump.model.mm.insert(vpid, mm);

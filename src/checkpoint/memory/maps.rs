@@ -55,9 +55,12 @@ impl Mapping {
     }
 }
 
-/// The two-letter words of a `VmFlags` line, as a set.
+/// The two-letter words of a `VmFlags` line, as a set, and the number of the `ProtectionKey` line.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct VmFlags([u32; 26]);
+pub struct VmFlags {
+    words: [u32; 26],
+    key: u16,
+}
 
 impl VmFlags {
     /// From the words of the line; unknown ones are kept, what is no word of two small letters is left out.
@@ -65,7 +68,7 @@ impl VmFlags {
         let mut set = Self::default();
         for word in words.split(u8::is_ascii_whitespace) {
             if let &[a @ b'a'..=b'z', b @ b'a'..=b'z'] = word {
-                set.0[usize::from(a - b'a')] |= 1 << (b - b'a');
+                set.words[usize::from(a - b'a')] |= 1 << (b - b'a');
             }
         }
         set
@@ -74,15 +77,19 @@ impl VmFlags {
     pub fn clear(&mut self, word: &[u8; 2]) {
         let [a, b] = word;
         if a.is_ascii_lowercase() && b.is_ascii_lowercase() {
-            self.0[usize::from(a - b'a')] &= !(1 << (b - b'a'));
+            self.words[usize::from(a - b'a')] &= !(1 << (b - b'a'));
         }
+    }
+    /// The protection key, 0 where there is none.
+    pub fn key(self) -> u16 {
+        self.key
     }
     /// Whether the word, two small letters, is in the line.
     pub fn has(self, word: &[u8; 2]) -> bool {
         let [a, b] = word;
         a.is_ascii_lowercase()
             && b.is_ascii_lowercase()
-            && self.0[usize::from(a - b'a')] & (1 << (b - b'a')) != 0
+            && self.words[usize::from(a - b'a')] & (1 << (b - b'a')) != 0
     }
 }
 
@@ -131,6 +138,9 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|&b| b == b'\n').filter(|line| !line.is_empty())
 }
 
+/// Bytes of the line that has the protection key: a few more than there are.
+const KEY_LINE: usize = 32;
+
 /// What has been read of `smaps` so far.
 #[derive(Debug, Default)]
 struct Smaps {
@@ -150,8 +160,13 @@ impl Smaps {
             let here = &text[at..end];
             let start = std::mem::replace(&mut at, (end + 1).min(text.len()));
             if let Some(words) = here.strip_prefix(FLAGS) {
-                self.found.last_mut().ok_or_else(|| malformed(here))?.1 = VmFlags::parse(words);
+                let flags = &mut self.found.last_mut().ok_or_else(|| malformed(here))?.1;
+                // It is in the line before, which may have been left out.
+                let key = lines(&text[start.saturating_sub(KEY_LINE)..start]).last().map_or(Ok(None), key)?;
+                *flags = VmFlags { key: key.unwrap_or(flags.key), ..VmFlags::parse(words) };
                 self.between = first.take().map_or(self.between, |first| start - first);
+            } else if let Some(key) = key(here)? {
+                self.found.last_mut().ok_or_else(|| malformed(here))?.1.key = key;
             } else if here.first().is_some_and(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b)) {
                 self.found.push((line(here)?, VmFlags::default()));
                 first = Some(at);
@@ -165,6 +180,13 @@ impl Smaps {
         }
         Ok(())
     }
+}
+
+/// The key in a line that tells of one.
+fn key(line: &[u8]) -> Result<Option<u16>> {
+    let Some(number) = line.strip_prefix(b"ProtectionKey:") else { return Ok(None) };
+    let number = std::str::from_utf8(number).ok().and_then(|number| number.trim().parse().ok());
+    number.map(Some).ok_or_else(|| malformed(line))
 }
 
 fn line(text: &[u8]) -> Result<Mapping> {
@@ -220,6 +242,7 @@ mod tests {
     const SMAPS: &[u8] = b"\
 55dd4f36c000-55dd4f36e000 r--p 00000000 fe:00 247030                     /usr/bin/a file (deleted)
 Size:                  8 kB
+ProtectionKey:         3
 VmFlags: rd mr mw me sd 
 7ffc46537000-7ffc46558000 rw-p 00000000 00:00 0                          [stack]
 Rss:                   8 kB
@@ -237,6 +260,7 @@ VmFlags: ex
         assert_eq!(file.name(), b"/usr/bin/a file (deleted)");
         assert_eq!((file.device, file.inode), ((0xfe, 0), 247_030));
         assert!(flags.has(b"rd") && flags.has(b"sd") && !flags.has(b"wr"));
+        assert_eq!((flags.key(), found[1].1.key()), (3, 0));
         let (stack, flags) = &found[1];
         assert_eq!((stack.len(), stack.prot), (0x21000, 3));
         assert!(flags.has(b"gd"));

@@ -21,6 +21,7 @@
 //! | `copy`    | moving pages in pieces, on two threads                            |
 //! | `shmem`   | contents of shared memory                                         |
 //! | `lock`    | locked memory                                                     |
+//! | `marks`   | names, protection keys and seals of mappings                      |
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
 //! | `bridge`  | the way from another kernel's vdso to this one's                  |
 //! | `capture` | private pages between being found and being written              |
@@ -50,6 +51,7 @@ pub mod lazy;
 pub mod lock;
 pub mod look;
 pub mod maps;
+pub mod marks;
 pub mod mm;
 pub mod pagemap;
 pub mod pages;

@@ -25,12 +25,13 @@ use crate::checkpoint::memory::fill::{self, Goals};
 use crate::checkpoint::memory::inherit;
 use crate::checkpoint::memory::lazy::{self, Lazy};
 use crate::checkpoint::memory::lock::{self, OnFault};
+use crate::checkpoint::memory::marks::Marks;
 use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::memory::sources::{EXECUTABLE, Sources};
 use crate::checkpoint::memory::vdso::{Fit, Vdso};
-use crate::checkpoint::memory::{bridge, maps, mm};
+use crate::checkpoint::memory::{bridge, maps, marks, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
 use crate::sys::{pidfd, userfaultfd};
@@ -127,7 +128,8 @@ impl<'a> Memories<'a> {
         let stay = kept.iter().map(|kept| kept.range.clone()).chain(once(start..end)).collect();
         clear(task, stay)?;
         let own_exe = parent.is_none();
-        let uffd = map(task, (mm, own_exe), &plan, files, &self.shared, conduit)?;
+        let marks = marks::of(model, task.vpid.cast_unsigned())?;
+        let uffd = map(task, (mm, own_exe, &marks), &plan, files, &self.shared, conduit)?;
         if let Some((at, code)) = bridge {
             task.injection.write_mem(at, &code)?;
         }
@@ -146,8 +148,11 @@ impl<'a> Memories<'a> {
     }
 
     fn finish(&self, task: &mut NewTask, plan: &Plan) -> Result<()> {
-        let on_fault = lock::of(self.restore.model, task.vpid.cast_unsigned())?;
-        finish(&mut task.injection, self.mm(task.vpid)?, plan, &on_fault)
+        let (mm, vpid) = (self.mm(task.vpid)?, task.vpid.cast_unsigned());
+        let on_fault = lock::of(self.restore.model, vpid)?;
+        finish(&mut task.injection, mm, plan, &on_fault)?;
+        let marks = marks::of(self.restore.model, vpid)?;
+        marks::restore(&mut task.injection, &marks, &mm.vmas, self.heirs.contains_key(&task.vpid))
     }
 }
 
@@ -250,7 +255,7 @@ fn unmap(batch: &mut Batch, range: Range<u64>) {
 /// whether the executable is not the one that the process has.
 fn map(
     task: &mut NewTask,
-    (mm, exe): (&MmEntry, bool),
+    (mm, exe, marks): (&MmEntry, bool, &Marks),
     plan: &Plan,
     files: OpenFile<'_>,
     shared: &Shared,
@@ -264,6 +269,7 @@ fn map(
     let numbers = sources.send(task, conduit)?;
     let exe = numbers.get(&Source::File(mm.exe_file_id, EXECUTABLE)).copied();
     mm::restore(&mut batch, mm, exe.unwrap_or(-1));
+    marks::reserve(&mut batch, marks, &mm.vmas);
     for one in &plan.map {
         step(&mut batch, one, &numbers)?;
     }

@@ -15,6 +15,7 @@ use std::fmt;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::maps::{Mapping, VmFlags};
+use crate::checkpoint::memory::marks::Mark;
 
 /// `MAP_DROPPABLE`: pages that the kernel may drop at any time. A type beside `MAP_PRIVATE`; Linux 6.11.
 pub const MAP_DROPPABLE: u32 = 0x08;
@@ -73,6 +74,8 @@ pub struct Vma {
     pub mapping: Mapping,
     /// Its pages are locked as they come: `mlock2(MLOCK_ONFAULT)`. The image has no place for this.
     pub lock_on_fault: bool,
+    /// What is on it; the image has no place for this, either.
+    pub mark: Mark,
 }
 
 /// Describes a mapping. `file` is what `map_files` says, if it has an entry; `internal` is the device of the kernel's own
@@ -115,8 +118,8 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
         }
         Some(file) => backing(mapping, file, internal, &mut entry)?,
     };
-    let lock_on_fault = flags.has(b"lf");
-    Ok(Vma { entry, backing, mapping: mapping.clone(), lock_on_fault })
+    let (lock_on_fault, mark) = (flags.has(b"lf"), Mark::of(mapping, flags));
+    Ok(Vma { entry, backing, mapping: mapping.clone(), lock_on_fault, mark })
 }
 
 /// The status of an area that the kernel named.
@@ -176,8 +179,8 @@ fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()>
         "memory of hugetlbfs"
     } else if flags.has(b"ss") {
         "a shadow stack"
-    } else if flags.has(b"sl") {
-        "memory sealed by mseal"
+    } else if flags.has(b"sl") && special.is_some_and(|special| special & status::HEAP == 0) {
+        "a part of the kernel that is sealed"
     } else if (flags.has(b"pf") || flags.has(b"io"))
         && special != Some(status::REGULAR | status::VVAR)
         && special != Some(status::REGULAR | status::VDSO)
@@ -316,7 +319,7 @@ mod tests {
             ("", "rd wr um", None, "userfaultfd"),
             ("", "rd wr ht", None, "hugetlbfs"),
             ("", "rd wr ss", None, "shadow stack"),
-            ("", "rd wr sl", None, "mseal"),
+            ("[vdso]", "rd ex sl", None, "sealed"),
             ("/dev/mem", "rd wr pf io", None, "device memory"),
             ("/dev/fb0", "rd wr", device, "device or socket"),
         ];

@@ -31,7 +31,7 @@ names! {
     SYS_mlockall SYS_mmap SYS_mount SYS_mprotect SYS_mq_open SYS_mremap SYS_mseal SYS_msgctl SYS_msgget
     SYS_msgrcv SYS_msgsnd SYS_msync SYS_munlock SYS_munmap SYS_nanosleep SYS_newfstatat SYS_openat
     SYS_openat2 SYS_personality SYS_pidfd_getfd SYS_pidfd_open SYS_pidfd_send_signal SYS_pipe2 SYS_pivot_root
-    SYS_pkey_alloc SYS_pkey_mprotect SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_prlimit64
+    SYS_pkey_alloc SYS_pkey_free SYS_pkey_mprotect SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_prlimit64
     SYS_process_vm_readv SYS_process_vm_writev SYS_pwrite64 SYS_pwritev SYS_read SYS_readlinkat SYS_readv
     SYS_recvfrom SYS_recvmsg SYS_renameat2 SYS_rseq SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask
     SYS_rt_sigqueueinfo SYS_rt_sigtimedwait SYS_rt_tgsigqueueinfo SYS_sched_getaffinity SYS_sched_setaffinity
