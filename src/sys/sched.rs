@@ -1,4 +1,4 @@
-//! Scheduling: sched_setattr(2), ioprio_set(2), set_mempolicy(2).
+//! Scheduling: sched_setattr(2), ioprio_set(2), set_mempolicy(2), prctl(PR_SCHED_CORE).
 
 use nix::errno::Errno;
 
@@ -48,4 +48,32 @@ pub fn set_mempolicy(mode: i32, nodes: &[u64]) -> Result<(), Errno> {
     let max = if bits == 0 { 0 } else { bits + 1 };
     // SAFETY: the kernel reads `bits` bits of the slice.
     check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, max) }).map(drop)
+}
+
+const PR_SCHED_CORE: libc::c_int = 62;
+const SCOPE_THREAD: libc::c_ulong = 0;
+
+/// The cookie of core scheduling that a thread has: equal ones, and only those, may run on one core at a time. 0: none.
+pub fn core_cookie(tid: i32) -> Result<u64, Errno> {
+    let mut cookie = 0u64;
+    // SAFETY: the kernel writes eight bytes.
+    check(unsafe { libc::prctl(PR_SCHED_CORE, 0, tid, SCOPE_THREAD, &raw mut cookie) }.into())?;
+    Ok(cookie)
+}
+
+/// Gives all these threads a new cookie.
+pub fn share_core(tids: &[i32]) -> Result<(), Errno> {
+    const CREATE: libc::c_int = 1;
+    const SHARE_TO: libc::c_int = 2;
+    const SHARE_FROM: libc::c_int = 3;
+    let order = |what: libc::c_int, tid: i32| {
+        // SAFETY: numbers only.
+        check(unsafe { libc::prctl(PR_SCHED_CORE, what, tid, SCOPE_THREAD, 0) }.into()).map(drop)
+    };
+    let Some((first, others)) = tids.split_first() else { return Ok(()) };
+    order(CREATE, *first)?;
+    // The one that passes the cookie on has it, too, until it ends.
+    let pass =
+        || order(SHARE_FROM, *first).and_then(|()| others.iter().try_for_each(|tid| order(SHARE_TO, *tid)));
+    std::thread::scope(|scope| scope.spawn(pass).join()).unwrap_or(Err(Errno::EIO))
 }

@@ -25,6 +25,9 @@ records! {
         dispatch: optional message(ThreadDispatch) = 12,
         placement: repeated message(MappingPolicy) = 13,
         io_flusher: optional bool = 14,
+        least_use: optional uint32 = 15,
+        most_use: optional uint32 = 16,
+        cookie: optional uint32 = 17,
     }
 
     /// The extension `io_uring`: rings. Their descriptors are external files to CRIU, which it does not restore.

@@ -10,10 +10,13 @@
 //!  credentials  ids, capabilities, securebits, no_new_privs        seccomp      filters; the destination's replaces the lowest
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
+//!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
 //! ```
 
+pub mod cookies;
 pub mod credentials;
 pub mod freeze;
+pub mod keys;
 pub mod limits;
 pub mod modes;
 pub mod placement;

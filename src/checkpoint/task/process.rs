@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
-use super::{freeze, limits, modes, seccomp, sharing, signals, timers, tree};
+use super::{cookies, freeze, limits, modes, seccomp, sharing, signals, timers, tree};
 use crate::checkpoint::arch::features;
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
@@ -55,11 +55,14 @@ pub fn capture(tasks: &[LiveTask]) -> Result<Snapshot> {
 /// Fills pstree, cores, ids, seccomp and the extension, and leaves an injection in every leader for the other rooms.
 pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     let mut extra = TaskExtra::default();
-    let ids = sharing::ids(dump)?;
+    let (ids, mut groups) = (sharing::ids(dump)?, cookies::Groups::default());
     let depth = status::depth(dump.source.init)?;
     for i in 0..dump.tasks.len() {
         let task = &mut dump.tasks[i];
-        let captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
+        let mut captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
+        for (thread, captured) in task.threads.iter().zip(&mut captured) {
+            captured.extra.cookie = groups.of(thread.tid())?;
+        }
         let vpid = task.vpid;
         let entry = tree_entry(task, &captured, depth)?;
         dump.model.pstree.push(entry);
@@ -148,7 +151,7 @@ fn alive(
     let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
     let results = injection.run(&batch)?;
     asked.0.answer(&results, &mut tc);
-    asked.1.answer(&results, &injection, (&users, &groups), &mut captured[0])?;
+    asked.1.answer(&results, &mut injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
     let features = features::on_request(results.u64(asked.0.features, 0));
     captured[0].extra.core_filter = modes::core_filter(task.pid)?;
@@ -158,7 +161,7 @@ fn alive(
         let mut batch = Batch::new();
         let asked = threads::Ask::new(&mut batch);
         let results = injection.run(&batch)?;
-        asked.answer(&results, &injection, (&users, &groups), captured)?;
+        asked.answer(&results, &mut injection, (&users, &groups), captured)?;
         injection.finish()?;
     }
     task.injection = Some(injection);

@@ -22,7 +22,7 @@ use prost::Message;
 use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
 use super::status::Status;
 use super::tree::Step;
-use super::{credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
+use super::{cookies, credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
 use crate::checkpoint::arch::{features, record};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
@@ -254,7 +254,7 @@ impl<'a> Revival<'a> {
                 self.process(entry, tc, task, threads, doors).map_err(|e| e.pid(pid))?;
             }
         }
-        Ok(())
+        cookies::restore(&self.extra, self.restore.target.init, threads)
     }
 
     fn process(

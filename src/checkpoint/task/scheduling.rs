@@ -1,5 +1,5 @@
 //! Scheduling: policy, nice value, real-time priority, processor affinity, I/O priority, timer slack,
-//! the NUMA policy of memory to come. All of a thread.
+//! the utilisation that it is taken to have, the NUMA policy of memory to come. All of a thread.
 
 use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
@@ -26,6 +26,13 @@ pub(super) const MPOL_DEFAULT: u32 = 0;
 const RESET_ON_FORK: u64 = 1;
 /// SCHED_RESET_ON_FORK: the same in the policy, where sched_getscheduler(2) and the images have it.
 const RESET_ON_FORK_POLICY: u32 = 0x4000_0000;
+/// SCHED_FLAG_KEEP_ALL, SCHED_FLAG_UTIL_CLAMP_MIN, SCHED_FLAG_UTIL_CLAMP_MAX.
+const KEEP: u64 = 8 | 16;
+const CLAMP: u64 = 32 | 64;
+/// What a processor can do, to the kernel.
+const CAPACITY: u32 = 1024;
+const SCHED_FIFO: u32 = 1;
+const SCHED_RR: u32 = 2;
 
 /// Asks how a thread is scheduled.
 #[derive(Debug)]
@@ -74,6 +81,8 @@ impl Ask {
         core.sched_policy = Some(policy | if reset { RESET_ON_FORK_POLICY } else { 0 });
         core.sched_nice = Some(results.i32(self.attr, 16));
         core.sched_prio = Some(results.u32(self.attr, 20));
+        (extra.least_use, extra.most_use) =
+            clamps(policy, results.u32(self.attr, 48), results.u32(self.attr, 52));
         let size = usize::try_from(results.ret(self.size)).unwrap_or(0).min(CPUS);
         extra.affinity = Some(results.out(self.cpus)[..size].to_vec());
         extra.timer_slack = u64::try_from(results.ret(self.slack)).ok();
@@ -137,7 +146,26 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
         let attr = batch.data(&attr(policy, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0)));
         batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
     }
+    if let Some((least, most)) = extra.and_then(|e| e.least_use.zip(e.most_use)) {
+        batch.about(format!(
+            "cannot have the thread taken to use {least} to {most} of {CAPACITY}: the kernel must have CONFIG_UCLAMP_TASK"
+        ));
+        let mut raw = attr(0, 0, 0);
+        raw[..4].copy_from_slice(&(ATTR as u32).to_ne_bytes());
+        raw[8..16].copy_from_slice(&(KEEP | CLAMP).to_ne_bytes());
+        raw.extend([least.to_ne_bytes(), most.to_ne_bytes()].concat());
+        let attr = batch.data(&raw);
+        batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
+    }
     injection.run(&batch).map(|_| ())
+}
+
+/// The bounds of what a thread is taken to use, if they are not those that it has anyway. Kernels that know of none tell 0.
+fn clamps(policy: u32, least: u32, most: u32) -> (Option<u32>, Option<u32>) {
+    // A thread of a real-time policy is taken to use all.
+    let all = matches!(policy, SCHED_FIFO | SCHED_RR) && least == CAPACITY;
+    let usual = (least, most) == (0, 0) || most == CAPACITY && (least == 0 || all);
+    if usual { (None, None) } else { (Some(least), Some(most)) }
 }
 
 fn attr(policy: u32, nice: i32, priority: u32) -> Vec<u8> {
@@ -155,6 +183,18 @@ fn attr(policy: u32, nice: i32, priority: u32) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bounds_are_told_from_none() {
+        assert_eq!(
+            (clamps(0, 0, 0), clamps(0, 0, 1024), clamps(1, 1024, 1024)),
+            ((None, None), (None, None), (None, None))
+        );
+        assert_eq!(
+            (clamps(0, 1024, 1024), clamps(2, 0, 500)),
+            ((Some(1024), Some(1024)), (Some(0), Some(500)))
+        );
+    }
 
     #[test]
     fn the_attributes_are_laid_out_as_the_kernel_reads_them() {

@@ -10,7 +10,7 @@ use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
-use crate::checkpoint::task::{credentials, modes, scheduling, seccomp, signals};
+use crate::checkpoint::task::{credentials, keys, modes, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
 use crate::sys::procfs::read_bytes;
 
@@ -96,6 +96,7 @@ pub struct Ask {
     creds: credentials::Ask,
     sched: scheduling::Ask,
     modes: modes::Ask,
+    keys: keys::Ask,
     tid_address: Out,
     death: Out,
     robust: (Out, Out),
@@ -116,6 +117,7 @@ impl Ask {
             creds: credentials::Ask::new(batch),
             sched: scheduling::Ask::new(batch),
             modes: modes::Ask::new(batch),
+            keys: keys::Ask::new(batch),
             tid_address,
             death,
             robust,
@@ -126,7 +128,7 @@ impl Ask {
     pub fn answer(
         &self,
         results: &Results,
-        injection: &Injection,
+        injection: &mut Injection,
         ids: (&IdMap, &IdMap),
         captured: &mut Captured,
     ) -> Result<()> {
@@ -145,6 +147,7 @@ impl Ask {
         thread.sas = Some(self.stack.answer(results));
         thread.creds = Some(self.creds.answer(results, status, ids.0, ids.1));
         extra.modes = self.modes.answer(results);
+        self.keys.answer(results, injection)?;
         self.sched.answer(results, thread, extra)
     }
 }
