@@ -132,7 +132,9 @@ impl TaskPages {
         offset: &mut u64,
     ) {
         let lazy = vmas::may_be_lazy(mapping);
-        let stays = mapping.madv.unwrap_or(0) & (DONTFORK | 1 << libc::MADV_WIPEONFORK) != 0;
+        // The kernel takes huge pages away from a copy when it runs out of them.
+        let stays = mapping.madv.unwrap_or(0) & (DONTFORK | 1 << libc::MADV_WIPEONFORK) != 0
+            || vmas::huge(mapping).is_some();
         for (range, kept) in earlier.divide(range, clean) {
             let len = range.end - range.start;
             if kept {

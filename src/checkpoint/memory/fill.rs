@@ -54,7 +54,7 @@ impl Goals {
                 Way::Skip
             } else if lazy && vmas::may_be_lazy(entry) && !wiped {
                 Way::Later
-            } else if lazy {
+            } else if lazy || vmas::huge(entry).is_some() {
                 Way::Write
             } else if entry.status & status::ANON_PRIVATE != 0 {
                 Way::Copy

@@ -43,7 +43,9 @@ fn unmarked(mut found: Flagged, watched: bool) -> Flagged {
 /// The mappings that can have pages of the task's own, as far as `maps` tells, which is quick.
 pub fn private(pid: i32) -> Result<Vec<VmaEntry>> {
     let special = [&b"[vdso]"[..], b"[vvar]", b"[vvar_vclock]", b"[vsyscall]"];
-    let mappings = maps::read(pid)?.into_iter().filter(|m| !m.shared && !special.contains(&m.name()));
+    // Writes to huge pages are not noted: they are saved in the end.
+    let left_out = |m: &Mapping| special.contains(&m.name()) || m.name().starts_with(b"/anon_hugepage");
+    let mappings = maps::read(pid)?.into_iter().filter(|m| !m.shared && !left_out(m));
     let entry = |mapping: Mapping| {
         let anonymous = mapping.inode == 0;
         let kind = if anonymous { status::ANON_PRIVATE } else { status::FILE_PRIVATE };
@@ -120,6 +122,7 @@ fn file_facts(pid: i32, mapping: &Mapping) -> Result<Option<FileFacts>> {
         mode: file.st_mode(),
         device: file.st_dev(),
         special: file.st_rdev(),
+        block: file.st_blksize(),
         access: access.cast_unsigned(),
     }))
 }

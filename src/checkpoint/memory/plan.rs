@@ -5,8 +5,9 @@
 //!                                finish: Advise, Lock, Guard }
 //! ```
 //!
-//! Every mapping gets its last protection at once: pages are filled in by ways that do not ask for PROT_WRITE. So no
-//! page is ever writable and executable unless it was, and memory-deny-write-execute has nothing to object to.
+//! Every mapping but those of huge pages gets its last protection at once: pages are filled in by ways that do not ask for
+//! PROT_WRITE. So no page is ever writable and executable unless it was, and memory-deny-write-execute has nothing to
+//! object to.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -24,6 +25,10 @@ const TASK_SIZE_MAX: u64 = (1 << 56) - PAGE;
 /// Space below a stack that the kernel wants free for it to grow: `stack_guard_gap`, 256 pages.
 const STACK_GAP: u64 = 256 * PAGE;
 const MADV_GUARD_INSTALL: u32 = 102;
+/// Huge pages, and their size.
+const HUGE: u32 = (libc::MAP_HUGETLB | libc::MAP_HUGE_MASK << libc::MAP_HUGE_SHIFT).cast_unsigned();
+
+const WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
 
 /// What is mapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -240,6 +245,14 @@ fn validate(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
         | libc::MAP_NORESERVE)
         .cast_unsigned()
         | MAP_DROPPABLE;
+    let huge = vmas::huge(entry);
+    if let Some(size) = huge {
+        let anonymous = entry.status & status::ANON_PRIVATE != 0;
+        if !anonymous || !(entry.start | entry.end).is_multiple_of(size) {
+            return Err(malformed(entry, &format!("it has pages of {size} bytes")));
+        }
+    }
+    let flags = if huge.is_some() { flags | HUGE } else { flags };
     if entry.flags & !flags != 0 {
         return Err(malformed(entry, &format!("its flags are {:#x}", entry.flags)));
     }
@@ -282,13 +295,19 @@ fn mapping(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
             Source::Nothing
         };
         let kept = libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE;
-        let mut flags = entry.flags & (kept.cast_unsigned() | MAP_DROPPABLE);
+        let mut flags = entry.flags & (kept.cast_unsigned() | MAP_DROPPABLE | HUGE);
         flags |= libc::MAP_FIXED_NOREPLACE.cast_unsigned();
         if source == Source::Nothing {
             flags |= libc::MAP_ANONYMOUS.cast_unsigned();
         }
         let offset = if source == Source::Nothing { 0 } else { entry.pgoff };
-        plan.map.push(Step::Map { range: range.clone(), prot: entry.prot, flags, source, offset });
+        let mut prot = entry.prot;
+        // Nobody fills huge pages that may not be written.
+        if vmas::huge(entry).is_some() && prot & WRITE == 0 {
+            prot |= WRITE;
+            plan.finish.push(Step::Protect(range.clone(), entry.prot));
+        }
+        plan.map.push(Step::Map { range: range.clone(), prot, flags, source, offset });
     }
     advise(entry, plan)?;
     if entry.flags & libc::MAP_LOCKED.cast_unsigned() != 0 {
@@ -538,6 +557,8 @@ mod tests {
             with(|e| e.status |= status::AIORING),
             with(|e| e.status |= 1 << 27),
             with(|e| e.flags |= libc::MAP_HUGETLB as u32),
+            with(|e| e.flags |= HUGE),
+            with(|e| e.flags |= 12 << libc::MAP_HUGE_SHIFT),
             with(|e| e.flags |= libc::MAP_SHARED as u32),
             with(|e| e.prot = 8),
             with(|e| e.madv = Some(1 << libc::MADV_REMOVE)),

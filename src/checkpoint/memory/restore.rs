@@ -307,7 +307,10 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
                 Source::Descriptor(_) => return Err(Error::new("a mapping is made too early")),
                 other => *numbers.get(other).ok_or_else(|| Error::new("a mapped file was not passed"))?,
             };
-            batch.about("cannot map the memory of the images");
+            batch.about(match flags & libc::MAP_HUGETLB.cast_unsigned() {
+                0 => "cannot map the memory of the images",
+                _ => "cannot map huge pages, of which vm.nr_hugepages must leave as many as the images have",
+            });
             let args = [
                 range.start.into(),
                 len(range),

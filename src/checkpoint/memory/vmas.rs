@@ -59,6 +59,8 @@ pub struct FileFacts {
     pub device: u64,
     /// `st_rdev`
     pub special: u64,
+    /// `st_blksize`: of hugetlbfs, the size of its pages.
+    pub block: u64,
     /// How the file was opened for the mapping: `O_RDONLY`, `O_WRONLY` or `O_RDWR`.
     pub access: u32,
 }
@@ -116,10 +118,29 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
             entry.status |= status::ANON_PRIVATE;
             Backing::Process
         }
+        Some(file) if is_huge(mapping, flags) => {
+            entry.flags |= (libc::MAP_ANONYMOUS | libc::MAP_HUGETLB).cast_unsigned();
+            entry.flags |= file.block.max(1).ilog2() << libc::MAP_HUGE_SHIFT;
+            entry.status |= status::ANON_PRIVATE;
+            Backing::Process
+        }
         Some(file) => backing(mapping, file, internal, &mut entry)?,
     };
     let (lock_on_fault, mark) = (flags.has(b"lf"), Mark::of(mapping, flags));
     Ok(Vma { entry, backing, mapping: mapping.clone(), lock_on_fault, mark })
+}
+
+/// Whether it is private memory of huge pages: `MAP_HUGETLB`. Then the kernel has made a file for it alone.
+fn is_huge(mapping: &Mapping, flags: VmFlags) -> bool {
+    flags.has(b"ht") && !mapping.shared && mapping.name().starts_with(b"/anon_hugepage")
+}
+
+/// The size of the pages of a mapping, if it is one of huge pages.
+pub fn huge(entry: &VmaEntry) -> Option<u64> {
+    let huge = entry.flags & libc::MAP_HUGETLB.cast_unsigned() != 0;
+    let size = entry.flags >> libc::MAP_HUGE_SHIFT & libc::MAP_HUGE_MASK.cast_unsigned();
+    // Without a size it is that of this processor: 2 MiB.
+    huge.then(|| 1 << if size == 0 { 21 } else { size })
 }
 
 /// The status of an area that the kernel named.
@@ -175,8 +196,8 @@ fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()>
         "a page of a tracer's uprobes"
     } else if flags.has(b"um") || flags.has(b"uw") || flags.has(b"ui") {
         "memory that userfaultfd watches"
-    } else if flags.has(b"ht") {
-        "memory of hugetlbfs"
+    } else if flags.has(b"ht") && !is_huge(mapping, flags) {
+        "huge pages that are shared or a file's"
     } else if flags.has(b"ss") {
         "a shadow stack"
     } else if flags.has(b"sl") && special.is_some_and(|special| special & status::HEAP == 0) {
@@ -237,7 +258,7 @@ pub fn may_have_guards(entry: &VmaEntry) -> bool {
 
 /// Whether writes to its pages can be noted.
 pub fn may_be_watched(entry: &VmaEntry) -> bool {
-    has_private_pages(entry) && entry.status & status::VDSO == 0
+    has_private_pages(entry) && entry.status & status::VDSO == 0 && huge(entry).is_none()
 }
 
 /// Whether its pages may be filled after the process runs.
@@ -245,6 +266,7 @@ pub fn may_be_lazy(entry: &VmaEntry) -> bool {
     let anonymous = libc::MAP_ANONYMOUS.cast_unsigned() | libc::MAP_PRIVATE.cast_unsigned();
     entry.flags & anonymous == anonymous
         && entry.flags & libc::MAP_LOCKED.cast_unsigned() == 0
+        && huge(entry).is_none()
         && entry.status & (status::VDSO | status::VVAR | status::VSYSCALL) == 0
 }
 
@@ -270,7 +292,7 @@ mod tests {
     }
 
     fn regular(device: u64) -> Option<FileFacts> {
-        Some(FileFacts { mode: libc::S_IFREG | 0o600, device, special: 0, access: 2 })
+        Some(FileFacts { mode: libc::S_IFREG | 0o600, device, special: 0, block: 4096, access: 2 })
     }
 
     fn describe_as(shared: bool, name: &str, words: &str, file: Option<FileFacts>) -> Result<Vma> {
@@ -304,6 +326,16 @@ mod tests {
     }
 
     #[test]
+    fn private_huge_pages_say_their_size() {
+        let file = regular(9).map(|file| FileFacts { block: 1 << 30, ..file });
+        let vma = describe_as(false, "/anon_hugepage (deleted)", "rd wr ht", file).unwrap();
+        assert_eq!((vma.entry.status, vma.entry.flags), (0x201, 0x22 | 0x40000 | 30 << 26));
+        assert_eq!((huge(&vma.entry), vma.entry.fdflags), (Some(1 << 30), None));
+        assert!(has_private_pages(&vma.entry) && !may_be_watched(&vma.entry) && !may_be_lazy(&vma.entry));
+        assert!(describe_as(false, "/mnt/huge/x", "rd wr ht", file).is_err());
+    }
+
+    #[test]
     fn advice_is_a_bit_set() {
         let vma = describe_as(false, "", "rd wr dc hg", None).unwrap();
         assert_eq!(vma.entry.madv, Some(1 << 10 | 1 << 14));
@@ -312,12 +344,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_restored_is_refused_by_name() {
-        let device = Some(FileFacts { mode: libc::S_IFCHR, device: 5, special: 0x1234, access: 2 });
+        let device =
+            Some(FileFacts { mode: libc::S_IFCHR, device: 5, special: 0x1234, block: 4096, access: 2 });
         let cases = [
             ("/[aio] (deleted)", "rd wr", None, "Linux AIO"),
             ("anon_inode:[perf_event]", "rd wr", None, "kernel object"),
             ("", "rd wr um", None, "userfaultfd"),
-            ("", "rd wr ht", None, "hugetlbfs"),
+            ("/anon_hugepage (deleted)", "rd wr ht", None, "huge pages"),
             ("", "rd wr ss", None, "shadow stack"),
             ("[vdso]", "rd ex sl", None, "sealed"),
             ("/dev/mem", "rd wr pf io", None, "device memory"),
