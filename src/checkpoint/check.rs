@@ -5,12 +5,16 @@
 //! again by the dump itself, which refuses in the same words.
 
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
+use crate::checkpoint::arch::record;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::{children, stranger_error};
+use crate::checkpoint::task::scheduling;
 use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
@@ -84,6 +88,12 @@ fn process((pid, vpid): (i32, i32), status: &Status, all: &BTreeSet<i32>, init: 
     if pid != init && !all.contains(&status.ppid) {
         return Err(stranger_error(vpid));
     }
+    if is_32_bit(pid) {
+        return Err(record::no_32_bit());
+    }
+    for tid in status::threads(pid).unwrap_or_default() {
+        scheduling::check(pid, tid)?;
+    }
     let features = status::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let features = features.lines().find_map(|l| l.strip_prefix("x86_Thread_features:"));
     if features.is_some_and(|f| f.split_whitespace().any(|f| f == "shstk")) {
@@ -91,4 +101,14 @@ fn process((pid, vpid): (i32, i32), status: &Status, all: &BTreeSet<i32>, init: 
             .remedy("start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
     }
     Ok(())
+}
+
+/// Whether the program is a 32-bit one: the class in its first bytes. A thread of a 64-bit program in 32-bit code is seen
+/// when it has stopped.
+fn is_32_bit(pid: i32) -> bool {
+    const CLASS: u64 = 4;
+    const CLASS_32: u8 = 1;
+    let mut class = [0];
+    let read = File::open(format!("/proc/{pid}/exe")).and_then(|exe| exe.read_exact_at(&mut class, CLASS));
+    read.is_ok() && class == [CLASS_32]
 }

@@ -57,18 +57,27 @@ const SCOPE_THREAD: libc::c_ulong = 0;
 pub fn core_cookie(tid: i32) -> Result<u64, Errno> {
     let mut cookie = 0u64;
     // SAFETY: the kernel writes eight bytes.
-    check(unsafe { libc::prctl(PR_SCHED_CORE, 0, tid, SCOPE_THREAD, &raw mut cookie) }.into())?;
+    check(
+        unsafe { libc::prctl(PR_SCHED_CORE, 0 as libc::c_ulong, long(tid), SCOPE_THREAD, &raw mut cookie) }
+            .into(),
+    )?;
     Ok(cookie)
+}
+
+/// A thread id as prctl(2) takes it; none is below 0.
+fn long(tid: i32) -> libc::c_ulong {
+    libc::c_ulong::from(tid.unsigned_abs())
 }
 
 /// Gives all these threads a new cookie.
 pub fn share_core(tids: &[i32]) -> Result<(), Errno> {
-    const CREATE: libc::c_int = 1;
-    const SHARE_TO: libc::c_int = 2;
-    const SHARE_FROM: libc::c_int = 3;
-    let order = |what: libc::c_int, tid: i32| {
+    const CREATE: libc::c_ulong = 1;
+    const SHARE_TO: libc::c_ulong = 2;
+    const SHARE_FROM: libc::c_ulong = 3;
+    let order = |what: libc::c_ulong, tid: i32| {
         // SAFETY: numbers only.
-        check(unsafe { libc::prctl(PR_SCHED_CORE, what, tid, SCOPE_THREAD, 0) }.into()).map(drop)
+        check(unsafe { libc::prctl(PR_SCHED_CORE, what, long(tid), SCOPE_THREAD, 0 as libc::c_ulong) }.into())
+            .map(drop)
     };
     let Some((first, others)) = tids.split_first() else { return Ok(()) };
     order(CREATE, *first)?;

@@ -74,8 +74,7 @@ impl Ask {
     ) -> Result<()> {
         let policy = results.u32(self.attr, 4);
         if policy == SCHED_DEADLINE {
-            return Err(Error::new("a thread with the scheduling policy SCHED_DEADLINE cannot be dumped")
-                .remedy("give it another policy for the dump: chrt --other --pid 0 TID"));
+            return Err(no_deadline());
         }
         let reset = results.u64(self.attr, 8) & RESET_ON_FORK != 0;
         core.sched_policy = Some(policy | if reset { RESET_ON_FORK_POLICY } else { 0 });
@@ -94,6 +93,18 @@ impl Ask {
         }
         Ok(())
     }
+}
+
+fn no_deadline() -> Error {
+    Error::new("a thread with the scheduling policy SCHED_DEADLINE cannot be dumped")
+        .remedy("give it another policy for the dump: chrt --other --pid 0 TID")
+}
+
+/// Refuses a running thread. One that has ended is none to be refused.
+pub fn check(pid: i32, tid: i32) -> Result<()> {
+    // Field 41 is the policy.
+    let stat = status::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
+    if Stat::parse(&stat).field(41) == i64::from(SCHED_DEADLINE) { Err(no_deadline()) } else { Ok(()) }
 }
 
 /// Whether it flushes what others wait for: prctl(PR_GET_IO_FLUSHER), without the capability that this needs.

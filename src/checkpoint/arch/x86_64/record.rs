@@ -31,9 +31,14 @@ const SW_XFEATURES: usize = 464;
 const USER32_CS: u64 = 0x23;
 
 /// Says that a 32-bit program is not dumped yet.
+pub fn no_32_bit() -> Error {
+    Error::new("a 32-bit program cannot be dumped").remedy("use its 64-bit build")
+}
+
+/// The same of a thread that has stopped.
 pub fn check(regs: &Regs) -> Result<()> {
     match regs.0.cs {
-        USER32_CS => Err(Error::new("a 32-bit program cannot be dumped").remedy("use its 64-bit build")),
+        USER32_CS => Err(no_32_bit()),
         _ => Ok(()),
     }
 }
