@@ -55,12 +55,11 @@ const SCOPE_THREAD: libc::c_ulong = 0;
 
 /// The cookie of core scheduling that a thread has: equal ones, and only those, may run on one core at a time. 0: none.
 pub fn core_cookie(tid: i32) -> Result<u64, Errno> {
+    const GET: libc::c_ulong = 0;
     let mut cookie = 0u64;
     // SAFETY: the kernel writes eight bytes.
-    check(
-        unsafe { libc::prctl(PR_SCHED_CORE, 0 as libc::c_ulong, long(tid), SCOPE_THREAD, &raw mut cookie) }
-            .into(),
-    )?;
+    let ret = unsafe { libc::prctl(PR_SCHED_CORE, GET, long(tid), SCOPE_THREAD, &raw mut cookie) };
+    check(ret.into())?;
     Ok(cookie)
 }
 
@@ -75,9 +74,10 @@ pub fn share_core(tids: &[i32]) -> Result<(), Errno> {
     const SHARE_TO: libc::c_ulong = 2;
     const SHARE_FROM: libc::c_ulong = 3;
     let order = |what: libc::c_ulong, tid: i32| {
+        const NOWHERE: libc::c_ulong = 0;
         // SAFETY: numbers only.
-        check(unsafe { libc::prctl(PR_SCHED_CORE, what, long(tid), SCOPE_THREAD, 0 as libc::c_ulong) }.into())
-            .map(drop)
+        let ret = unsafe { libc::prctl(PR_SCHED_CORE, what, long(tid), SCOPE_THREAD, NOWHERE) };
+        check(ret.into()).map(drop)
     };
     let Some((first, others)) = tids.split_first() else { return Ok(()) };
     order(CREATE, *first)?;
