@@ -217,6 +217,7 @@ mod tests {
         let mut model = small();
         model.pstree.truncate(1);
         model.pstree[0].threads = vec![1];
+        model.files.clear();
         let core = model.cores.get_mut(&1).unwrap();
         core.tc.as_mut().unwrap().task_state = 1;
         core.tc.as_mut().unwrap().rlimits = None;
