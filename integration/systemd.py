@@ -125,3 +125,17 @@ def test_apparmor(host):
     check("stasis-test-other (enforce)" in said and "told" in said, f"exec --apparmor: {said}")
     said = c.call("exec", "--apparmor", "nowhere", c.id, "true", ok=[255]).stderr
     check("apparmor failed to apply profile: write " in said and "no such file or directory" in said, said)
+    # Restored processes are confined by what config.json says, all threads of them, and what they start.
+    c = busybox(host, "sh", "-c", "sleep 1000 & while :; do cat /secret; sleep 0.5; done", label="restored")
+    (host.dir / "restored/rootfs/secret").write_text("told\n")
+    c.spec["process"]["apparmorProfile"] = "stasis-test"
+    (c.bundle / "config.json").write_text(json.dumps(c.spec))
+    c.run()
+    for n in range(2):
+        c.checkpoint(f"image{n}")
+        c.restore(f"image{n}")
+        denials = c.text().count("ermission denied")
+        until(lambda: c.text().count("ermission denied") > denials + 1, "denials after the restore")
+        labels = [open(f"/proc/{pid}/attr/current").read().strip() for pid in json.loads(c.call("ps", "-f", "json", c.id).stdout)]
+        equal(set(labels), {"stasis-test (enforce)"}, "the labels")
+    check("told" not in c.text(), c.text())

@@ -24,6 +24,7 @@ use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::{self, Made, pids};
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
+use crate::checkpoint::task::labels::Label;
 use crate::checkpoint::task::revive::{Doors, Moment, Revival};
 use crate::checkpoint::task::{freeze, limits, policy, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
@@ -121,6 +122,10 @@ fn run(
     }
     let users = nested::hand(restore, tree, &conduit)?;
     let children = pids::hand(restore, revival.pids(), tree, &conduit)?;
+    let attributes = match revival.label() {
+        Some(_) => Label::hand(tree, &live, &conduit)?,
+        None => BTreeMap::new(),
+    };
     let mut closed = BTreeSet::new();
     for pid in &live {
         let table = model.ids.get(&pid.cast_unsigned()).map_or(0, |ids| ids.files_id);
@@ -129,7 +134,7 @@ fn run(
         }
     }
     files.set_owners(&pids)?;
-    revival.finish(tree, threads, &Doors { users, children })?;
+    revival.finish(tree, threads, &Doors { users, children, attributes })?;
     namespaces::finish(restore, threads)?;
     phases.end("tasks");
     ready()?;

@@ -11,12 +11,14 @@
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
+//!  labels       of AppArmor and SELinux
 //! ```
 
 pub mod cookies;
 pub mod credentials;
 pub mod freeze;
 pub mod keys;
+pub mod labels;
 pub mod limits;
 pub mod modes;
 pub mod placement;

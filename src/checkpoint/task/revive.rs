@@ -32,6 +32,7 @@ use crate::checkpoint::image::{
 use crate::checkpoint::namespaces::nested::pids::{self, Pids};
 use crate::checkpoint::namespaces::nested::user_of;
 use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injection, Stop, Thread};
+use crate::checkpoint::task::labels::Label;
 use crate::checkpoint::{Error, Result};
 use crate::sys;
 
@@ -55,6 +56,7 @@ pub struct Revival<'a> {
     steps: Vec<Step>,
     pids: Pids,
     policy: credentials::Policy,
+    label: Option<Label>,
     filters: seccomp::Policy,
     extra: TaskExtra,
     runtimes_filter: bool,
@@ -67,6 +69,8 @@ pub struct Doors {
     pub users: BTreeMap<i32, i32>,
     /// Where the children of threads are born, by thread. None: in a namespace that is new.
     pub children: BTreeMap<i32, Option<i32>>,
+    /// The attributes of their own threads, by process.
+    pub attributes: BTreeMap<i32, i32>,
 }
 
 /// When others have something to do with a process, while the tree is made.
@@ -88,9 +92,10 @@ impl<'a> Revival<'a> {
         let model = restore.model;
         let (steps, pids) = (process::plan(model)?, Pids::of(model)?);
         let policy = credentials::Policy::of(&restore.target.spec);
+        let label = Label::of(&restore.target.spec);
         let extra = extension(restore)?;
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
-        let revival = Self { restore, steps, pids, policy, filters, extra, runtimes_filter };
+        let revival = Self { restore, steps, pids, policy, label, filters, extra, runtimes_filter };
         for entry in &model.pstree {
             let tc = revival.tc(entry)?;
             match tc.task_state {
@@ -128,6 +133,11 @@ impl<'a> Revival<'a> {
             self.runtimes_filter,
             &self.filters,
         )
+    }
+
+    /// What every thread is put under.
+    pub fn label(&self) -> Option<&Label> {
+        self.label.as_ref()
     }
 
     /// What processes are called in the pid namespaces that the container has made.
@@ -266,6 +276,7 @@ impl<'a> Revival<'a> {
         doors: &Doors,
     ) -> Result<()> {
         let user = doors.users.get(&task.vpid).copied();
+        let attributes = doors.attributes.get(&task.vpid).copied();
         let NewTask { pid, mut injection, .. } = task;
         made.push(injection.thread().clone());
         // While there is one thread: the kernel looks at the signal stacks of all.
@@ -327,7 +338,7 @@ impl<'a> Revival<'a> {
         let stopped = stopped.filter_map(|child| self.pids.seen(child, self.pids.space(vpid(entry))));
         forget_children(leader, &stopped.collect::<Vec<_>>())?;
         for (vtid, injection) in &mut threads {
-            self.thread(entry, tc, *vtid, injection).map_err(|e| named(e, *vtid))?;
+            self.thread(entry, tc, *vtid, injection, attributes).map_err(|e| named(e, *vtid))?;
         }
         let mut left = Vec::new();
         let last = threads.len() - 1;
@@ -386,6 +397,7 @@ impl<'a> Revival<'a> {
         tc: &TaskCoreEntry,
         vtid: u32,
         injection: &mut Injection,
+        attributes: Option<i32>,
     ) -> Result<()> {
         let core = self.core(vtid)?;
         let empty = ThreadCoreEntry::default();
@@ -437,6 +449,12 @@ impl<'a> Revival<'a> {
             // 2 is what a change of credentials leaves; it cannot be asked for.
             let dumpable = self.restore.model.mm.get(&entry.pid).and_then(|mm| mm.dumpable).unwrap_or(1);
             batch.call(libc::SYS_prctl, &[PR_SET_DUMPABLE.into(), u64::from(dumpable == 1).into()]);
+        }
+        if let (Some(label), Some(door)) = (&self.label, attributes) {
+            label.restore(&mut batch, door, injection.thread().tid());
+            if vtid == entry.pid {
+                batch.call(libc::SYS_close, &[door.into()]);
+            }
         }
         injection.run(&batch).map(|_| ())
     }
