@@ -1,5 +1,5 @@
-//! Labels of Linux security modules: the AppArmor profile, or the SELinux label, under which config.json has its program
-//! run, and every restored process too, whatever it had when it was saved.
+//! Labels of Linux security modules: the AppArmor profile under which config.json has its program run, and every restored
+//! process too, whatever it had when it was saved.
 //!
 //! The label of a program that is started takes effect at execve(2). A restored process executes nothing, so each of its
 //! threads changes its own label, which nobody else can do for it, when nothing is left to do that the label may deny:
@@ -12,6 +12,9 @@
 //! ```
 //!
 //! No path of the container's is used: what is mounted at its /proc need not be a procfs (CVE-2019-19921).
+//!
+//! Not so with SELinux, which lets nobody change the label of a process with threads, and under whose label no thread could
+//! be made with its old id: that label is lost.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -26,7 +29,7 @@ use crate::checkpoint::context::NewTask;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::remote::{Batch, Conduit};
 
-/// Below `/proc/PID/task/TID`, since Linux 5.8; before, and for SELinux, the next one.
+/// Below `/proc/PID/task/TID`, since Linux 5.8; before, the next one.
 const APPARMOR: &str = "attr/apparmor/current";
 const CURRENT: &str = "attr/current";
 
@@ -38,16 +41,15 @@ pub struct Label {
 }
 
 impl Label {
-    /// Of config.json, where it has one.
+    /// The profile of config.json, where it has one.
     pub fn of(spec: &Spec) -> Option<Self> {
-        let process = spec.process().as_ref()?;
-        let given = |label: &Option<String>| label.clone().filter(|label| !label.is_empty());
-        if let Some(profile) = given(process.apparmor_profile()).filter(|profile| profile != "unconfined") {
-            let own = Path::new("/proc/self").join(APPARMOR).exists();
-            let file = if own { APPARMOR } else { CURRENT };
-            return Some(Self { file, text: format!("changeprofile {profile}") });
+        let profile = spec.process().as_ref()?.apparmor_profile().as_deref()?;
+        if profile.is_empty() || profile == "unconfined" {
+            return None;
         }
-        given(process.selinux_label()).map(|text| Self { file: CURRENT, text })
+        let own = Path::new("/proc/self").join(APPARMOR).exists();
+        let file = if own { APPARMOR } else { CURRENT };
+        Some(Self { file, text: format!("changeprofile {profile}") })
     }
 
     /// Gives every task a door to its own attributes: the numbers of the descriptors, by process.
@@ -97,13 +99,11 @@ mod tests {
             Label::of(&serde_json::from_value(spec).unwrap())
         };
         assert_eq!(label(json!({})), None);
-        assert_eq!(label(json!({"apparmorProfile": "", "selinuxLabel": ""})), None);
+        assert_eq!(label(json!({"apparmorProfile": ""})), None);
         assert_eq!(label(json!({"apparmorProfile": "unconfined"})), None);
         assert_eq!(
             label(json!({"apparmorProfile": "docker-default"})).unwrap().text,
             "changeprofile docker-default"
         );
-        let selinux = label(json!({"selinuxLabel": "a:b:c:s0"})).unwrap();
-        assert_eq!((selinux.file, selinux.text.as_str()), (CURRENT, "a:b:c:s0"));
     }
 }

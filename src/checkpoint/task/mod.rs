@@ -11,7 +11,7 @@
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
-//!  labels       of AppArmor and SELinux
+//!  labels       AppArmor profiles
 //! ```
 
 pub mod cookies;
