@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use super::{EXTENSION, Ids, Level, Pids};
 use crate::checkpoint::context::{Dump, Source};
@@ -33,8 +34,12 @@ pub fn check_one(source: &Source, door: &OwnedFd) -> Result<()> {
 /// The same for where the threads of a process have their children.
 pub fn check(source: &Source, pid: i32) -> Result<()> {
     for tid in status::threads(pid)? {
-        if let Some(door) = elsewhere(pid, tid)?.flatten() {
-            check_one(source, &door)?;
+        match elsewhere(pid, tid) {
+            Ok(Some(Some(door))) => check_one(source, &door)?,
+            Ok(_) => {}
+            // It has ended meanwhile.
+            Err(_) if !Path::new(&format!("/proc/{pid}/task/{tid}")).exists() => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
