@@ -113,8 +113,9 @@ def test_a_checkpoint_costs_little_more_than_writing_its_bytes(host):
 def test_four_times_the_threads_cost_four_times_as_much(host):
     real_checkpoints()
     few, many = Program(host, "few", MANY, "threads", 250), Program(host, "many", MANY, "threads", 1000)
-    # 3.6
-    compare("1000 threads by 250", 5.5, many.leave, few.leave)
+    # 3.6; 5.9 on a machine with a load of ten, for a thread that is driven on a processor that others use costs more. It would
+    # be 16 if each thread were as much work as there are threads.
+    compare("1000 threads by 250", 9.0, many.leave, few.leave)
 
 
 def test_four_times_the_mappings_cost_four_times_as_much(host):
