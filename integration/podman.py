@@ -173,8 +173,8 @@ def test_user_namespace(host):
     volume.mkdir()
     os.chown(volume, 200000, 300000)
     maps = ("--uidmap", "0:200000:5000", "--gidmap", "0:300000:6000")
-    p.run("-d", "--name", "mapped", *maps, "-v", f"{volume}:/volume", IMAGE, "sh", "-c", "touch /volume/mine /root/mine && exec sleep 1000")
-    said = p("exec", "mapped", "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin/sh /root/mine").stdout
+    p.run("-d", "--name", "mapped", *maps, "-v", f"{volume}:/volume", IMAGE, "sh", "-c", "touch /volume/mine /etc/mine && exec sleep 1000")
+    said = p("exec", "mapped", "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin/sh /etc/mine").stdout
     equal(said.split(), "0 0 200000 5000 0 300000 6000 0 0 0 0".split(), "inside")
     made = os.stat(volume / "mine")
     equal((made.st_uid, made.st_gid), (200000, 300000), "owner outside")
@@ -201,7 +201,7 @@ def test_user_namespace_auto(host):
         equal((inside, size), ("0", "2000"), "the map")
         check(500000 <= int(outside) <= 698000, f"ids from {outside} on")
         seen.add(outside)
-        p("exec", name, "touch", "/root/mine")
+        p("exec", name, "touch", "/etc/mine")
     equal(len(seen), 2, "ranges of ids")
     p("rm", "-f", "-t", "0", "first", "second")
 
