@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{EXTENSION, Ids, Level, Pids};
 use crate::checkpoint::context::{Dump, Source};
@@ -33,8 +33,9 @@ pub fn check_one(source: &Source, door: &OwnedFd) -> Result<()> {
 
 /// The same for where the threads of a process have their children.
 pub fn check(source: &Source, pid: i32) -> Result<()> {
+    let own = own(pid)?;
     for tid in status::threads(pid)? {
-        match elsewhere(pid, tid) {
+        match elsewhere(pid, tid, own.as_deref()) {
             Ok(Some(Some(door))) => check_one(source, &door)?,
             Ok(_) => {}
             // It has ended meanwhile.
@@ -45,12 +46,17 @@ pub fn check(source: &Source, pid: i32) -> Result<()> {
     Ok(())
 }
 
-/// The namespace that a thread's children are born in, where it is not that of the process; none where it is still to be
-/// made.
-fn elsewhere(pid: i32, tid: i32) -> Result<Option<Option<OwnedFd>>> {
+/// The namespace that a process and all of its threads are in.
+fn own(pid: i32) -> Result<Option<PathBuf>> {
+    link(&pid.to_string(), Kind::Pid.name())
+}
+
+/// The namespace that a thread's children are born in, where it is not `own`, that of the process; none where it is still
+/// to be made.
+fn elsewhere(pid: i32, tid: i32, own: Option<&Path>) -> Result<Option<Option<OwnedFd>>> {
     let thread = format!("{pid}/task/{tid}");
     match link(&thread, CHILDREN)? {
-        found if found == link(&thread, Kind::Pid.name())? => Ok(None),
+        found if found.as_deref() == own => Ok(None),
         None => Ok(Some(None)),
         Some(_) => {
             let path = format!("/proc/{thread}/ns/{CHILDREN}");
@@ -130,8 +136,12 @@ impl Gather {
                 level.init = vpid;
             }
         }
+        if zombie {
+            return Ok(());
+        }
+        let own = own(pid)?;
         for tid in tids {
-            let Some(door) = elsewhere(pid, *tid)? else { continue };
+            let Some(door) = elsewhere(pid, *tid, own.as_deref())? else { continue };
             let space = door.map(|door| dump.spaces.of_door(init, door)).transpose()?;
             if let Some(space) = space {
                 self.know(dump, space);
