@@ -10,8 +10,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::Outcome;
 use crate::console::Console;
 use crate::fixture::Fixture;
+
+/// With what a fixture begins that says why there is nothing to be tested.
+const SKIPPED: &str = "skipped: ";
 
 /// Where a test keeps everything, and which runtime it drives.
 #[derive(Debug, Clone)]
@@ -128,13 +132,18 @@ impl<'a> Container<'a> {
         if status.success() { Ok(()) } else { Err(format!("{} failed: {status}", words[0])) }
     }
 
-    /// `run --detach`, and the fixture says it's ready.
-    pub fn start(&mut self) -> Result<(), String> {
+    /// `run --detach`, and the fixture says it's ready, or why there is nothing to be tested here.
+    pub fn start(&mut self) -> Result<(), Outcome> {
         let bundle = self.bundle.to_string_lossy().into_owned();
         self.launch(&["run", "--detach", "--bundle", &bundle], &[])?;
         let t = self.bundle.join("rootfs/t");
+        let mut lacking = None;
         self.wait_for(
             || match (t.join("ready").exists(), fs::read_to_string(t.join("result"))) {
+                (_, Ok(result)) if result.starts_with(SKIPPED) => {
+                    lacking = Some(result[SKIPPED.len()..].to_owned());
+                    Ok(Some(()))
+                }
                 (_, Ok(result)) if result != "ok" => {
                     Err(format!("the fixture failed before it was ready: {result}"))
                 }
@@ -142,7 +151,8 @@ impl<'a> Container<'a> {
                 _ => Ok(None),
             },
             "the fixture to be ready",
-        )
+        )?;
+        lacking.map_or(Ok(()), |why| Err(Outcome::Skipped(why)))
     }
 
     /// `checkpoint` into `images`; the error holds what the runtime printed.
