@@ -35,11 +35,15 @@ pub fn round(
     if !pids.iter().all(|(pid, _)| tracking.needs_no_stop(*pid)) {
         return Ok(None);
     }
-    let mut left = 0;
-    for (pid, vpid) in &pids {
-        match unwatched(*pid) {
-            Ok(bytes) => left += bytes,
-            Err(_) if !is_alive(*pid) => {}
+    let (mut looked, mut left) = (Vec::new(), 0);
+    for (pid, vpid) in pids {
+        match unwatched(pid) {
+            Ok((mappings, bytes)) => {
+                looked.push((pid, vpid, mappings));
+                left += bytes;
+            }
+            // It has ended meanwhile.
+            Err(_) if !is_alive(pid) => {}
             Err(error) => return Err(error.pid(vpid.cast_signed())),
         }
     }
@@ -48,27 +52,25 @@ pub fn round(
     }
     let mut parent = Parent::given(None, std::mem::take(known));
     let mut found = Vec::new();
-    for ((pid, vpid), id) in pids.into_iter().zip(1..) {
-        match scan((pid, vpid), id, &mut parent, tracking) {
+    for ((pid, vpid, mappings), id) in looked.iter().zip(1..) {
+        let earlier = parent.of(*vpid, tracking.scan(*pid));
+        let pages = Pagemap::open(*pid)
+            .and_then(|mut map| TaskPages::find(&mut map, (*pid, *vpid), id, mappings.iter(), &earlier));
+        match pages {
             Ok(pages) => found.push(pages),
-            // It has ended meanwhile.
-            Err(_) if !is_alive(pid) => {}
+            Err(_) if !is_alive(*pid) => {}
             Err(error) => return Err(error.pid(vpid.cast_signed())),
         }
     }
     Round::new(found, tracking).map(Some)
 }
 
-/// Bytes of a process that the scan leaves out.
-fn unwatched(pid: i32) -> Result<u64> {
-    let pages = Pagemap::open(pid)?.unwatched(&track::ranges(&layout::private(pid)?), false)?;
-    Ok(pages.iter().map(|range| range.end - range.start).sum())
-}
-
-fn scan((pid, vpid): (i32, u32), id: u32, parent: &mut Parent, tracking: &mut Tracking) -> Result<TaskPages> {
+/// The mappings of a process, and how many bytes of them the scan leaves out.
+fn unwatched(pid: i32) -> Result<(Vec<VmaEntry>, u64)> {
     let mappings: Vec<VmaEntry> = layout::private(pid)?;
-    let earlier = parent.of(vpid, tracking.scan(pid));
-    TaskPages::find(&mut Pagemap::open(pid)?, (pid, vpid), id, mappings.iter(), &earlier)
+    let pages = Pagemap::open(pid)?.unwatched(&track::ranges(&mappings), false)?;
+    let bytes = pages.iter().map(|range| range.end - range.start).sum();
+    Ok((mappings, bytes))
 }
 
 /// The processes of the container that have memory: pids on this host and inside.
