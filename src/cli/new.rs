@@ -10,6 +10,7 @@ use super::{Context, absolute, log};
 use crate::bundle::Bundle;
 use crate::container::create::{Created, Options, Request, host_root};
 use crate::container::foreground::{Signals, stay};
+use crate::container::launch::Parent;
 use crate::container::stdio::{Ours, Stdio};
 use crate::container::{Error, Result, notify};
 use crate::init::process::Purpose;
@@ -88,6 +89,7 @@ pub fn prepare(
         bundle,
         purpose,
         hold: false,
+        parent: if detach && purpose == Purpose::Restore { Parent::Reaper } else { Parent::Us },
         stdio: stdio.theirs,
         console: stdio.console,
         pidfd_socket,

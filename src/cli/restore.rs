@@ -108,7 +108,8 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     };
     let prepared = new::prepare(context, id, &flags, args.detach, Purpose::Restore)?;
     let signals = if args.detach { None } else { Some(Signals::take()?) };
-    if !args.no_subreaper {
+    // What we leave behind is for whoever is there then.
+    if !args.no_subreaper && !args.detach {
         new::become_subreaper();
     }
     let pid_file = prepared.pid_file.as_deref();

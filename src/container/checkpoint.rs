@@ -16,6 +16,7 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
 use super::create::{Created, Request, create_with, has_control_group, write_pid_file};
+use super::launch::Parent;
 use super::{Container, Error, Result, Status, Store, criu_config, start};
 use crate::checkpoint::context::{Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
@@ -23,6 +24,7 @@ use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::time;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
+use crate::checkpoint::task::process::asks_for_parents_death;
 use crate::checkpoint::{
     dump, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
 };
@@ -180,6 +182,9 @@ pub fn restore_when(
         return Err(Error::new(
             "the container's control group is there already, which --manage-cgroups-mode strict forbids",
         ));
+    }
+    if !asks_for_parents_death(&model) {
+        request.parent = Parent::Us;
     }
     let mut created = create_with(store, request, &early)?;
     match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {

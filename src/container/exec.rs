@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 use super::hooks::HookState;
-use super::launch::{Newborn, launch};
+use super::launch::{Newborn, Parent, launch};
 use super::{Cgroup, Container, Error, Result, Status, Store, debug};
 use crate::init::channel::Message;
 use crate::init::console::Console;
@@ -89,7 +89,7 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
         scheduling::set_affinity(0, list).map_err(|e| e.context("error setting initial CPU affinity"))?;
     }
     let doors = inside.doors();
-    let process = launch(0, &joined, doors.as_ref(), &|channel| setns::main(&plan, channel))
+    let process = launch(0, &joined, doors.as_ref(), Parent::Us, &|channel| setns::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     debug::newborn(process.pid);
     let talked = (|| -> Result<()> {

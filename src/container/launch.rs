@@ -12,7 +12,7 @@ use crate::sys::{Context, Error, Result, pidfd};
 /// A new process, waiting for leave to go on.
 #[derive(Debug)]
 pub struct Newborn {
-    /// Its pid on this host; it is a child of ours.
+    /// Its pid on this host.
     pub pid: i32,
     /// Its pidfd.
     pub pidfd: OwnedFd,
@@ -22,12 +22,22 @@ pub struct Newborn {
     pub born_inside: bool,
 }
 
+/// Whose child a new process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parent {
+    /// Ours.
+    Us,
+    /// That of whoever takes in our orphans. Our end is then no parent's death to it: see prctl(2), `PR_SET_PDEATHSIG`.
+    Reaper,
+}
+
 /// Makes a process with new namespaces (`flags`), in those of `joined`, and in the control groups behind `doors`; it
 /// runs `then`, which must not return.
 pub fn launch(
     flags: u64,
     joined: &[Joined],
     doors: Option<&Doors>,
+    parent: Parent,
     then: &dyn Fn(Channel),
 ) -> Result<Newborn> {
     let (ours, theirs) = Channel::pair()?;
@@ -44,23 +54,25 @@ pub fn launch(
     if nix::unistd::geteuid().is_root() {
         nix::sys::prctl::set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")?;
     }
-    let (first, into) = if joined.is_empty() { (flags, unified) } else { (0, None) };
+    let direct = joined.is_empty() && parent == Parent::Us;
+    let (first, into) = if direct { (flags, unified) } else { (0, None) };
     // SAFETY: commands have one thread.
     let (side, born_inside) = unsafe { setns::fork(first, into) }.context(|| "clone3")?;
     let (pid, pidfd) = match side {
         Side::Child => {
             drop(ours);
-            if joined.is_empty() {
+            if direct {
                 inside(theirs);
             } else {
-                setns::helper(joined, flags, unified, theirs, &inside);
+                let sibling = if parent == Parent::Us { libc::CLONE_PARENT as u64 } else { 0 };
+                setns::helper(joined, flags | sibling, unified, theirs, &inside);
             }
             exit_now(1)
         }
         Side::Parent(pid, pidfd) => (pid.as_raw(), pidfd),
     };
     drop(theirs);
-    if joined.is_empty() {
+    if direct {
         return Ok(Newborn { pid, pidfd, channel: ours, born_inside });
     }
     let said = ours.listen();

@@ -68,9 +68,10 @@ pub unsafe fn fork(flags: u64, unified: Option<RawFd>) -> nix::Result<(Side, boo
     Ok((unsafe { clone3(Fork { flags, into_cgroup: None }) }?, false))
 }
 
-/// The helper's life: joins, and makes the process that `then` becomes. Never returns.
+/// The helper's life: joins, and makes the process that `then` becomes, by clone3(2) with `flags`. Never returns.
 ///
-/// Used by `exec`, and by `create` for a container that joins namespaces by path.
+/// Used by `exec`, by `create` for a container that joins namespaces by path, and for a process that is to be nobody's
+/// child.
 pub fn helper(
     namespaces: &[Joined],
     flags: u64,
@@ -84,7 +85,7 @@ pub fn helper(
             become_root()?;
         }
         // SAFETY: this process has one thread.
-        match unsafe { fork(flags | libc::CLONE_PARENT as u64, unified) }.context(|| "clone3")? {
+        match unsafe { fork(flags, unified) }.context(|| "clone3")? {
             (Side::Child, _) => Ok(()),
             (Side::Parent(pid, _), born_inside) => {
                 channel.tell(&Message::Pid(pid.as_raw(), born_inside))?;

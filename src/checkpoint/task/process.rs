@@ -83,6 +83,13 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     Ok(())
 }
 
+/// Whether the first process wants a signal when its parent, who is outside, ends.
+pub fn asks_for_parents_death(model: &Model) -> bool {
+    let threads = model.pstree.first().into_iter().flat_map(|init| &init.threads);
+    let cores = threads.filter_map(|tid| model.cores.get(tid)?.thread_core.as_ref());
+    cores.into_iter().any(|thread| thread.pdeath_sig.unwrap_or(0) != 0)
+}
+
 /// How the tree of the images would be made.
 pub fn plan(model: &Model) -> Result<Vec<tree::Step>> {
     let (pstree, ids) = (&model.pstree, &model.ids);
