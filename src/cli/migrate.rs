@@ -27,7 +27,7 @@ pub struct Args {
     rounds: u32,
     /// How long the other side may say nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    timeout: u64,
+    timeout: u32,
     /// Directory for the images on their way, which must not exist [default: one in /var/tmp]
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         drop_exec: args.drop_exec,
         ..options(&args.what)?
     };
-    let patience = Duration::from_secs(args.timeout);
+    let patience = Duration::from_secs(args.timeout.into());
     let done = migrate::send(&context.store, id, &options, &to, args.rounds, patience)?;
     println!(
         "{id} has moved: stood still for {:.1} ms of {:.2} s, {:.1} MiB in {} rounds",

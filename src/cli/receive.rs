@@ -31,7 +31,7 @@ pub struct Args {
     cpu_cap: String,
     /// How long the other side may say nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
-    timeout: u64,
+    timeout: u32,
     /// Directory for the images on their way, which must not exist [default: one in /var/tmp]
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
@@ -75,7 +75,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         preserve_fds: 0,
     };
     let prepared = new::prepare(context, &id, &flags, true, Purpose::Restore)?;
-    let patience = Duration::from_secs(args.timeout);
+    let patience = Duration::from_secs(args.timeout.into());
     let from = match &args.listen {
         Some(address) => {
             let listener = Listener::new(address)?;

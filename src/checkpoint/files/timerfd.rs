@@ -95,11 +95,21 @@ fn clock(id: u32) -> Result<(ClockId, nix::time::ClockId)> {
     })
 }
 
+/// The kernel's longest time: what is armed for longer never fires, and shows as what is left of it (ktime_t).
+const FOREVER: i64 = i64::MAX / 1_000_000_000;
+
 fn span(sec: u64, nsec: u64) -> Result<TimeSpec> {
     match (i64::try_from(sec), i64::try_from(nsec)) {
-        (Ok(sec), Ok(nsec)) if nsec < 1_000_000_000 && sec < i64::MAX / 4 => Ok(TimeSpec::new(sec, nsec)),
+        (Ok(sec), Ok(nsec)) if nsec < 1_000_000_000 && sec <= FOREVER => Ok(TimeSpec::new(sec, nsec)),
         _ => Err(Error::new(format!("a timerfd has the impossible time {sec}.{nsec}"))),
     }
+}
+
+/// When `left` will be over.
+fn after(now: TimeSpec, left: TimeSpec) -> TimeSpec {
+    let nanoseconds = now.tv_nsec() + left.tv_nsec();
+    let seconds = now.tv_sec().saturating_add(left.tv_sec()).saturating_add(nanoseconds / 1_000_000_000);
+    TimeSpec::new(seconds.min(FOREVER), nanoseconds % 1_000_000_000)
 }
 
 fn make(e: &TimerfdEntry) -> Result<OwnedFd> {
@@ -114,7 +124,7 @@ fn make(e: &TimerfdEntry) -> Result<OwnedFd> {
     let flags = TimerSetTimeFlags::from_bits_truncate(e.settime_flags.cast_signed());
     if left != zero {
         let value = if flags.contains(TimerSetTimeFlags::TFD_TIMER_ABSTIME) {
-            nix::time::clock_gettime(read).during(what, || format!("clock_gettime({read})"))? + left
+            after(nix::time::clock_gettime(read).during(what, || format!("clock_gettime({read})"))?, left)
         } else {
             left
         };
@@ -204,8 +214,23 @@ mod tests {
     }
 
     #[test]
+    fn what_never_ends_goes_on_never_to_end() {
+        let flags = TimerSetTimeFlags::TFD_TIMER_ABSTIME | TimerSetTimeFlags::TFD_TIMER_CANCEL_ON_SET;
+        let t = TimerFd::new(ClockId::CLOCK_REALTIME, TimerFlags::empty()).unwrap();
+        t.set(Expiration::OneShot(TimeSpec::new(i64::MAX, 0)), flags).unwrap();
+        let mut t = OwnedFd::from(t);
+        for _ in 0..3 {
+            let (_live, e) = look(t);
+            assert_eq!(e.settime_flags, 3);
+            assert!(e.vsec > 4_000_000_000, "{e:?}");
+            t = make(&e).unwrap();
+        }
+    }
+
+    #[test]
     fn impossible_times_are_refused() {
         assert!(make(&TimerfdEntry { vnsec: 1 << 40, ..TimerfdEntry::default() }).is_err());
+        assert!(make(&TimerfdEntry { vsec: 1 << 40, ..TimerfdEntry::default() }).is_err());
         assert!(make(&TimerfdEntry { clockid: 77, ..TimerfdEntry::default() }).is_err());
         assert!(pair(Some("(1 2)")).is_err());
     }
