@@ -134,7 +134,8 @@ fn run_one(hook: &Hook, input: &[u8], env: &[String]) -> Result<()> {
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| format!("fork/exec {}", hook.path().display()))?;
-    let deadline = hook.timeout().and_then(|t| Instant::now().checked_add(Duration::from_secs(t.unsigned_abs())));
+    let deadline =
+        hook.timeout().and_then(|t| Instant::now().checked_add(Duration::from_secs(t.unsigned_abs())));
     let talked = converse(&mut child, input, deadline);
     if talked.is_err() {
         // SIGKILL to a child that has already exited changes nothing.

@@ -12,6 +12,7 @@ impl Files<'_> {
         self.set_foreground(task, conduit)?;
         self.set_async(task)?;
         self.lock(task)?;
+        self.listen(task)?;
         self.register_with_rings(task)?;
         self.finished += 1;
         if self.finished < self.restore.model.fs.len() {

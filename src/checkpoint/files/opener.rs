@@ -20,6 +20,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::ghost::Ghosts;
 use crate::checkpoint::files::live::reopen;
 use crate::checkpoint::files::tty::Terminals;
+use crate::checkpoint::files::unix::Listener;
 use crate::checkpoint::files::{KINDS, external, memfd, regular};
 use crate::checkpoint::image::{FdTypes, FileEntry, FownEntry, RegFileEntry, RemapType};
 use crate::checkpoint::namespaces::mount;
@@ -59,6 +60,8 @@ pub struct Files<'a> {
     pub(super) connections: Vec<(u32, bool)>,
     /// Terminals for sessions to take.
     pub(super) terminals: Terminals,
+    /// Sockets to listen on, by process.
+    pub(super) listeners: BTreeMap<i32, Vec<Listener>>,
 }
 
 /// The opening of files under way.
@@ -91,6 +94,7 @@ impl<'a> Files<'a> {
             sessions: BTreeSet::new(),
             connections: Vec::new(),
             terminals: Terminals::default(),
+            listeners: BTreeMap::new(),
         };
         let stdio = external::read_names(restore.images)?;
         let mut opener = Opener::new(restore, &mut files, stdio)?;

@@ -12,6 +12,7 @@ use super::more::{self, Credentials};
 use super::names::{Names, Reach};
 use super::place::named;
 use super::plan::{Sockets, Step, plan};
+use super::serve::listeners;
 use crate::checkpoint::context::Target;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
@@ -75,6 +76,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         }
         Ok(made)
     })?;
+    opener.files.listeners = listeners(opener.restore.model, &sockets.all, &sockets.more);
     let Made { mut fds, mut far, .. } = made;
     for e in &sockets.all {
         let Some(fd) = fds.get(&e.id) else { continue };

@@ -6,12 +6,13 @@
 //!   queue.rs    what waits in it                      names.rs    bound again, under the same name
 //!   diag.rs     its peer, by sock_diag                make.rs     made and connected
 //!   outside.rs  who holds a peer that is not ours     fill.rs     what waited is sent once more
+//!                                                     serve.rs    who listens
 //!        └──────────────┬───────────────────────────────┘
 //!   UnixSkEntry, SkPacketEntry, and more.rs for what these cannot hold
 //! ```
 //!
-//! SO_PEERCRED is put back as far as its user and group go; the pid is that of the restore, which a container sees as 0.
-//! So a client that asks who its server is (libpq's `requirepeer`) gets the old answer. A connection that nobody has
+//! A client that asks who its server is (SO_PEERCRED; libpq's `requirepeer`) gets the old answer. So do those that are
+//! connected already as far as user and group go; the pid is that of the restore, which a container sees as 0. A connection that nobody has
 //! accepted is made again if nothing was sent on it: what was sent cannot be looked at before it is accepted.
 
 mod fill;
@@ -22,6 +23,7 @@ mod outside;
 mod place;
 mod plan;
 mod queue;
+mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 pub use make::open;
 pub use more::{EXTENSION, More};
 pub use place::text;
+pub use serve::Listener;
 
 use crate::checkpoint::context::{Dump, Options, Source};
 use crate::checkpoint::error::Context;
