@@ -41,8 +41,23 @@ use crate::sys::mount::clone_tree;
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
 
-/// File systems that can be made anew, empty or by the kernel's own doing.
-const RENEWABLE: [&str; 5] = ["tmpfs", "proc", "sysfs", "mqueue", "devpts"];
+/// File systems that can be made anew: empty, by the kernel's own doing, or (overlay) of directories that are there.
+const RENEWABLE: [&str; 14] = [
+    "tmpfs",
+    "proc",
+    "sysfs",
+    "mqueue",
+    "devpts",
+    "overlay",
+    "hugetlbfs",
+    "fusectl",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "configfs",
+    "binfmt_misc",
+    "pstore",
+];
 
 /// Every mount that cannot be saved.
 pub fn check(source: &Source) -> Result<Vec<Error>> {
@@ -57,7 +72,7 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
     if found.is_empty() && Kind::Mnt.private(source.init)? {
         let root = root_of(source.init)?;
         found.extend(places(&root, &mounts, false).err());
-        found.extend(terminals(&root, &mounts).err());
+        found.extend(lost(&root, &mounts).err());
         found.extend(late::check(source, &root, &mounts));
     }
     Ok(found)
@@ -183,22 +198,35 @@ fn places<'a>(
     Ok(places)
 }
 
-/// Refuses a devpts that the container has mounted itself, with terminals in it: those would have to be made there.
-fn terminals(root: &OwnedFd, mounts: &[(Mount, Class)]) -> Result<()> {
+/// Refuses a devpts that the container has mounted itself, with terminals in it: those would have to be made there. So too
+/// a hugetlbfs with files.
+fn lost(root: &OwnedFd, mounts: &[(Mount, Class)]) -> Result<()> {
     let configured = |dev: u32| mounts.iter().any(|(m, class)| m.dev == dev && *class != Class::Later);
-    for (mount, _) in mounts.iter().filter(|(m, _)| m.fstype == "devpts" && !configured(m.dev)) {
+    for (mount, _) in mounts.iter().filter(|(m, _)| !configured(m.dev)) {
+        let (holds, remedy) = match mount.fstype.as_str() {
+            "devpts" => ("terminals", "close them, or let the program use those of /dev/pts"),
+            "hugetlbfs" => ("files", "remove them"),
+            _ => continue,
+        };
+        let counts = |name: &[u8]| match holds {
+            "terminals" => name.first().is_some_and(u8::is_ascii_digit),
+            _ => !matches!(name, b"." | b".."),
+        };
         let place = open_mount(root, mount)?;
-        let what = "cannot look at the terminals";
+        let what = "cannot look at what is in the mount";
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let dir = nix::fcntl::openat(&place, ".", flags, Mode::empty())
             .during(what, || "openat(_, \".\")".into())?;
         let mut dir = nix::dir::Dir::from_fd(dir).during(what, || "openat(_, \".\")".into())?;
         for entry in dir.iter() {
             let entry = entry.during(what, || "getdents64(_)".into())?;
-            if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {
-                return Err(Error::new("the container has mounted a devpts, and there are terminals in it")
-                    .remedy("close them, or let the program use those of /dev/pts")
-                    .path(&mount.point));
+            if counts(entry.file_name().to_bytes()) {
+                let kind = &mount.fstype;
+                return Err(Error::new(format!(
+                    "the container has mounted a {kind}, and there are {holds} in it"
+                ))
+                .remedy(remedy)
+                .path(&mount.point));
             }
         }
     }

@@ -47,6 +47,7 @@ pub(super) fn entry(mount: &Mount, class: &Class) -> MntEntry {
             Class::External(key) => Some(key.clone()),
             _ => None,
         },
+        fsname: number.is_none().then(|| mount.fstype.clone()),
         ..MntEntry::default()
     }
 }

@@ -74,7 +74,7 @@ pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
         let own = own(&inside, &all);
         found.extend(late::check(source, &tree.root, &showing(&inside, &all)));
         found.extend(mount::places(&tree.root, &own, true).err());
-        found.extend(mount::terminals(&tree.root, &own).err());
+        found.extend(mount::lost(&tree.root, &own).err());
     }
     Ok(found)
 }
