@@ -74,7 +74,8 @@ struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// Whether all that a mount needs is there: what it lies on, what lies below it at the same place, its original.
+    /// Whether all that a mount needs is there: what it lies on, what lies below it at the same place, and its original
+    /// unless it has been made already.
     fn ready(&self, entry: &MntEntry) -> bool {
         let there = |id: u32| self.done.contains(&id);
         let known = |id: u32| self.images.iter().any(|e| e.mnt_id == id);
@@ -82,17 +83,22 @@ impl Table<'_> {
         let lies = parent == entry.mnt_id || !known(parent) || there(parent);
         let below = self.images.iter().take(position(self.images, entry));
         let covered = |e: &MntEntry| e.mountpoint != entry.mountpoint || there(e.mnt_id);
-        lies && below.clone().all(covered) && source(self.images, entry).is_none_or(|e| there(e.mnt_id))
+        let made = || source(self.images, entry).is_none_or(|e| there(e.mnt_id));
+        lies && below.clone().all(covered) && (self.at_place(entry).is_some() || made())
+    }
+
+    /// What lies where a mount is to be: made by config.json, or propagated from one made here.
+    fn at_place(&self, entry: &MntEntry) -> Option<&Mount> {
+        let below = self.images.iter().take(position(self.images, entry));
+        let nth = below.filter(|e| e.mountpoint == entry.mountpoint).count();
+        self.all.iter().filter(|mount| mount.point == Path::new(&entry.mountpoint)).nth(nth)
     }
 
     /// One mount, on top of those that are done.
     fn place(&mut self, entry: &MntEntry) -> Result<()> {
         let target = self.restore.target;
-        let below = self.images.iter().take(position(self.images, entry));
-        let nth = below.filter(|e| e.mountpoint == entry.mountpoint).count();
         let point = Path::new(&entry.mountpoint);
-        // Made by config.json, or propagated from one made here.
-        match self.all.iter().filter(|mount| mount.point == point).nth(nth).cloned() {
+        match self.at_place(entry).cloned() {
             Some(mount) => {
                 compare(entry, &mount)?;
                 self.reconfigure(entry, &mount)?;
