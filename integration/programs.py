@@ -7,8 +7,11 @@ import os
 import re
 import time
 
+import podman
 from harness import Container, check, config, equal, real_checkpoints, until
 from tcp import Peer, attach
+
+finish = podman.finish
 
 def container(host, args, **how):
     return Container(host, "c", config(args, root=host.overlay("programs", "root"), **how))
@@ -392,3 +395,65 @@ def test_cron(host):
     c.run()
     until(lambda: "cron" in c.exec("pgrep", "-l", "cron").stdout, "cron")
     cycles(c, lambda n: check("cron" in c.exec("pgrep", "-l", "cron").stdout, "cron is gone"), "--file-locks")
+
+
+def test_systemd(host):
+    """systemd as init: sockets that it listens on for others, timers, control groups, the journal, a login prompt."""
+    real_checkpoints()
+
+    def scratch(where, *options):
+        return {"destination": where, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev", *options]}
+
+    spec = config(["/sbin/init"], root=host.overlay("systemd", "root"), tty=True, env=["container=podman"],
+                  mounts=[scratch("/run", "mode=755"), scratch("/run/lock"), scratch("/tmp", "mode=1777")])
+    groups = next(m for m in spec["mounts"] if m["type"] == "cgroup")
+    groups["options"].remove("ro")
+    spec["linux"]["namespaces"].append({"type": "cgroup"})
+    # As under Podman's profile, where services get no keys.
+    spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ALLOW",
+                                "syscalls": [{"names": ["add_key"], "action": "SCMP_ACT_ERRNO"}]}
+    spec["process"]["noNewPrivileges"] = False
+    c = Container(host, "c", spec)
+    c.run()
+
+    def systemctl(*words):
+        return c.exec("systemctl", *words, ok=None).stdout.strip()
+
+    until(lambda: systemctl("is-system-running") == "running", f"systemd is up: {c.text()[-2000:]}", 120)
+    c.exec("systemd-run", "--unit=count", "sh", "-c", "n=0; while sleep 0.1; do n=$((n+1)); echo $n >/tmp/n; done")
+    counted = lambda: int(c.exec("cat", "/tmp/n", ok=None).stdout or 0)  # noqa: E731
+    until(lambda: counted() > 2, "the service counts")
+    ids = systemctl("show", "--property=MainPID", "--property=InvocationID", "cron", "count", "ssh")
+
+    for n in range(1, CYCLES + 1):
+        c.exec("systemd-run", "--on-active=2s", "--timer-property=AccuracySec=100ms",
+               f"--unit=later{n}", "touch", f"/tmp/later{n}")
+        before = counted()
+        # Now and then systemd has not read its inotify events yet.
+        until(lambda: c.checkpoint(f"image{n}", "--file-locks", ok=None).returncode == 0, "the checkpoint", 60)
+        c.restore(f"image{n}", "--file-locks")
+        equal(systemctl("is-system-running"), "running", f"the state after restore {n}")
+        equal(systemctl("show", "--property=MainPID", "--property=InvocationID", "cron", "count", "ssh"), ids, "the services")
+        until(lambda: counted() > before, "the service counts on")
+        until(lambda: c.exec("ls", f"/tmp/later{n}", ok=None).returncode == 0, "the timer", 20)
+        c.exec("systemctl", "restart", "nginx")
+        check("nginx" in get(c).stdout, "no page from nginx")
+        c.exec("systemd-cat", "echo", f"after restore {n}")
+        until(lambda: f"after restore {n}" in c.exec("journalctl", "--no-pager").stdout, "the journal goes on")
+        check("Reached target" in c.exec("journalctl", "--no-pager").stdout, "the journal has lost its beginning")
+    equal(systemctl("is-failed", "count"), "active", "the service")
+
+
+def test_systemd_podman(host):
+    """The same as Podman sets it up, with its own mounts of control groups."""
+    real_checkpoints()
+    p = podman.podman(host)
+    p.run("-d", "--name", "s", "--systemd=always", "--rootfs", host.overlay("systemd", "root"), "/sbin/init")
+    state = lambda: p("exec", "s", "systemctl", "is-system-running", ok=None).stdout.strip()  # noqa: E731
+    until(lambda: state() == "running", "systemd is up", 120)
+    for _ in range(CYCLES):
+        until(lambda: p("container", "checkpoint", "--file-locks", "s", ok=None).returncode == 0, "the checkpoint", 60)
+        podman.restore(p, "--file-locks", "s")
+        equal(state(), "running", "the state after the restore")
+        p("exec", "s", "systemctl", "restart", "nginx")
+        check("nginx" in p("exec", "s", "curl", "-sS", "http://127.0.0.1/").stdout, "no page from nginx")
