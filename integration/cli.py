@@ -470,6 +470,59 @@ def test_clocks_of_another_machine(host):
     equal(sorted(clocks()[before - 1:]), clocks()[before - 1:], "clocks never go back")
 
 
+def test_keep_exec(host):
+    """Processes of exec are kept on request, as second roots: with their children, sessions, pipes whose other end is gone."""
+    real_checkpoints()
+    c = busybox(host, "sleep", "1000")
+    root = pathlib.Path(json.loads((c.bundle / "config.json").read_text())["root"]["path"])
+    said = lambda name: (root / name).read_text().strip() if (root / name).exists() else ""  # noqa: E731
+    c.run()
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # With a child of its own, and one that init has inherited.
+    script = "sleep 2000 & (sleep 3000 & exit); n=0; while [ ! -e /go ]; do n=$((n + 1)); echo $n >/count; sleep 0.05; done; echo end >/end; wait"
+    subprocess.run(c.command("exec", "--detach", c.id, "sh", "-c", script), check=True, timeout=60, **nowhere)
+    # One whose client waits for it, and reads what it writes.
+    waiting = "while [ ! -e /go ]; do sleep 0.05; done; trap '' PIPE; cat; echo gone 2>/dev/null || echo broken >/pipe; sleep 4000"
+    client = subprocess.Popen(c.command("exec", c.id, "sh", "-c", waiting), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    programs = lambda: sorted(line.split(None, 3)[3] for line in c.call("ps", c.id, "-o", "pid,user,ppid,args").stdout.splitlines()[1:] if not line.endswith(" sleep 0.05"))  # noqa: E731
+    whole = sorted(["sh -c " + script, "sh -c " + waiting, "sleep 1000", "sleep 2000", "sleep 3000"])
+    until(lambda: programs() == whole, "the processes")
+
+    refused = c.checkpoint("refused", ok=None)
+    check(refused.returncode != 0 and "--keep-exec" in refused.stderr, refused.stderr)
+    c.call("check", "--keep-exec", c.id)
+    number = lambda: int(said("count") or 0)  # noqa: E731
+    c.checkpoint("left", "--keep-exec", "--leave-running")
+    c.checkpoint("before", "--keep-exec", "--pre-dump")
+    for name, more in (("one", ["--parent-path", "../before"]), ("two", [])):
+        before = number()
+        c.checkpoint(name, "--keep-exec", *more)
+        equal(c.state(), "", "after the checkpoint")
+        client.wait(60)
+        c.restore(name)
+        until(lambda: programs() == whole, f"all that is in {name}")
+        until(lambda: number() > before, "the loop to go on")
+    stat = c.call("exec", c.id, "sh", "-c", "for p in $(pidof sh); do cut -d' ' -f1,4,6 /proc/$p/stat; done").stdout
+    roots = [line.split() for line in stat.splitlines() if line.split()[1] == "0"]
+    check(len([r for r in roots if r[0] == r[2]]) >= 2, f"second roots that lead their sessions: {stat}")
+    (root / "go").touch()
+    until(lambda: said("end") and said("pipe"), "what has been restored to see that its client is gone")
+    equal(said("pipe"), "broken", "what the pipe to nobody says")
+    c.delete()
+
+    # What exec had given beyond config.json is not given again.
+    c = busybox(host, "sleep", "1000", label="wide")
+    c.run()
+    subprocess.run(c.command("exec", "--detach", "--cap", "CAP_SYS_TIME", c.id, "sleep", "2000"), check=True, timeout=60, **nowhere)
+    c.checkpoint("wide", "--keep-exec")
+    c.restore("wide", ok=(1,))
+    check("CAP_SYS_TIME" in c.text(), c.text())
+    equal(c.state(), "", "after a restore that was refused")
+    c.restore("wide", "--policy", "clamp")
+    equal(programs(), ["sleep 1000", "sleep 2000"], "clamped")
+    c.delete()
+
+
 def test_drop_exec(host):
     """Processes of exec: refused by name, or left out; they go on beside a container that is left running."""
     real_checkpoints()

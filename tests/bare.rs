@@ -186,6 +186,7 @@ fn run(fixture: &str) -> std::result::Result<(), String> {
         cgroups: BTreeMap::new(),
         stdio: [null(), null(), null()],
         console: None,
+        entrants: Vec::new(),
     };
     let images = ImageDir::open(dir.join("images")).unwrap();
     let model = Model::read(&images).map_err(|e| fail("read", &e))?;

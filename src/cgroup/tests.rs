@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::LinuxResources;
 
 use super::*;
-use crate::sys::process::Side;
+use crate::sys::process::{Fork, Side};
 
 /// A group with one sleeping process, gone afterwards.
 struct Group {
@@ -78,7 +78,9 @@ fn a_new_process_enters_by_itself() {
         assert!(inside(std::process::id() as i32));
         if let Some(unified) = doors.unified() {
             // SAFETY: this process has one thread.
-            match unsafe { crate::init::setns::fork(0, Some(unified)) }.unwrap() {
+            match unsafe { crate::init::setns::fork(Fork { into_cgroup: Some(unified), ..Fork::default() }) }
+                .unwrap()
+            {
                 (Side::Child, _) => loop {
                     nix::unistd::pause();
                 },

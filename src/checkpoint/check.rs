@@ -13,9 +13,9 @@ use nix::errno::Errno;
 use crate::checkpoint::arch::record;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
-use crate::checkpoint::task::freeze::{children, stranger_error};
-use crate::checkpoint::task::scheduling;
+use crate::checkpoint::task::freeze::children;
 use crate::checkpoint::task::status::{self, Status};
+use crate::checkpoint::task::{scheduling, sessions};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// Everything that keeps this container from being dumped; empty when it can be. `watched`: its writes are noted by the
@@ -42,7 +42,7 @@ pub fn check(
         // What has ended meanwhile is no finding.
         let Ok(status) = Status::of(*pid) else { continue };
         let vpid = status.pid_at(depth).unwrap_or(*pid);
-        found.extend(process((*pid, vpid), &status, &pids, source.init).err().map(|e| e.pid(vpid)));
+        found.extend(process(options, (*pid, vpid), &status, &pids, source.init).err().map(|e| e.pid(vpid)));
         if status.state != 'Z' {
             tasks.push((*pid, vpid));
             let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
@@ -76,7 +76,13 @@ fn with_descendants(mut all: BTreeSet<i32>) -> BTreeSet<i32> {
     all
 }
 
-fn process((pid, vpid): (i32, i32), status: &Status, all: &BTreeSet<i32>, init: i32) -> Result<()> {
+fn process(
+    options: &Options,
+    (pid, vpid): (i32, i32),
+    status: &Status,
+    all: &BTreeSet<i32>,
+    init: i32,
+) -> Result<()> {
     if status.tracer != 0 {
         return Err(Error::new(format!("the process is traced by process {} of this host", status.tracer))
             .remedy("end the debugger"));
@@ -86,7 +92,10 @@ fn process((pid, vpid): (i32, i32), status: &Status, all: &BTreeSet<i32>, init: 
             .remedy("such a process cannot be dumped; let it end its threads, or exit"));
     }
     if pid != init && !all.contains(&status.ppid) {
-        return Err(stranger_error(vpid));
+        match options.keep_exec {
+            true => sessions::check(status, status::depth(init)?)?,
+            false => return Err(sessions::refusal(vpid)),
+        }
     }
     if is_32_bit(pid) {
         return Err(record::no_32_bit());

@@ -34,6 +34,8 @@ pub struct Options {
     pub file_locks: bool,
     /// Processes that were started by exec are left out.
     pub drop_exec: bool,
+    /// Processes that were started by exec are kept.
+    pub keep_exec: bool,
     /// The network namespace is restored empty.
     pub empty_network: bool,
     /// Print the statistics of the operation.
@@ -183,6 +185,16 @@ pub struct Target {
     pub stdio: [Option<OwnedFd>; 3],
     /// The slave of the new terminal, where config.json asks for one.
     pub console: Option<OwnedFd>,
+    /// A stub for each process that exec had started, born under its old number inside.
+    pub entrants: Vec<Entrant>,
+}
+
+/// A stub that was put into the container from outside.
+pub struct Entrant {
+    /// Its pid on this host.
+    pub pid: i32,
+    /// Its pidfd.
+    pub pidfd: OwnedFd,
 }
 
 /// A restore under way.

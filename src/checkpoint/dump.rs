@@ -28,7 +28,7 @@ use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
-use crate::checkpoint::task::{freeze, process};
+use crate::checkpoint::task::{freeze, process, sessions};
 use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
 
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
@@ -270,9 +270,14 @@ pub(super) fn stop(
     let record = Record::write(source.state_dir.as_deref(), paused)?;
     phases.end("check");
     let started = Instant::now();
-    let stood = freeze::stop(freezer, source.init, paused).and_then(|stood| match stood.strangers.first() {
-        Some(stranger) if !options.drop_exec => Err(freeze::stranger_error(stranger.vpid)),
-        _ => Ok(stood),
+    let stood = freeze::stop(freezer, source.init, paused).and_then(|mut stood| {
+        if options.keep_exec {
+            stood.tasks.append(&mut stood.strangers);
+        }
+        match stood.strangers.first() {
+            Some(stranger) if !options.drop_exec => Err(sessions::refusal(stranger.vpid)),
+            _ => Ok(stood),
+        }
     });
     let freeze::Stood { tasks, strangers } = match stood {
         Ok(stood) => stood,
@@ -310,6 +315,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     files::before(dump)?;
     let snapshot = process::capture(&dump.tasks)?;
     process::dump(dump, snapshot)?;
+    sessions::record(dump)?;
     for (pid, zombie) in dump.tasks.iter().map(|t| (t.pid, t.zombie)).collect::<Vec<_>>() {
         if !zombie {
             namespaces::ids(dump, pid)?;

@@ -12,7 +12,7 @@
 //! Until `ready()` has returned, a failure kills everything that was made; the images are only read.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::context::{NewTask, Options, Restore, Target};
@@ -72,13 +72,20 @@ fn run(
     let model = restore.model;
     let revival = Revival::plan(restore, filters(restore.target)?)?;
     phases.end("plan");
-    let mut stub = seize(restore)?;
+    let target = restore.target;
+    let mut stub = settle(restore, target.init, &target.init_pidfd)?;
     namespaces::restore(restore)?;
     let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);
     let number = limits::make_room(&mut stub.injection, highest.into(), u64::from(highest) + ROOM)?;
     let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
     nested::make(restore, &mut stub, &conduit)?;
+    for entrant in &target.entrants {
+        let mut task = settle(restore, entrant.pid, &entrant.pidfd)?;
+        limits::make_room(&mut task.injection, highest.into(), u64::from(highest) + ROOM)?;
+        conduit.extend(&stub.injection, &mut task.injection)?;
+        tree.insert(task.vpid, task);
+    }
     phases.end("namespaces");
     let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
     phases.end("files");
@@ -173,30 +180,26 @@ fn filters(target: &Target) -> Result<seccomp::Policy> {
     Ok(if code.is_empty() { Vec::new() } else { vec![seccomp::Program { code, flags: program.flags }] })
 }
 
-/// Stops the stub, and settles in it.
-fn seize(restore: &Restore<'_>) -> Result<NewTask> {
-    let target = restore.target;
-    let thread = Thread::seize(target.init)?;
+/// Stops a stub that `container/` has made, and settles in it.
+fn settle(restore: &Restore<'_>, pid: i32, pidfd: &OwnedFd) -> Result<NewTask> {
+    let thread = Thread::seize(pid)?;
     if let Stop::Exited(status) = thread.stop(Instant::now() + PATIENCE)? {
         return Err(Error::new(format!(
-            "the new container's first process has ended (wait status {status:#x})"
+            "a new process of the container has ended (wait status {status:#x})"
         )));
     }
     let mut injection = Injection::start(&thread)?;
-    injection.settle(window(restore)?)?;
+    injection.settle(window(restore, pid)?)?;
     // The stub's own descriptors, its end of the conversation with `container/` among them, are nobody's any more.
     injection.syscall(libc::SYS_close_range, &[0u64.into(), u64::from(u32::MAX).into(), 0u64.into()])?;
-    let vpid = status::Status::of(target.init)?.ns_pid.last().copied().unwrap_or(target.init);
-    let pidfd = target
-        .init_pidfd
-        .try_clone()
-        .during("cannot hold the new process", || "fcntl(pidfd, F_DUPFD)".into())?;
-    Ok(NewTask { pid: target.init, vpid, pidfd, injection })
+    let vpid = status::Status::of(pid)?.ns_pid.last().copied().unwrap_or(pid);
+    let pidfd = pidfd.try_clone().during("cannot hold the new process", || "fcntl(pidfd, F_DUPFD)".into())?;
+    Ok(NewTask { pid, vpid, pidfd, injection })
 }
 
 /// An address that neither the tasks of the images nor the stub use.
-fn window(restore: &Restore<'_>) -> Result<u64> {
-    let own = memory::maps::read(restore.target.init)?;
+fn window(restore: &Restore<'_>, pid: i32) -> Result<u64> {
+    let own = memory::maps::read(pid)?;
     let own: Vec<VmaEntry> =
         own.iter().map(|m| VmaEntry { start: m.start, end: m.end, ..VmaEntry::default() }).collect();
     let theirs = restore.model.mm.values().flat_map(|mm| &mm.vmas);

@@ -21,6 +21,9 @@ pub struct Args {
     /// Leave out processes that were started by exec
     #[arg(long)]
     drop_exec: bool,
+    /// Keep processes that were started by exec, without their clients
+    #[arg(long, conflicts_with = "drop_exec")]
+    keep_exec: bool,
     /// Output format: text or json
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     format: String,
@@ -46,7 +49,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
             let outlook = checkpoint::look(
                 &context.store,
                 id,
-                Options { drop_exec: args.drop_exec, ..options(&args.what)? },
+                Options { drop_exec: args.drop_exec, keep_exec: args.keep_exec, ..options(&args.what)? },
             )?;
             (if json { encode(&outlook)? } else { tell(&outlook) }, outlook.possible)
         }

@@ -61,6 +61,9 @@ pub struct Args {
     /// Leave out processes that were started by exec
     #[arg(long)]
     drop_exec: bool,
+    /// Keep processes that were started by exec, without their clients
+    #[arg(long, conflicts_with = "drop_exec")]
+    keep_exec: bool,
     /// Link unlinked files back where possible
     #[arg(long)]
     link_remap: bool,
@@ -185,6 +188,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         leave_running: args.leave_running,
         drop_exec: args.drop_exec,
+        keep_exec: args.keep_exec,
         print_stats: args.print_stats,
         trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,

@@ -37,6 +37,9 @@ pub struct Args {
     /// Leave out processes that were started by exec
     #[arg(long)]
     drop_exec: bool,
+    /// Keep processes that were started by exec, without their clients
+    #[arg(long, conflicts_with = "drop_exec")]
+    keep_exec: bool,
     #[command(flatten)]
     what: What,
     /// Name of the container
@@ -56,6 +59,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         image_path: args.image_path.as_deref().map(absolute).transpose()?.unwrap_or_else(default),
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         drop_exec: args.drop_exec,
+        keep_exec: args.keep_exec,
         ..options(&args.what)?
     };
     let patience = Duration::from_secs(args.timeout.into());

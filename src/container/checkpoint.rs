@@ -16,15 +16,16 @@ use nix::sys::stat::Mode;
 use oci_spec::runtime::Spec;
 
 use super::create::{Created, Request, create_with, has_control_group, write_pid_file};
-use super::launch::Parent;
-use super::{Container, Error, Result, Status, Store, criu_config, start};
-use crate::checkpoint::context::{Options, Source, Target};
+use super::launch::{Newborn, Parent};
+use super::{Container, Error, Result, Status, Store, criu_config, exec, start};
+use crate::checkpoint::context::{Entrant, Options, Source, Target};
 use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::memory::lazy;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::time;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
 use crate::checkpoint::task::process::asks_for_parents_death;
+use crate::checkpoint::task::sessions;
 use crate::checkpoint::{
     dump, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
 };
@@ -187,7 +188,11 @@ pub fn restore_when(
         request.parent = Parent::Us;
     }
     let mut created = create_with(store, request, &early)?;
-    match fill(&mut created, &options, &model, &images, stdio, pid_file, agreed) {
+    let mut newcomers = Vec::new();
+    let filled = enter(&created.container, &model, &mut newcomers).and_then(|entrants| {
+        fill(&mut created, &options, &model, &images, (stdio, entrants), pid_file, agreed)
+    });
+    match filled {
         Ok(report) => {
             let traced = options.trace.as_deref().map_or(Ok(()), |path| trace::restore(path, &report));
             warnings.extend(traced.err().map(|e| e.to_string()));
@@ -198,6 +203,8 @@ pub fn restore_when(
             if locked.get() {
                 let _ = files::unlock_restored(&model, created.init.pid);
             }
+            // Init ends only after they have been waited for.
+            newcomers.iter().for_each(Newborn::kill);
             created.init.kill();
             // The first failure is the one to tell.
             let _ = created.container.destroy();
@@ -206,12 +213,23 @@ pub fn restore_when(
     }
 }
 
+/// Makes what exec had started, to be filled.
+fn enter(container: &Container, model: &Model, made: &mut Vec<Newborn>) -> Result<Vec<Entrant>> {
+    for vpid in sessions::of(model)? {
+        made.push(exec::shell(container, vpid.cast_signed())?);
+    }
+    let entrant = |process: &Newborn| {
+        Ok(Entrant { pid: process.pid, pidfd: process.pidfd.try_clone().context(|| "dup")? })
+    };
+    made.iter().map(entrant).collect()
+}
+
 fn fill(
     created: &mut Created,
     options: &Options,
     model: &Model,
     images: &ImageDir,
-    stdio: [Option<OwnedFd>; 3],
+    (stdio, entrants): ([Option<OwnedFd>; 3], Vec<Entrant>),
     pid_file: Option<&Path>,
     agreed: &mut dyn FnMut() -> Result<()>,
 ) -> Result<RestoreReport> {
@@ -228,6 +246,7 @@ fn fill(
         cgroups: container.state.cgroup_paths.clone(),
         stdio,
         console: created.console.take(),
+        entrants,
     };
     let mut failed = None;
     let mut ready = || {

@@ -21,7 +21,7 @@ use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
 use oci_spec::runtime::{LinuxIntelRdt, LinuxNamespaceType, LinuxResources, Process, Spec};
 
 use super::hooks::{self, HookState, Point};
-use super::launch::{Newborn, Parent, launch};
+use super::launch::{Birth, Newborn, Parent, launch};
 use super::proc::Stat;
 use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
@@ -211,9 +211,10 @@ fn make(
     };
     let doors = cgroup.doors();
     let flags = namespaces::clone_flags(spec);
-    let init =
-        launch(flags, &joined, doors.as_ref(), request.parent, &|channel| process::main(&plan, channel))
-            .map_err(|e| e.context("unable to start container process"))?;
+    let birth =
+        Birth { flags, joined: &joined, doors: doors.as_ref(), parent: request.parent, ..Birth::default() };
+    let init = launch(&birth, &|channel| process::main(&plan, channel))
+        .map_err(|e| e.context("unable to start container process"))?;
     debug::newborn(init.pid);
     undo.init = Some((init.pid, init.pidfd.try_clone().context(|| "dup")?));
     let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
@@ -412,7 +413,7 @@ fn late_source(mount: &Mount, spec: &Spec, pid: i32) -> Result<Option<OwnedFd>> 
     }
     let name = format!("/proc/{pid}/ns/mnt");
     let namespace = fs::File::open(&name).context(|| format!("open {name}"))?;
-    let helper = launch(0, &[], None, Parent::Us, &|channel| {
+    let helper = launch(&Birth::default(), &|channel| {
         let opened = sys::process::setns(namespace.as_fd(), libc::CLONE_NEWNS)
             .context(|| format!("setns to {name}"))
             .and_then(|()| mounts::open_for_init(mount, spec));

@@ -51,6 +51,7 @@ pub fn apply(annotations: &BTreeMap<String, String>, options: &mut Options) -> R
             "file-locks" => options.file_locks = true,
             // Ours: whose clients have no flag for them either.
             "drop-exec" => options.drop_exec = true,
+            "keep-exec" => options.keep_exec = true,
             "no-sync" => options.no_sync = true,
             "cpu-cap" if value == "none" => options.any_processor = true,
             // All else that may be asked of the processor is looked at anyway.

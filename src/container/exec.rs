@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use oci_spec::runtime::{LinuxNamespaceType, Process};
 
 use super::hooks::HookState;
-use super::launch::{Newborn, Parent, launch};
+use super::launch::{Birth, Newborn, Parent, launch};
 use super::{Cgroup, Container, Error, Result, Status, Store, debug};
 use crate::init::channel::Message;
 use crate::init::console::Console;
@@ -89,7 +89,8 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
         scheduling::set_affinity(0, list).map_err(|e| e.context("error setting initial CPU affinity"))?;
     }
     let doors = inside.doors();
-    let process = launch(0, &joined, doors.as_ref(), Parent::Us, &|channel| setns::main(&plan, channel))
+    let birth = Birth { joined: &joined, doors: doors.as_ref(), ..Birth::default() };
+    let process = launch(&birth, &|channel| setns::main(&plan, channel))
         .map_err(|e| e.context("unable to start container process"))?;
     debug::newborn(process.pid);
     let talked = (|| -> Result<()> {
@@ -150,6 +151,44 @@ pub fn exec(container: &Container, request: &Request) -> Result<Newborn> {
     })();
     drop(lock);
     match talked {
+        Ok(()) => Ok(process),
+        Err(e) => {
+            process.kill();
+            Err(e)
+        }
+    }
+}
+
+/// A process for the checkpoint engine to fill, which is `vpid` inside. It is no child of ours.
+pub fn shell(container: &Container, vpid: i32) -> Result<Newborn> {
+    let joined = namespaces::of_process(container.state.init_process_pid)?;
+    let (groups, config) = (container.cgroup(), &container.state.config);
+    let doors = groups.doors();
+    let birth = Birth {
+        joined: &joined,
+        doors: doors.as_ref(),
+        parent: Parent::Reaper,
+        pid: Some(vpid),
+        ..Birth::default()
+    };
+    let id = &container.state.id;
+    let process = launch(&birth, &|channel| setns::shell(id, &joined, config.no_new_keyring, channel))
+        .map_err(|e| e.context(format!("cannot make process {vpid}, which exec had started")))?;
+    let talked = || -> Result<()> {
+        match doors {
+            Some(_) => groups.add_rest(process.pid, process.born_inside),
+            None => enter(container, &groups, process.pid),
+        }
+        .map_err(|e| e.context(format!("cannot put process {vpid} into its control groups")))?;
+        container.state.rdt.join(process.pid)?;
+        process.channel.go()?;
+        match process.channel.listen()? {
+            Some(Message::Ready) => Ok(()),
+            Some(Message::Failed(text)) => Err(Error::new(text)),
+            _ => Err(Error::new(format!("process {vpid} has died before it was filled"))),
+        }
+    };
+    match talked() {
         Ok(()) => Ok(process),
         Err(e) => {
             process.kill();

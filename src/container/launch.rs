@@ -6,7 +6,7 @@ use crate::cgroup::doors::Doors;
 use crate::init::channel::{Channel, Message};
 use crate::init::namespaces::{self, Joined};
 use crate::init::setns;
-use crate::sys::process::{Side, exit_now, wait_child};
+use crate::sys::process::{Fork, Side, exit_now, wait_child};
 use crate::sys::{Context, Error, Result, pidfd};
 
 /// A new process, waiting for leave to go on.
@@ -31,15 +31,30 @@ pub enum Parent {
     Reaper,
 }
 
-/// Makes a process with new namespaces (`flags`), in those of `joined`, and in the control groups behind `doors`; it
-/// runs `then`, which must not return.
-pub fn launch(
-    flags: u64,
-    joined: &[Joined],
-    doors: Option<&Doors>,
-    parent: Parent,
-    then: &dyn Fn(Channel),
-) -> Result<Newborn> {
+/// Where and as what a process is born.
+#[derive(Debug, Clone, Copy)]
+pub struct Birth<'a> {
+    /// Namespaces to make, as flags of clone3(2).
+    pub flags: u64,
+    /// Namespaces to join.
+    pub joined: &'a [Joined],
+    /// The control groups to enter.
+    pub doors: Option<&'a Doors>,
+    /// Whose child it becomes.
+    pub parent: Parent,
+    /// Its pid inside, where it is not any.
+    pub pid: Option<i32>,
+}
+
+impl Default for Birth<'_> {
+    fn default() -> Self {
+        Self { flags: 0, joined: &[], doors: None, parent: Parent::Us, pid: None }
+    }
+}
+
+/// Makes a process; it runs `then`, which must not return.
+pub fn launch(birth: &Birth<'_>, then: &dyn Fn(Channel)) -> Result<Newborn> {
+    let Birth { flags, joined, doors, parent, pid } = *birth;
     let (ours, theirs) = Channel::pair()?;
     let unified = doors.and_then(Doors::unified);
     let enter = || doors.map_or(Ok(()), Doors::enter).and_then(|()| namespaces::join_cgroup(joined));
@@ -55,9 +70,10 @@ pub fn launch(
         nix::sys::prctl::set_dumpable(false).context(|| "prctl(PR_SET_DUMPABLE)")?;
     }
     let direct = joined.is_empty() && parent == Parent::Us;
-    let (first, into) = if direct { (flags, unified) } else { (0, None) };
+    let whole = Fork { flags, into_cgroup: unified, set_tid: pid };
+    let first = if direct { whole } else { Fork::default() };
     // SAFETY: commands have one thread.
-    let (side, born_inside) = unsafe { setns::fork(first, into) }.context(|| "clone3")?;
+    let (side, born_inside) = unsafe { setns::fork(first) }.context(|| "clone3")?;
     let (pid, pidfd) = match side {
         Side::Child => {
             drop(ours);
@@ -65,7 +81,7 @@ pub fn launch(
                 inside(theirs);
             } else {
                 let sibling = if parent == Parent::Us { libc::CLONE_PARENT as u64 } else { 0 };
-                setns::helper(joined, flags | sibling, unified, theirs, &inside);
+                setns::helper(joined, Fork { flags: flags | sibling, ..whole }, theirs, &inside);
             }
             exit_now(1)
         }

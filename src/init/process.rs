@@ -283,7 +283,7 @@ pub(super) fn console_size(process: &Process) -> Option<(u16, u16)> {
 }
 
 /// The shell that the checkpoint engine fills: no descriptor but the channel, and nothing to do.
-fn shell(channel: &Channel) -> Error {
+pub(super) fn shell(channel: &Channel) -> Error {
     let wait = || -> Result<()> {
         umask(Mode::from_bits_truncate(0o022));
         channel.tell(&Message::Ready)?;

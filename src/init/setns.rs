@@ -52,40 +52,34 @@ pub struct Plan<'a> {
     pub seccomp: Option<&'a seccomp::Program>,
 }
 
-/// Forks, into the control group (v2) `unified` if the kernel lets us, and says whether it did: a group may have groups
-/// inside, no room for one more process, or belong to somebody else. Then the command moves the process there.
+/// Forks, into the control group (v2) that is asked for if the kernel lets us, and says whether it did: a group may have
+/// groups inside, no room for one more process, or belong to somebody else. Then the command moves the process there.
 ///
 /// # Safety
 /// As for [`clone3`].
-pub unsafe fn fork(flags: u64, unified: Option<RawFd>) -> nix::Result<(Side, bool)> {
-    if unified.is_some() {
+pub unsafe fn fork(what: Fork) -> nix::Result<(Side, bool)> {
+    if what.into_cgroup.is_some() {
         // SAFETY: the caller's promise.
-        if let Ok(side) = unsafe { clone3(Fork { flags, into_cgroup: unified }) } {
+        if let Ok(side) = unsafe { clone3(what) } {
             return Ok((side, true));
         }
     }
     // SAFETY: the caller's promise.
-    Ok((unsafe { clone3(Fork { flags, into_cgroup: None }) }?, false))
+    Ok((unsafe { clone3(Fork { into_cgroup: None, ..what }) }?, false))
 }
 
-/// The helper's life: joins, and makes the process that `then` becomes, by clone3(2) with `flags`. Never returns.
+/// The helper's life: joins, and makes the process that `then` becomes. Never returns.
 ///
 /// Used by `exec`, by `create` for a container that joins namespaces by path, and for a process that is to be nobody's
 /// child.
-pub fn helper(
-    namespaces: &[Joined],
-    flags: u64,
-    unified: Option<RawFd>,
-    channel: Channel,
-    then: &dyn Fn(Channel),
-) -> ! {
+pub fn helper(namespaces: &[Joined], what: Fork, channel: Channel, then: &dyn Fn(Channel)) -> ! {
     let born = || -> Result<()> {
         namespaces::join(namespaces)?;
         if namespaces::joins(namespaces, LinuxNamespaceType::User) {
             become_root()?;
         }
         // SAFETY: this process has one thread.
-        match unsafe { fork(flags, unified) }.context(|| "clone3")? {
+        match unsafe { fork(what) }.context(|| "clone3")? {
             (Side::Child, _) => Ok(()),
             (Side::Parent(pid, _), born_inside) => {
                 channel.tell(&Message::Pid(pid.as_raw(), born_inside))?;
@@ -99,6 +93,25 @@ pub fn helper(
             let _ = channel.tell(&Message::Failed(e.to_string()));
         }
     }
+    exit_now(1)
+}
+
+/// The life of a process that the checkpoint engine fills. Never returns.
+pub fn shell(id: &str, namespaces: &[Joined], no_new_keyring: bool, channel: Channel) -> ! {
+    let prepare = || -> Result<()> {
+        first_steps(None, vec![channel.as_raw_fd()], false)?;
+        channel.wait()?;
+        if no_new_keyring {
+            return Ok(());
+        }
+        session_keyring(id, namespaces::joins(namespaces, LinuxNamespaceType::User))
+    };
+    let failure = match prepare() {
+        Err(e) => e,
+        Ok(()) => super::process::shell(&channel),
+    };
+    // Nobody is left to hear of a failure of this.
+    let _ = channel.tell(&Message::Failed(failure.to_string()));
     exit_now(1)
 }
 

@@ -12,6 +12,8 @@ pub struct Fork {
     pub flags: u64,
     /// Control group (v2) that the child starts in, as a descriptor of its directory.
     pub into_cgroup: Option<RawFd>,
+    /// Its pid in the namespace that it is born in.
+    pub set_tid: Option<libc::pid_t>,
 }
 
 /// Which side of a fork this is.
@@ -39,7 +41,10 @@ pub unsafe fn clone3(fork: Fork) -> nix::Result<Side> {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(fd).map_err(|_| Errno::EBADF)?;
     }
-    // SAFETY: args outlives the call and asks for no shared memory or stack, so the child is a fork;
+    if let Some(tid) = &fork.set_tid {
+        (args.set_tid, args.set_tid_size) = (std::ptr::from_ref(tid) as u64, 1);
+    }
+    // SAFETY: args and fork outlive the call, which asks for no shared memory or stack, so the child is a fork;
     // the caller vouches for the absence of other threads.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) };
     match Errno::result(pid)? {

@@ -9,7 +9,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::{
-    KINDS, Surroundings, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
+    KINDS, Surroundings, device, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
 };
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
@@ -97,7 +97,7 @@ pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result
     }
     let memfd = live.link.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
     let by_path = live.link.is_absolute() && !memfd;
-    if by_path && !inside {
+    if by_path && !inside && !device::is_null(live) {
         return Err(live
             .name(Error::new("an open file lies outside the container's mounts"))
             .remedy("let the program close it; only standard input, output and error may lead out"));

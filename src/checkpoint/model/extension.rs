@@ -10,9 +10,11 @@ use crate::checkpoint::memory::marks;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
+use crate::checkpoint::task::sessions;
 
 /// The critical extensions.
-const CRITICAL: &[&str] = &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION, marks::EXTENSION];
+const CRITICAL: &[&str] =
+    &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION, marks::EXTENSION, sessions::EXTENSION];
 
 impl Model {
     /// The bytes of an extension.

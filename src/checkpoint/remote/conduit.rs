@@ -1,7 +1,7 @@
 //! Passing descriptors into a task: a unix socket whose far end the task and its children inherit.
 
 use std::io::IoSlice;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -42,6 +42,20 @@ impl Conduit {
         }
         injection.run(&batch)?;
         Ok(Self { near, far: far_fd })
+    }
+
+    /// Gives the far end, under the same number, to a task that has not inherited it; `from` is one that has it.
+    pub fn extend(&self, from: &Injection, to: &mut Injection) -> Result<()> {
+        let far = take(from.thread().tid(), self.far)?;
+        // By a conduit of its own.
+        let numbers = Self::open(to, self.far)?.send(to, &[far.as_fd()])?;
+        let mut batch = Batch::new();
+        batch.about("cannot hand on the socket that passes descriptors");
+        for number in numbers {
+            batch.call(libc::SYS_dup3, &[number.into(), self.far.into(), libc::O_CLOEXEC.into()]);
+            batch.call(libc::SYS_close, &[number.into()]);
+        }
+        to.run(&batch).map(drop)
     }
 
     /// The far end's number in the task and its children.

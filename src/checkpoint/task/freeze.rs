@@ -58,7 +58,7 @@ const PASSES: usize = 4;
 pub struct Stood {
     /// Init, and every process after its parent.
     pub tasks: Vec<LiveTask>,
-    /// Those that exec has started, and their descendants.
+    /// Those that exec has started, and their descendants: each after its parent, too.
     pub strangers: Vec<LiveTask>,
 }
 
@@ -363,29 +363,33 @@ pub fn reap(mut left: Vec<Thread>, deadline: Instant) -> Result<()> {
 /// How long one thread's end is waited for before the next one's.
 const SLICE: Duration = Duration::from_millis(1);
 
-/// Init, then every process after its parent; and the others.
+/// Init, then every process after its parent; and the others, in the same way.
 fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Stood> {
     let first = tasks.remove(&init).ok_or_else(|| Error::new("the container's first process has ended"))?;
     let mut parents: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
     for pid in tasks.keys() {
         parents.entry(Status::of(*pid)?.ppid).or_default().push(*pid);
     }
-    let mut sorted = vec![first];
-    let mut next = 0;
-    while let Some(task) = sorted.get(next) {
-        next += 1;
-        for child in parents.remove(&task.pid).unwrap_or_default() {
-            sorted.extend(tasks.remove(&child));
+    let mut descend = |root: Vec<LiveTask>, tasks: &mut BTreeMap<i32, LiveTask>| {
+        let (mut sorted, mut next) = (root, 0);
+        while let Some(task) = sorted.get(next) {
+            next += 1;
+            for child in parents.remove(&task.pid).unwrap_or_default() {
+                sorted.extend(tasks.remove(&child));
+            }
+        }
+        sorted
+    };
+    let sorted = descend(vec![first], &mut tasks);
+    let mut roots = Vec::new();
+    for pid in tasks.keys() {
+        if !tasks.contains_key(&Status::of(*pid)?.ppid) {
+            roots.push(*pid);
         }
     }
-    Ok(Stood { tasks: sorted, strangers: tasks.into_values().collect() })
-}
-
-/// What is said of a process that was put into the container from outside.
-pub fn stranger_error(vpid: i32) -> Error {
-    Error::new("the process was started by exec: it is no descendant of the container's first process")
-        .pid(vpid)
-        .remedy("end it, wait until it has ended, or leave it out with --drop-exec")
+    let roots = roots.into_iter().filter_map(|pid| tasks.remove(&pid)).collect();
+    let strangers = descend(roots, &mut tasks);
+    Ok(Stood { tasks: sorted, strangers })
 }
 
 /// The signal that has stopped the thread's process, if one has; the thread is in a stop of ours.

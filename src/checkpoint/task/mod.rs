@@ -11,7 +11,7 @@
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
-//!  labels       AppArmor profiles
+//!  labels       AppArmor profiles                              sessions     what exec has started: second roots
 //! ```
 
 pub mod cookies;
@@ -27,6 +27,7 @@ pub mod process;
 pub mod revive;
 pub mod scheduling;
 pub mod seccomp;
+pub mod sessions;
 pub mod sharing;
 pub mod signals;
 pub mod status;

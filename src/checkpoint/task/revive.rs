@@ -201,6 +201,7 @@ impl<'a> Revival<'a> {
 
     fn step(&self, step: Step, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
         match step {
+            Step::Enter { pid } => _ = get(tree, pid)?,
             Step::Fork { by, pid, helper } => {
                 let mut flags = self.shared(by, pid);
                 if self.pids.made_by(pid).is_some() {

@@ -38,9 +38,13 @@ pub fn check(root: i32, steps: &[Step], ids: &BTreeMap<u32, TaskKobjIdsEntry>) -
     let mut tables: BTreeSet<u32> = of(root).map(|ids| ids.files_id).into_iter().collect();
     let mut directories: BTreeSet<u32> = of(root).map(|ids| ids.fs_id).into_iter().collect();
     for step in steps {
-        let Step::Fork { by, pid, .. } = *step else { continue };
+        let (by, pid) = match *step {
+            Step::Fork { by, pid, .. } => (Some(by), pid),
+            Step::Enter { pid } => (None, pid),
+            _ => continue,
+        };
         let Some(own) = of(pid) else { continue };
-        let parent = of(by);
+        let parent = by.and_then(of);
         let files = parent.is_some_and(|p| p.files_id == own.files_id) || tables.insert(own.files_id);
         let fs = parent.is_some_and(|p| p.fs_id == own.fs_id) || directories.insert(own.fs_id);
         if !files || !fs {

@@ -119,7 +119,7 @@ impl Lazy {
             Ok(handle) => handle,
             Err(errno) => victim.end(status, format!("the filler cannot be started: {errno}")),
         };
-        let fork = Fork { flags: libc::CLONE_FILES as u64, into_cgroup: None };
+        let fork = Fork { flags: libc::CLONE_FILES as u64, ..Fork::default() };
         // SAFETY: this process has one thread; the child shares the descriptors and nothing else, and ends by _exit.
         match unsafe { clone3(fork) } {
             Ok(Side::Child) => {

@@ -151,6 +151,7 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
         cgroups: BTreeMap::new(),
         stdio: [None, None, None],
         console: None,
+        entrants: Vec::new(),
     };
     let options = Options::default();
     let context =

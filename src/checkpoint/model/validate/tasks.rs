@@ -8,6 +8,7 @@ use crate::checkpoint::image::{
 };
 use crate::checkpoint::model::Model;
 use crate::checkpoint::model::validate::{require, unique};
+use crate::checkpoint::task::sessions;
 
 /// The kernel's own limit of process ids.
 const PID_MAX: u32 = 1 << 22;
@@ -26,13 +27,14 @@ pub(super) fn check(model: &Model) -> Result<()> {
     let others = model.pstree.iter().flat_map(|p| p.threads.iter().copied().filter(|t| *t != p.pid));
     let threads = unique(others, image, "thread")?;
     require(pids.is_disjoint(&threads), image, || "a thread has the id of a process".into())?;
-    let mut before = BTreeSet::new();
+    let (mut before, sessions) = (BTreeSet::new(), sessions::of(model)?);
     for (index, process) in model.pstree.iter().enumerate() {
         let pid = process.pid;
         let ids = [pid, process.pgid, process.sid];
         let sane = pid != 0 && ids.iter().chain(&process.threads).all(|id| *id <= PID_MAX);
         require(sane, image, || format!("process {pid} has ids out of range"))?;
-        let parent = if index == 0 { process.ppid == 0 } else { before.contains(&process.ppid) };
+        let root = index == 0 || sessions.contains(&pid) && process.sid == pid;
+        let parent = if root { process.ppid == 0 } else { before.contains(&process.ppid) };
         require(parent, image, || {
             format!("the parent {} of process {pid} does not come before it", process.ppid)
         })?;

@@ -16,6 +16,8 @@
 //! one, and nobody in it can join a group of outside: its parent joins before it is forked. Whoever has been born there
 //! from outside comes after all others.
 //!
+//! What exec has started comes from outside, and leads a session.
+//!
 //! [`plan`] yields plain steps, and plays them through in a model of the kernel's rules: a tree that would come out
 //! different is refused, at dump already.
 
@@ -29,7 +31,7 @@ use crate::checkpoint::{Error, Result};
 pub struct Node {
     /// Process id.
     pub pid: i32,
-    /// Parent; 0 for init.
+    /// Parent; 0 for init and what exec has started.
     pub ppid: i32,
     /// Session.
     pub sid: i32,
@@ -40,6 +42,11 @@ pub struct Node {
 /// One step of making the tree. Every pid is one inside the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
+    /// `pid` comes from outside: its stub is there already.
+    Enter {
+        /// The newcomer.
+        pid: i32,
+    },
     /// `by` forks `pid`; `helper` if no process of the images has that number.
     Fork {
         /// The parent at birth.
@@ -84,7 +91,7 @@ pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>, pids: &Pids) -> Result<Vec<St
         return Err(Error::new("the images hold two processes with the same id"));
     }
     for node in &nodes[1..] {
-        if !tree.contains_key(&node.ppid) {
+        if node.ppid != 0 && !tree.contains_key(&node.ppid) {
             return Err(Error::new(format!("the parent, {}, is not a process of the container", node.ppid))
                 .pid(node.pid));
         }
@@ -110,6 +117,10 @@ pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>, pids: &Pids) -> Result<Vec<St
     planner.adopt(nodes);
     planner.dead_groups(nodes);
     planner.grow(root.pid, 0);
+    for newcomer in nodes[1..].iter().filter(|n| n.ppid == 0) {
+        planner.steps.push(Step::Enter { pid: newcomer.pid });
+        planner.grow(newcomer.pid, 0);
+    }
     while let Some((by, pid)) = planner.joining.pop_front() {
         planner.fork(by, pid, 0);
     }
@@ -126,7 +137,9 @@ fn births(nodes: &[Node], tree: &BTreeMap<i32, Node>) -> Result<BTreeMap<i32, Op
         children.entry(node.ppid).or_default().push(node.pid);
     }
     // Children before parents: a depth-first order, reversed.
-    let (mut order, mut stack) = (Vec::new(), vec![nodes[0].pid]);
+    let mut stack = children.remove(&0).unwrap_or_default();
+    stack.push(nodes[0].pid);
+    let mut order = Vec::new();
     while let Some(pid) = stack.pop() {
         order.push(pid);
         stack.extend(children.get(&pid).into_iter().flatten());
@@ -175,7 +188,7 @@ impl Planner<'_> {
     /// Gives every process the one that forks it.
     fn adopt(&mut self, nodes: &[Node]) {
         for node in &nodes[1..] {
-            let parent = self.tree[&node.ppid];
+            let Some(parent) = self.tree.get(&node.ppid).copied() else { continue };
             let birth = self.births[&node.pid];
             match birth {
                 None => self.late.entry(parent.pid).or_default().push(node.pid),
@@ -341,6 +354,12 @@ fn verify(nodes: &[Node], steps: &[Step], pids: &Pids) -> Result<()> {
     };
     for step in steps {
         match *step {
+            Step::Enter { pid } => {
+                let newcomer = Node { pid, ppid: 0, sid: 0, pgid: 0 };
+                if pids.space(pid) != 0 || live.insert(pid, newcomer).is_some() {
+                    return Err(impossible(pid, "it cannot come from outside".into()));
+                }
+            }
             Step::Fork { by, pid, .. } => {
                 let Some(parent) = live.get(&by).copied() else {
                     return Err(impossible(pid, format!("its creator {by} does not exist yet")));

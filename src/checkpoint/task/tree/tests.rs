@@ -120,6 +120,17 @@ fn an_orphan_is_adopted_in_its_pid_namespace() {
 }
 
 #[test]
+fn who_comes_from_outside_has_a_tree_of_his_own() {
+    // exec'ed: 7 with its child 8; 9, which it has left behind, is init's.
+    let nodes = [n(1, 0, 1, 1), n(9, 1, 7, 7), n(7, 0, 7, 7), n(8, 7, 7, 8)];
+    let steps = ok(&nodes);
+    assert_eq!(steps[..2], [Step::Enter { pid: 7 }, Step::Setsid { pid: 7 }]);
+    assert!(steps.contains(&fork(7, 8)) && steps.contains(&fork(300, 9)));
+    // It is in nobody's session but its own.
+    assert!(plan(&[n(1, 0, 1, 1), n(7, 0, 1, 1)], &BTreeSet::new(), &Pids::default()).is_err());
+}
+
+#[test]
 fn what_cannot_be_made_is_refused_by_name() {
     // 6 is a child of 5 in a session to which 5 never belonged, and 5 is no subreaper above that session.
     let error = plan(
@@ -156,7 +167,7 @@ fn random_histories_can_be_made_again() {
         for _ in 0..random(60) {
             let i = random(live.len());
             let who = live[i];
-            match random(6) {
+            match random(7) {
                 0..=2 => {
                     live.push(Node { pid: next, ppid: who.pid, ..who });
                     next += 1;
@@ -168,6 +179,10 @@ fn random_histories_can_be_made_again() {
                 5 if i > 0 => {
                     live.remove(i);
                     live.iter_mut().filter(|m| m.ppid == who.pid).for_each(|m| m.ppid = 1);
+                }
+                6 if random(3) == 0 => {
+                    live.push(n(next, 0, next, next));
+                    next += 1;
                 }
                 _ => {}
             }
