@@ -15,7 +15,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::children;
 use crate::checkpoint::task::status::{self, Status};
-use crate::checkpoint::task::{scheduling, sessions};
+use crate::checkpoint::task::{keys, scheduling, sessions};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// Everything that keeps this container from being dumped; empty when it can be. `watched`: its writes are noted by the
@@ -50,6 +50,7 @@ pub fn check(
             found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
         }
     }
+    found.extend(keys::check(source).err());
     found.extend(files::check(options, source, &tasks));
     let live: Vec<i32> = tasks.iter().map(|(pid, _)| *pid).collect();
     found.extend(namespaces::check(options, source, &live));

@@ -175,10 +175,15 @@ fn parse(text: &str) -> Result<Vec<UidGidExtent>> {
 /// Runs `work` with the ids that the container's root has on this host, and all capabilities, on a thread of its own.
 /// A container without id mappings of its own makes no difference.
 pub fn as_root_of<T: Send>(target: &Target, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    if !Kind::User.private(target.init)? {
+    as_root_in(target.init, work)
+}
+
+/// The same for the user namespace of a process.
+pub fn as_root_in<T: Send>(pid: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    if !Kind::User.private(pid)? {
         return work();
     }
-    let maps = maps(target.init)?;
+    let maps = maps(pid)?;
     let root = |map: &[UidGidExtent]| map.iter().find(|e| e.first == 0 && e.count > 0).map(|e| e.lower_first);
     let (Some(uid), Some(gid)) = (root(&maps.uid_map), root(&maps.gid_map)) else {
         return Err(Error::new("the id mappings of config.json have no root"));

@@ -3,9 +3,15 @@
 //! A program knows its keys by serial numbers, which the kernel chooses, and some kinds cannot be read: they are not
 //! restored, and a thread that has any is refused. Keyrings alone are no loss: the container gets one of its own, and
 //! those of users live on in the kernel.
+//!
+//! From outside only the container's session keyring can be found, for it has a name; whose another one is only its
+//! threads can tell, once they stand still.
 
+use crate::checkpoint::context::Source;
+use crate::checkpoint::namespaces::user;
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
 use crate::checkpoint::{Error, Result};
+use crate::sys::keyring;
 
 const KEYCTL_DESCRIBE: u64 = 6;
 const KEYCTL_READ: u64 = 11;
@@ -15,6 +21,29 @@ const KEYRINGS: [(i32, &str); 3] = [(-1, "thread"), (-2, "process"), (-3, "sessi
 const MOST: usize = 64;
 /// Bytes of a key's description.
 const TEXT: usize = 256;
+
+/// Looks at the session keyring that the container was started with.
+pub fn check(source: &Source) -> Result<()> {
+    let named = format!("_ses.{}", source.id);
+    user::as_root_in(source.init, || {
+        // What nobody may look at from here is looked at later.
+        let all = std::fs::read_to_string("/proc/keys").unwrap_or_default();
+        let keys = all.lines().filter_map(|line| serial_of(line, &named));
+        for key in keys.flat_map(|session| keyring::list(session).unwrap_or_default()) {
+            keyring::describe(key).map_or(Ok(()), |text| refuse(&text, key, "session"))?;
+        }
+        Ok(())
+    })
+}
+
+/// The serial number in a line of `/proc/keys`, if it is that of the keyring called `named`.
+fn serial_of(line: &str, named: &str) -> Option<i32> {
+    // 2a4d1b7c I--Q---     2 perm 3f0b0000     0     0 keyring   _ses.c: 1
+    let mut words = line.split_ascii_whitespace();
+    let serial = words.next()?;
+    let keyring = words.nth(6)? == "keyring" && words.next()?.strip_suffix(':')? == named;
+    keyring.then(|| i32::from_str_radix(serial, 16).ok()).flatten()
+}
 
 /// Asks a thread for its keys.
 #[derive(Debug)]
@@ -76,6 +105,15 @@ fn refuse(text: &str, serial: i32, whose: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keyring_is_found_by_its_name() {
+        let line = "2a4d1b7c I--Q---     2 perm 3f0b0000     0     0 keyring   _ses.c: 1";
+        assert_eq!(serial_of(line, "_ses.c"), Some(0x2a4d_1b7c));
+        assert_eq!(serial_of(line, "_ses.cc"), None);
+        assert_eq!(serial_of("2a4d1b7c I--Q--- 2 perm 3f0b0000 0 0 user _ses.c: 1", "_ses.c"), None);
+        assert_eq!(serial_of("2a4d1b7c I--Q---", "_ses.c"), None);
+    }
 
     #[test]
     fn keys_are_refused_by_name_and_keyrings_are_not() {
