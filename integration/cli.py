@@ -158,7 +158,7 @@ def test_checkpoint_of_nothing(host):
 
 
 def test_paused_checkpoint(host):
-    """A paused container can be checkpointed, stays paused with --leave-running, and the restored one runs."""
+    """A paused container can be checkpointed, stays paused beside its checkpoint and after a restore; or it runs then, as asked or for a client."""
     real_checkpoints()
     c = busybox(host, "sh", "-c", "i=0; while :; do echo $((i=i+1)); sleep 0.01; done")
     c.run()
@@ -170,13 +170,24 @@ def test_paused_checkpoint(host):
     c.call("resume", c.id)
     until(lambda: c.text() != still, "counting again")
     c.call("pause", c.id)
-    c.checkpoint("image")
+    for name in ("one", "two"):
+        c.checkpoint(name)
+        still = c.text()
+        c.restore(name)
+        equal(c.state(), "paused", f"state after the restore of {name}")
+        time.sleep(0.2)
+        equal(c.text(), still, "output of a paused container")
+    c.call("resume", c.id)
     last = int(c.text().split()[-1])
-    c.restore("image")
-    equal(c.state(), "running", "state after the restore")
     until(lambda: int(c.text().split()[-1]) > last + 10, "counting after the restore")
     got = [int(n) for n in c.text().split()]
     equal(got, list(range(1, len(got) + 1)), "numbers")
+    for flag in ("--resume", "--no-subreaper"):
+        c.delete()
+        still = c.text()
+        c.restore("two", flag)
+        equal(c.state(), "running", f"state after restore {flag}")
+        until(lambda: c.text() != still, f"counting after restore {flag}")
 
 
 def group_file(c, controller, v1, v2):

@@ -54,6 +54,8 @@ pub struct Options {
     pub clamp: bool,
     /// A processor with fewer instructions than that of the checkpoint is taken.
     pub any_processor: bool,
+    /// A container that was paused at the checkpoint runs after the restore.
+    pub resume: bool,
     /// The memory of a restored container is filled while it already runs.
     pub lazy: bool,
 }

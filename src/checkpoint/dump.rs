@@ -31,6 +31,9 @@ use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::{freeze, process, sessions};
 use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
 
+/// The extension of a container that was paused: whoever restores it may want to pause it again.
+pub const PAUSED: &str = "paused";
+
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Result<DumpReport> {
     dump_after(options, source, freezer, Before::default())
@@ -131,6 +134,9 @@ fn attempt(
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
 
     let mut dump = Dump::new(options, source, &images, tasks);
+    if paused {
+        dump.model.set_extension(PAUSED, &true)?;
+    }
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
     let (mut frozen, mut held, mut stale) = (None, false, false);

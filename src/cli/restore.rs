@@ -42,6 +42,9 @@ pub struct Args {
     /// Remove from the images what has been restored
     #[arg(long)]
     auto_dedup: bool,
+    /// Let the container run even if it was paused at the checkpoint
+    #[arg(long)]
+    resume: bool,
     /// Fill the memory while the container already runs
     #[arg(long)]
     lazy: bool,
@@ -71,6 +74,12 @@ pub struct Args {
     args: Vec<String>,
 }
 
+/// containerd and CRI-O pause every container around its checkpoint, and take it for running after a restore. The one's
+/// shim says that it is the subreaper, the other's conmon has a pipe that tells of us.
+fn for_a_client(args: &Args) -> bool {
+    args.no_subreaper || std::env::var_os("_OCI_SYNCPIPE").is_some()
+}
+
 pub fn run(context: &Context, args: Args) -> Result<u8> {
     let id = one_id("restore", &args.args)?;
     for (given, flag) in [
@@ -95,6 +104,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         },
         any_processor: any_processor(&args.cpu_cap)?,
         lazy: args.lazy || args.lazy_pages,
+        resume: args.resume || for_a_client(&args),
         ..options(&args.what)?
     };
     let flags = new::Flags {

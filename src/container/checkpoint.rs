@@ -249,8 +249,11 @@ fn fill(
         entrants,
     };
     let mut failed = None;
+    let paused = !options.resume && model.extension::<bool>(dump::PAUSED)?;
     let mut ready = || {
         let done = publish(container, &created.spec, created.init.pid, pid_file).and_then(|()| agreed());
+        // While it is still held: it runs no instruction before `resume`.
+        let done = done.and_then(|()| if paused { Ok(container.cgroup().freeze()?) } else { Ok(()) });
         done.map_err(|e| {
             let words = crate::checkpoint::Error::new(e.to_string());
             failed = Some(e);
