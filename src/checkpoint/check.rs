@@ -5,12 +5,10 @@
 //! again by the dump itself, which refuses in the same words.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 
-use crate::checkpoint::arch::record;
+use crate::checkpoint::arch::compat;
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::children;
@@ -98,9 +96,7 @@ fn process(
             false => return Err(sessions::refusal(vpid)),
         }
     }
-    if is_32_bit(pid) {
-        return Err(record::no_32_bit());
-    }
+    compat::check(pid)?;
     for tid in status::threads(pid).unwrap_or_default() {
         scheduling::check(pid, tid)?;
     }
@@ -111,14 +107,4 @@ fn process(
             .remedy("start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
     }
     Ok(())
-}
-
-/// Whether the program is a 32-bit one: the class in its first bytes. A thread of a 64-bit program in 32-bit code is seen
-/// when it has stopped.
-fn is_32_bit(pid: i32) -> bool {
-    const CLASS: u64 = 4;
-    const CLASS_32: u8 = 1;
-    let mut class = [0];
-    let read = File::open(format!("/proc/{pid}/exe")).and_then(|exe| exe.read_exact_at(&mut class, CLASS));
-    read.is_ok() && class == [CLASS_32]
 }

@@ -20,6 +20,7 @@ pub use seal::reseal;
 
 use std::collections::BTreeMap;
 
+use crate::checkpoint::arch::compat;
 use crate::checkpoint::image::*;
 
 /// Everything that the images hold, apart from bulk data.
@@ -86,6 +87,14 @@ pub struct Model {
     pub pidns: BTreeMap<u32, PidnsEntry>,
     /// stasis.img; absent in sets that CRIU wrote.
     pub extension: Option<StasisExtension>,
+}
+
+impl Model {
+    /// Whether a process runs a 32-bit program.
+    pub fn is_compat(&self, pid: u32) -> bool {
+        let info = self.cores.get(&pid).and_then(|core| core.thread_info.as_ref());
+        info.is_some_and(compat::is_compat)
+    }
 }
 
 /// One IPC namespace.

@@ -15,6 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use crate::checkpoint::arch::compat;
 use crate::checkpoint::context::{NewTask, Options, Restore, Target};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::Files;
@@ -203,7 +204,14 @@ fn window(restore: &Restore<'_>, pid: i32) -> Result<u64> {
     let own: Vec<VmaEntry> =
         own.iter().map(|m| VmaEntry { start: m.start, end: m.end, ..VmaEntry::default() }).collect();
     let theirs = restore.model.mm.values().flat_map(|mm| &mm.vmas);
-    memory::plan::free_window(theirs.chain(&own), Injection::FOOTPRINT)
+    let at = memory::plan::free_window(theirs.chain(&own), Injection::FOOTPRINT)?;
+    let compat = restore.model.mm.keys().any(|pid| restore.model.is_compat(*pid));
+    if compat && at + Injection::FOOTPRINT > compat::ADDRESSES {
+        return Err(Error::new(
+            "a 32-bit program leaves no room in its addresses for the code that restores it",
+        ));
+    }
+    Ok(at)
 }
 
 /// Ends everything that was made. In a pid namespace init's end is everybody's; it ends when all others have been waited

@@ -216,7 +216,7 @@ impl TaskPages {
 
 /// Writes this process's own vdso, if it is the same: that of the task has traces of injections in its tail.
 fn write_vdso(source: i32, range: Range<u64>, offset: u64, vdso: &Vdso, file: &File) -> Result<()> {
-    if range.end - range.start != vdso.code().len() as u64 {
+    if range.end - range.start != vdso.code().len() as u64 || !vdso.is_that_of(source, range.start) {
         return copy::to_file(source, Sharing::Own, [(range, offset)], file, Disk::Later);
     }
     file.write_all_at(vdso.code(), offset)

@@ -80,6 +80,8 @@ pub enum Step {
     Lock(Range<u64>, u32),
     /// `arch_prctl(ARCH_MAP_VDSO_64, start)`
     Vdso(u64),
+    /// `arch_prctl(ARCH_MAP_VDSO_32, start)`, for a 32-bit program
+    CompatVdso(u64),
 }
 
 /// All steps for one address space.
@@ -115,6 +117,15 @@ impl Plan {
         });
         late.append(&mut self.finish);
         self.finish = late;
+    }
+
+    /// Makes it the plan of a 32-bit program.
+    pub fn narrow(&mut self) {
+        for step in &mut self.map {
+            if let Step::Vdso(start) = *step {
+                *step = Step::CompatVdso(start);
+            }
+        }
     }
 
     /// Leaves alone what the task has already.

@@ -30,7 +30,7 @@ use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::memory::sources::{EXECUTABLE, Sources};
-use crate::checkpoint::memory::vdso::{Fit, Vdso};
+use crate::checkpoint::memory::vdso::{self, Fit, Vdso};
 use crate::checkpoint::memory::{bridge, maps, marks, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
@@ -118,7 +118,14 @@ impl<'a> Memories<'a> {
         let model = self.restore.model;
         let mut plan = plan::plan(&mm.vmas, &(start..end), |id| segment_size(model, id))?;
         plan.postpone(&uring::of_task(model, task.vpid)?);
-        let bridge = bridge(model, task.vpid, mm, &mut plan, &(start..end), &pages)?;
+        let compat = model.is_compat(task.vpid.cast_unsigned());
+        let (mut bridged, mut old) = (None, None);
+        if compat {
+            plan.narrow();
+            old = vdso_code(&plan, &pages)?;
+        } else {
+            bridged = bridge(model, task.vpid, mm, &mut plan, &(start..end), &pages)?;
+        }
         let parent = self.heirs.get(&task.vpid).copied();
         let kept = match parent {
             Some(parent) => inherit::kept(self.mm(parent)?, mm),
@@ -130,8 +137,11 @@ impl<'a> Memories<'a> {
         let own_exe = parent.is_none();
         let marks = marks::of(model, task.vpid.cast_unsigned())?;
         let uffd = map(task, (mm, own_exe, &marks), &plan, files, &self.shared, conduit)?;
-        if let Some((at, code)) = bridge {
+        if let Some((at, code)) = bridged {
             task.injection.write_mem(at, &code)?;
+        }
+        if let (true, Some(range)) = (compat, &plan.vdso) {
+            vdso::compare(task.pid, range, old.as_deref())?;
         }
         if let Some(parent) = parent {
             let difference = inherit::compare(pages, &images(parent)?, &kept)?;
@@ -347,6 +357,10 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
         Step::Vdso(start) => {
             batch.about("cannot map the vdso");
             arch::map_vdso(batch, *start);
+        }
+        Step::CompatVdso(start) => {
+            batch.about("cannot map the vdso of 32-bit programs, which this kernel may not run");
+            arch::map_compat_vdso(batch, *start);
         }
     }
     Ok(())

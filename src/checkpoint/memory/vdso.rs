@@ -52,6 +52,14 @@ impl Vdso {
         self.data
     }
 
+    /// Whether a process has this one, not that of 32-bit programs: the first bytes tell.
+    pub fn is_that_of(&self, pid: i32, at: u64) -> bool {
+        const CLASS: usize = 5;
+        let mut start = [0; CLASS];
+        let read = File::open(format!("/proc/{pid}/mem")).and_then(|mem| mem.read_exact_at(&mut start, at));
+        read.is_err() || self.code.starts_with(&start)
+    }
+
     /// How a process that had `code` where the plan says will find its functions there again.
     pub fn fit(&self, plan: &Plan, code: Option<&[u8]>) -> Result<Fit> {
         let Some(vdso) = &plan.vdso else {
@@ -87,6 +95,26 @@ pub enum Fit {
     Same,
     /// Over a bridge.
     Bridge,
+}
+
+/// Refuses a 32-bit program that has not got the vdso which it had, in its place. It is looked at afterwards, for this
+/// process has none to compare with; and no bridge leads there.
+pub fn compare(pid: i32, place: &Range<u64>, old: Option<&[u8]>) -> Result<()> {
+    let maps = maps::read(pid)?;
+    let in_place = maps.iter().any(|m| m.name() == b"[vdso]" && (m.start..m.end) == *place);
+    let same = in_place && old.is_none_or(|old| is_same(pid, place, old));
+    if same {
+        return Ok(());
+    }
+    Err(Error::new("the process is a 32-bit program and uses the vdso of another kernel")
+        .remedy("restore it under the kernel it was checkpointed under"))
+}
+
+fn is_same(pid: i32, place: &Range<u64>, old: &[u8]) -> bool {
+    let mut new = vec![0; old.len()];
+    let read =
+        File::open(format!("/proc/{pid}/mem")).and_then(|mem| mem.read_exact_at(&mut new, place.start));
+    read.is_ok() && build_id(&new).is_some_and(|id| build_id(old) == Some(id))
 }
 
 /// The build id of an ELF image: the description of its note "GNU", type 3. The code alone is no measure, for the

@@ -97,6 +97,11 @@ impl Injection {
         }
     }
 
+    /// Where [`Self::run_code`] puts its data.
+    pub(in crate::checkpoint) fn scratch(&self) -> u64 {
+        self.scratch
+    }
+
     /// How long a batch may take; 10 seconds unless this is called.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
@@ -275,12 +280,18 @@ impl Injection {
             )));
         }
         let len = len.next_power_of_two();
+        let compat = self.home.as_ref().is_some_and(|home| home.regs.is_compat());
+        if compat {
+            // mremap(2) would look for room where a 32-bit program has no addresses.
+            self.unmap_scratch()?;
+        }
         let (nr, args, call) = if self.scratch == 0 {
             // Not readable by name, which on most architectures is the same: so that it never merges with a mapping
             // of the task's.
-            let (prot, flags) = (number(libc::PROT_WRITE), number(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS));
-            let call = format!("mmap(NULL, {len}, PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS, -1, 0)");
-            (libc::SYS_mmap, [0, len, prot, flags, u64::MAX, 0], call)
+            let (place, name) = if compat { (libc::MAP_32BIT, "|MAP_32BIT") } else { (0, "") };
+            let flags = number(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | place);
+            let call = format!("mmap(NULL, {len}, PROT_WRITE, MAP_PRIVATE|MAP_ANONYMOUS{name}, -1, 0)");
+            (libc::SYS_mmap, [0, len, number(libc::PROT_WRITE), flags, u64::MAX, 0], call)
         } else {
             let (from, old, may_move) = (self.scratch, self.scratch_len, number(libc::MREMAP_MAYMOVE));
             let call = format!("mremap({from:#x}, {old}, {len}, MREMAP_MAYMOVE)");

@@ -1,7 +1,8 @@
 //! The last step of a restore: the window is unmapped and the thread stands in its own program.
 //!
 //! Nothing of the window can make that munmap(2) return, so one `syscall` instruction of the restored program's own
-//! memory makes it: the thread is put there, and is stopped at the entry and at the return.
+//! memory makes it: the thread is put there, and is stopped at the entry and at the return. A 32-bit program has
+//! `int $0x80` for that, which takes addresses of 32 bits from 64-bit code, too.
 
 use std::time::Instant;
 
@@ -9,8 +10,11 @@ use super::injection::Injection;
 use super::memory;
 use super::thread::Thread;
 use super::wait::Stop;
-use crate::checkpoint::arch::{Regs, SYSCALL};
+use crate::checkpoint::arch::{Regs, SYSCALL, SYSCALL_32};
 use crate::checkpoint::error::{Error, Result};
+
+/// munmap(2) of 32-bit programs.
+const MUNMAP_32: u64 = 91;
 
 /// What a restored thread starts with.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +32,7 @@ impl Injection {
     pub fn leave(self, last: &Final) -> Result<Thread> {
         let thread = self.thread.clone();
         if last.unmap_window && self.window != 0 {
-            self.unmap_window()?;
+            self.unmap_window(last.regs.is_compat())?;
         }
         let mut regs = last.regs;
         // It is no system call that we return from.
@@ -38,12 +42,16 @@ impl Injection {
         Ok(thread)
     }
 
-    fn unmap_window(&self) -> Result<()> {
+    fn unmap_window(&self, compat: bool) -> Result<()> {
         let deadline = Instant::now() + self.patience;
         let what = "cannot unmap the restore's window";
         let mut regs = self.template;
-        regs.set_ip(self.syscall_instruction()?);
-        regs.make_call(libc::SYS_munmap, [self.window, Self::FOOTPRINT, 0, 0, 0, 0]);
+        regs.set_ip(self.instruction(if compat { SYSCALL_32 } else { SYSCALL })?);
+        if compat {
+            regs.make_call_32(MUNMAP_32, [self.window, Self::FOOTPRINT, 0, 0]);
+        } else {
+            regs.make_call(libc::SYS_munmap, [self.window, Self::FOOTPRINT, 0, 0, 0, 0]);
+        }
         self.thread.set_sigmask(u64::MAX)?;
         self.thread.set_regs(&regs)?;
         for _entry_and_return in 0..2 {
@@ -70,8 +78,8 @@ impl Injection {
         }
     }
 
-    /// A `syscall` instruction of the restored program: in its vdso, else in any code that it has.
-    fn syscall_instruction(&self) -> Result<u64> {
+    /// An instruction that makes a system call, of the restored program: in its vdso, else in any code that it has.
+    fn instruction(&self, wanted: [u8; 2]) -> Result<u64> {
         let tid = self.thread.tid();
         let window = self.window..self.window + Self::FOOTPRINT;
         let mut ranges: Vec<(u64, u64)> = memory::vdso_of_maps(tid)?.into_iter().collect();
@@ -87,7 +95,7 @@ impl Injection {
                 if self.memory.read(at, &mut bytes).is_err() {
                     break;
                 }
-                if let Some(found) = bytes.windows(SYSCALL.len()).position(|pair| pair == SYSCALL) {
+                if let Some(found) = bytes.windows(wanted.len()).position(|pair| pair == wanted) {
                     return Ok(at + found as u64);
                 }
                 at += len;

@@ -36,8 +36,8 @@ impl Injection {
     pub fn start(thread: &Thread) -> Result<Self> {
         let tid = thread.tid();
         let raw = thread.regs()?;
-        if !raw.is_native() {
-            return Err(Error::new("the task runs a 32-bit program, which is not supported yet"));
+        if !raw.is_native() && !raw.is_compat() {
+            return Err(Error::new("the task runs in a code segment of its own making"));
         }
         let mask = thread.sigmask()?;
         let status = Status::read(tid)?;
@@ -67,7 +67,7 @@ impl Injection {
             scratch_len: 0,
             ids: (status.tgid, status.tid),
             signal,
-            template: raw,
+            template: raw.native(),
             home: Some(home),
             window: 0,
             queued: Rc::new(Cell::new(0)),
@@ -167,8 +167,8 @@ pub(super) fn is_in_stub(thread: &Thread) -> Result<bool> {
         return Ok(true);
     }
     let memory = Memory::new(thread.tid());
-    let mut code = stub::JUMP;
-    if memory.read(regs.ip(), &mut code).is_err() || code != stub::JUMP {
+    let mut code = [0; 2];
+    if memory.read(regs.ip(), &mut code).is_err() || !stub::is_jump(code) {
         return Ok(false);
     }
     let magic = regs.ip().wrapping_sub(stub::offset(Place::Jump)).wrapping_add(stub::magic_offset());

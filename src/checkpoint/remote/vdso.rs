@@ -77,14 +77,15 @@ pub(super) fn room(tid: i32, memory: &Memory) -> Result<Room> {
 
 /// Where the section headers are in an ELF image that ends in them, as the vdso does.
 fn section_headers(header: &[u8; 64]) -> Option<Range<u64>> {
-    if header[..5] != *b"\x7fELF\x02" {
-        return None;
-    }
     let half = |at: usize| u64::from(u16::from_le_bytes([header[at], header[at + 1]]));
-    let mut offset = [0; 8];
-    offset.copy_from_slice(&header[0x28..0x30]);
-    let start = u64::from_le_bytes(offset);
-    let end = start.checked_add(half(0x3a) * half(0x3c))?;
+    let word = |at: usize| half(at) | half(at + 2) << 16;
+    // e_shoff; e_shentsize, which e_shnum follows.
+    let (start, entry) = match &header[..5] {
+        b"\x7fELF\x01" => (word(0x20), 0x2e),
+        b"\x7fELF\x02" => (word(0x28) | word(0x2c) << 32, 0x3a),
+        _ => return None,
+    };
+    let end = start.checked_add(half(entry) * half(entry + 2))?;
     (start >= 64 && (64..16 * PAGE).contains(&end)).then_some(start..end)
 }
 
@@ -227,6 +228,10 @@ mod tests {
         header[0x3a] = 64;
         header[0x3c] = 2;
         assert_eq!(section_headers(&header), Some(0x80..0x100));
+        let mut header = [0u8; 64];
+        header[..5].copy_from_slice(b"\x7fELF\x01");
+        (header[0x20], header[0x2e], header[0x30]) = (0x80, 40, 2);
+        assert_eq!(section_headers(&header), Some(0x80..0xd0));
     }
 
     #[test]

@@ -158,6 +158,9 @@ fn alive(
     let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
     let results = injection.run(&batch)?;
     asked.0.answer(&results, &mut tc);
+    if captured[0].is_compat() {
+        signals::make_compat(&mut tc.sigactions);
+    }
     asked.1.answer(&results, &mut injection, (&users, &groups), &mut captured[0])?;
     captured[0].core.tc = Some(tc);
     let features = features::on_request(results.u64(asked.0.features, 0));

@@ -23,7 +23,7 @@ use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
 use super::status::Status;
 use super::tree::Step;
 use super::{cookies, credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
-use crate::checkpoint::arch::{features, record};
+use crate::checkpoint::arch::{compat, features, record};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
@@ -313,9 +313,8 @@ impl<'a> Revival<'a> {
         {
             batch.call(libc::SYS_membarrier, &[command.into(), 0.into(), 0.into()]);
         }
-        batch.about("cannot set the signal actions");
-        signals::restore_actions(&mut batch, &tc.sigactions)?;
         leader.run(&batch)?;
+        signals::restore_actions(leader, &tc.sigactions)?;
         if let Some(rlimits) = &tc.rlimits {
             limits::restore(leader, &rlimits.rlimits)?;
         }
@@ -405,12 +404,17 @@ impl<'a> Revival<'a> {
         let thread = core.thread_core.as_ref().unwrap_or(&empty);
         let (pid, tid) = (self.pids.own(vpid(entry)), self.pids.own(vtid.cast_signed()));
         scheduling::restore(injection, thread, self.extra(vtid))?;
+        let compat = core.thread_info.as_ref().filter(|info| compat::is_compat(info));
+        if let Some(info) = compat {
+            compat::restore_segments(injection.thread().tid(), &info.tls)?;
+            compat::set_robust_list(injection, thread.futex_rla, thread.futex_rla_len)?;
+        }
 
         let mut batch = Batch::new();
         batch.about("cannot restore the thread's state");
         let clear = core.thread_info.as_ref().map_or(0, |i| i.clear_tid_addr);
         batch.call(libc::SYS_set_tid_address, &[clear.into()]);
-        if thread.futex_rla_len != 0 {
+        if thread.futex_rla_len != 0 && compat.is_none() {
             batch.call(libc::SYS_set_robust_list, &[thread.futex_rla.into(), thread.futex_rla_len.into()]);
         }
         if let Some(stack) = &thread.sas {

@@ -6,8 +6,9 @@
 
 use libc::{SIGKILL, SIGSTOP};
 
+use crate::checkpoint::arch::compat;
 use crate::checkpoint::image::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEntry};
-use crate::checkpoint::remote::{Batch, Out, Results};
+use crate::checkpoint::remote::{Batch, Injection, Out, Results};
 use crate::checkpoint::{Error, Result};
 
 /// Size of the kernel's signal set.
@@ -46,24 +47,28 @@ impl AskActions {
     }
 }
 
-/// Sets all actions of a process.
-pub fn restore_actions(batch: &mut Batch, actions: &[SaEntry]) -> Result<()> {
-    if actions.len() > 62 {
-        return Err(Error::new(format!(
-            "the image has {} signal actions, more than there are signals",
-            actions.len()
-        )));
+/// Marks the actions as those of a 32-bit program, whose handlers get other frames.
+pub fn make_compat(actions: &mut [SaEntry]) {
+    for action in actions {
+        action.compat_sigaction = Some(true);
     }
-    for (sig, action) in with_action().zip(actions) {
-        if action.compat_sigaction == Some(true) {
-            return Err(Error::new(format!("signal {sig} has a 32-bit action")));
-        }
-        let raw: Vec<u8> = [action.sigaction, action.flags, action.restorer, action.mask]
-            .iter()
-            .flat_map(|v| v.to_le_bytes())
-            .collect();
-        let raw = batch.data(&raw);
+}
+
+/// Sets all actions of a process.
+pub fn restore_actions(injection: &mut Injection, actions: &[SaEntry]) -> Result<()> {
+    let is_compat = |(_, action): &(i32, &SaEntry)| action.compat_sigaction == Some(true);
+    let (compat, native): (Vec<_>, Vec<_>) = with_action().zip(actions).partition(is_compat);
+    let mut batch = Batch::new();
+    batch.about("cannot set the signal actions");
+    for (sig, action) in native {
+        let raw = batch.words(&[action.sigaction, action.flags, action.restorer, action.mask]);
         batch.call(libc::SYS_rt_sigaction, &[sig.into(), raw, 0_u64.into(), SET.into()]);
+    }
+    if !batch.is_empty() {
+        injection.run(&batch)?;
+    }
+    if !compat.is_empty() {
+        compat::set_actions(injection, compat.into_iter())?;
     }
     Ok(())
 }
@@ -163,9 +168,8 @@ mod tests {
     }
 
     #[test]
-    fn there_are_62_actions_and_no_more() {
+    fn there_are_62_actions() {
         assert_eq!(with_action().count(), 62);
-        assert!(restore_actions(&mut Batch::new(), &vec![SaEntry::default(); 63]).is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   injected    registers as they were; robust list, where its death is announced, alternate stack, securebits, ...
 //! ```
 
-use crate::checkpoint::arch::{MACHINE, Regs, record};
+use crate::checkpoint::arch::{MACHINE, Regs, compat, record};
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
@@ -34,6 +34,13 @@ pub struct Captured {
     pub extra: ThreadExtra,
 }
 
+impl Captured {
+    /// Whether it is a thread of a 32-bit program.
+    pub fn is_compat(&self) -> bool {
+        self.raw.is_compat()
+    }
+}
+
 /// Reads what must be read before a batch runs in the thread.
 /// `depth`: how deep the container's pid namespace lies below ours.
 pub fn capture(
@@ -49,8 +56,15 @@ pub fn capture(
     let named = |e: Error| e.pid(task.vpid);
     thread.leave_vdso().map_err(named)?;
     let raw = thread.regs().map_err(named)?;
-    record::check(&raw).map_err(named)?;
-    let (info, xstate) = record::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
+    if raw.is_compat() != compat::runs_in(task.pid) {
+        return Err(named(
+            Error::new("a thread runs code of another width than its program's").remedy("try again later"),
+        ));
+    }
+    let (mut info, xstate) = record::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;
+    if raw.is_compat() {
+        info.tls = compat::segments(tid).map_err(named)?;
+    }
     let mut thread_core = ThreadCoreEntry {
         blk_sigset: Some(thread.sigmask().map_err(named)?),
         signals_p: Some(signals::queue(&thread.pending(false).map_err(named)?, status.pending)),
@@ -142,8 +156,13 @@ impl Ask {
         record::dump_general(&regs, info);
         info.clear_tid_addr = results.u64(self.tid_address, 0);
         thread.pdeath_sig = Some(results.u32(self.death, 0));
-        thread.futex_rla = results.u64(self.robust.0, 0);
-        thread.futex_rla_len = u32::try_from(results.u64(self.robust.1, 0)).unwrap_or(0);
+        (thread.futex_rla, thread.futex_rla_len) = if raw.is_compat() {
+            let (head, len) = compat::robust_list(injection.thread().tid())?;
+            (head.into(), len)
+        } else {
+            let len = u32::try_from(results.u64(self.robust.1, 0)).unwrap_or(0);
+            (results.u64(self.robust.0, 0), len)
+        };
         thread.sas = Some(self.stack.answer(results));
         thread.creds = Some(self.creds.answer(results, status, ids.0, ids.1));
         extra.modes = self.modes.answer(results);

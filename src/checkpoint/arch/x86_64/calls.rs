@@ -2,6 +2,8 @@
 
 use crate::checkpoint::remote::Batch;
 
+/// Maps the vdso of 32-bit programs and its data at an address.
+const ARCH_MAP_VDSO_32: i32 = 0x2002;
 /// Maps the vdso and its data at an address.
 const ARCH_MAP_VDSO_64: i32 = 0x2003;
 
@@ -20,4 +22,9 @@ pub fn call_name(nr: i64) -> Option<&'static str> {
 /// Maps this kernel's vdso with its data at `start`. arch_prctl(2)
 pub fn map_vdso(batch: &mut Batch, start: u64) {
     batch.call(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_64.into(), start.into()]);
+}
+
+/// As [`map_vdso`], for a 32-bit program.
+pub fn map_compat_vdso(batch: &mut Batch, start: u64) {
+    batch.call(libc::SYS_arch_prctl, &[ARCH_MAP_VDSO_32.into(), start.into()]);
 }

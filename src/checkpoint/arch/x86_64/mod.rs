@@ -2,6 +2,7 @@
 
 pub mod bridge;
 mod calls;
+pub mod compat;
 pub mod features;
 mod instructions;
 pub mod record;
@@ -10,9 +11,9 @@ pub(in crate::checkpoint) mod requests;
 pub(in crate::checkpoint) mod stub;
 mod xsave;
 
-pub use calls::{call_name, map_vdso};
+pub use calls::{call_name, map_compat_vdso, map_vdso};
 pub use instructions::instructions;
-pub use regs::{Regs, SYSCALL};
+pub use regs::{Regs, SYSCALL, SYSCALL_32};
 
 use crate::checkpoint::image::Machine;
 pub use crate::checkpoint::image::ThreadInfoX86 as ThreadInfo;

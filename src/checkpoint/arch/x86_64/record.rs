@@ -14,7 +14,8 @@
 use libc::user_regs_struct;
 
 use super::Regs;
-use super::regs::ERESTART_RESTARTBLOCK;
+use super::compat;
+use super::regs::{ERESTART_RESTARTBLOCK, USER32_CS};
 use super::xsave::component;
 use crate::checkpoint::image::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
@@ -26,22 +27,6 @@ const FXSAVE: usize = 512;
 const HEADER_END: usize = 576;
 /// Where the kernel tells a tracer which components the area has.
 const SW_XFEATURES: usize = 464;
-
-/// Code segment of a 32-bit program.
-const USER32_CS: u64 = 0x23;
-
-/// Says that a 32-bit program is not dumped yet.
-pub fn no_32_bit() -> Error {
-    Error::new("a 32-bit program cannot be dumped").remedy("use its 64-bit build")
-}
-
-/// The same of a thread that has stopped.
-pub fn check(regs: &Regs) -> Result<()> {
-    match regs.0.cs {
-        USER32_CS => Err(no_32_bit()),
-        _ => Ok(()),
-    }
-}
 
 /// Puts the general registers into the record.
 pub fn dump_general(Regs(regs): &Regs, info: &mut ThreadInfoX86) {
@@ -75,6 +60,36 @@ pub fn dump_general(Regs(regs): &Regs, info: &mut ThreadInfoX86) {
         gs: regs.gs,
         mode: Some(UserX86RegsMode::Native.into()),
     };
+    if regs.cs == USER32_CS {
+        narrow(&mut info.gpregs);
+    }
+}
+
+/// Makes it the record of a 32-bit program's thread, as CRIU writes it.
+fn narrow(entry: &mut UserX86RegsEntry) {
+    let low = |value: u64| value & u64::from(u32::MAX);
+    let UserX86RegsEntry { ax, bx, cx, dx, si, di, bp, sp, ip, orig_ax, .. } = entry;
+    for value in [ax, bx, cx, dx, si, di, bp, sp, ip, orig_ax] {
+        *value = low(*value);
+    }
+    let UserX86RegsEntry { r8, r9, r10, r11, r12, r13, r14, r15, .. } = entry;
+    for value in [r8, r9, r10, r11, r12, r13, r14, r15] {
+        *value = 0;
+    }
+    entry.mode = Some(UserX86RegsMode::Compat.into());
+}
+
+/// The same registers as the kernel has them: numbers of calls and their answers have a sign, and segments a base.
+fn widen(info: &ThreadInfoX86) -> UserX86RegsEntry {
+    let signed = |value: u64| i64::from(value as u32 as i32).cast_unsigned();
+    let entry = info.gpregs.clone();
+    UserX86RegsEntry {
+        ax: signed(entry.ax),
+        orig_ax: signed(entry.orig_ax),
+        fs_base: compat::base(&info.tls, entry.fs).unwrap_or(0),
+        gs_base: compat::base(&info.tls, entry.gs).unwrap_or(0),
+        ..entry
+    }
 }
 
 /// The instruction pointer of the record.
@@ -84,10 +99,12 @@ pub fn ip(info: &ThreadInfoX86) -> u64 {
 
 /// The general registers of the record. Segments are this kernel's own: an image may not choose them.
 pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Regs> {
-    let entry = &info.gpregs;
-    if entry.mode.is_some_and(|mode| mode != i32::from(UserX86RegsMode::Native)) || entry.cs == USER32_CS {
-        return Err(Error::new("a 32-bit program cannot be restored"));
+    let compat = compat::is_compat(info);
+    let native = info.gpregs.mode.is_none_or(|mode| mode == i32::from(UserX86RegsMode::Native));
+    if !compat && (!native || info.gpregs.cs == USER32_CS) {
+        return Err(Error::new("the registers of the image are of an unknown kind"));
     }
+    let entry = &if compat { widen(info) } else { info.gpregs.clone() };
     let mut regs = Regs(user_regs_struct {
         r15: entry.r15,
         r14: entry.r14,
@@ -106,7 +123,7 @@ pub fn restore_general(info: &ThreadInfoX86, Regs(current): &Regs) -> Result<Reg
         rdi: entry.di,
         orig_rax: entry.orig_ax,
         rip: entry.ip,
-        cs: current.cs,
+        cs: if compat { USER32_CS } else { current.cs },
         eflags: entry.flags,
         rsp: entry.sp,
         ss: current.ss,
@@ -322,6 +339,28 @@ mod tests {
         let zero = UserX86RegsEntry { ip: rip, ax: rax, orig_ax: orig_rax, ..UserX86RegsEntry::default() };
         let segments = user_regs_struct { cs: 0x33, ss: 0x2b, ..empty() };
         restore_general(&general(zero), &Regs(segments)).unwrap().0
+    }
+    #[test]
+    fn registers_of_32_bit_programs_have_a_sign_and_a_segment() {
+        let live = user_regs_struct {
+            cs: USER32_CS,
+            rip: 0x1002,
+            rax: (-512_i64).cast_unsigned(),
+            orig_rax: 3,
+            r11: 7,
+            gs: 0x63,
+            gs_base: 0x804_c0a0,
+            ..empty()
+        };
+        let mut info = ThreadInfoX86::default();
+        dump_general(&Regs(live), &mut info);
+        let there = (info.gpregs.ax, info.gpregs.r11, info.gpregs.mode);
+        assert_eq!(there, (0xffff_fe00, 0, Some(UserX86RegsMode::Compat.into())));
+        info.gpregs.gs_base = 0;
+        info.tls = vec![UserDescT { entry_number: 12, base_addr: 0x804_c0a0, ..UserDescT::default() }];
+        let back = restore_general(&info, &Regs(user_regs_struct { cs: 0x33, ..empty() })).unwrap().0;
+        assert_eq!((back.rip, back.rax, back.orig_rax), (0x1000, 3, u64::MAX));
+        assert_eq!((back.cs, back.gs_base), (USER32_CS, 0x804_c0a0));
     }
     #[test]
     fn interrupted_calls() {

@@ -20,6 +20,9 @@
 //!  for a while                 poll; futex(FUTEX_WAIT); a sleep without that argument         from the beginning
 //!  anything else                                                                              EINTR
 //! ```
+//!
+//! A 32-bit program has other numbers for its calls, arguments in other registers, and an instruction of its own for
+//! them, as long as this architecture's.
 
 use libc::user_regs_struct;
 
@@ -29,14 +32,38 @@ const ERESTARTNOHAND: i64 = -514;
 pub(super) const ERESTART_RESTARTBLOCK: i64 = -516;
 /// The instruction that makes a system call.
 pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
+/// The one of 32-bit programs, `int $0x80`; 64-bit code can make their calls with it, too.
+pub const SYSCALL_32: [u8; 2] = [0xcd, 0x80];
 const SYSCALL_LEN: u64 = SYSCALL.len() as u64;
 /// `mov $NUMBER, %eax`
 const MOV_EAX: u8 = 0xb8;
 const TIMER_ABSTIME: u64 = 1;
 /// Code segment of 64-bit programs.
 const USER64_CS: u64 = 0x33;
+/// Code segment of 32-bit programs.
+pub(super) const USER32_CS: u64 = 0x23;
 /// Direction and trap flags off, interrupts on.
 pub(super) const PLAIN_FLAGS: u64 = 0x202;
+
+/// The numbers of the calls that can be made again.
+struct Numbers {
+    restart: i64,
+    /// Made again as they are.
+    plain: &'static [i64],
+    nanosleep: i64,
+    clock_nanosleep: &'static [i64],
+}
+
+const NATIVE: Numbers = Numbers {
+    restart: libc::SYS_restart_syscall,
+    plain: &[libc::SYS_poll, libc::SYS_futex],
+    nanosleep: libc::SYS_nanosleep,
+    clock_nanosleep: &[libc::SYS_clock_nanosleep],
+};
+
+/// poll, futex, futex_time64; nanosleep; clock_nanosleep, clock_nanosleep_time64.
+const COMPAT: Numbers =
+    Numbers { restart: 0, plain: &[168, 240, 422], nanosleep: 162, clock_nanosleep: &[267, 407] };
 
 /// The general registers of a thread.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +91,30 @@ impl Regs {
         self.0.cs == USER64_CS
     }
 
+    /// Whether the thread runs a 32-bit program.
+    pub fn is_compat(&self) -> bool {
+        self.0.cs == USER32_CS
+    }
+
+    /// These registers, for 64-bit code in the thread of a 32-bit program.
+    #[must_use]
+    pub fn native(&self) -> Self {
+        Self(user_regs_struct { cs: USER64_CS, ..self.0 })
+    }
+
+    fn numbers(&self) -> &'static Numbers {
+        if self.is_compat() { &COMPAT } else { &NATIVE }
+    }
+
+    /// As [`Self::make_call`], for an `int $0x80`.
+    pub fn make_call_32(&mut self, nr: u64, args: [u64; 4]) {
+        let regs = &mut self.0;
+        regs.rax = nr;
+        [regs.rbx, regs.rcx, regs.rdx, regs.rsi] = args;
+        self.outside_calls();
+        self.0.eflags = PLAIN_FLAGS;
+    }
+
     /// Sets number and arguments of a system call that an instruction at `ip` is to make. The kernel takes the thread
     /// for one outside of any call, and touches nothing of this when it resumes.
     pub fn make_call(&mut self, nr: libc::c_long, args: [u64; 6]) {
@@ -87,16 +138,18 @@ impl Regs {
     /// False for a thread in a system call that no function of the vdso makes.
     pub fn may_be_in_vdso(&self) -> bool {
         let nr = self.0.orig_rax.cast_signed();
-        nr < 0
-            || matches!(
-                nr,
-                libc::SYS_clock_gettime
-                    | libc::SYS_clock_getres
-                    | libc::SYS_gettimeofday
-                    | libc::SYS_time
-                    | libc::SYS_getcpu
-                    | libc::SYS_getrandom
-            )
+        // That of a 32-bit program makes all its calls, and a thread that sleeps in one cannot be let out of it.
+        !self.is_compat()
+            && (nr < 0
+                || matches!(
+                    nr,
+                    libc::SYS_clock_gettime
+                        | libc::SYS_clock_getres
+                        | libc::SYS_gettimeofday
+                        | libc::SYS_time
+                        | libc::SYS_getcpu
+                        | libc::SYS_getrandom
+                ))
     }
 
     /// Registers as an image keeps them: a restored thread makes an interrupted call again, or sees EINTR.
@@ -111,7 +164,7 @@ impl Regs {
     #[must_use]
     pub fn for_stub(&self) -> Self {
         self.cook(|cooked| {
-            cooked.rax = libc::SYS_restart_syscall.cast_unsigned();
+            cooked.rax = self.numbers().restart.cast_unsigned();
             cooked.rip = cooked.rip.wrapping_sub(SYSCALL_LEN);
         })
     }
@@ -140,23 +193,29 @@ impl Regs {
         if raw.orig_rax.cast_signed() < 0 || raw.rax.cast_signed() != ERESTART_RESTARTBLOCK {
             return None;
         }
+        let (numbers, compat) = (self.numbers(), self.is_compat());
+        let instruction = if compat { SYSCALL_32 } else { SYSCALL };
         let mut number = raw.orig_rax.cast_signed();
-        if number == libc::SYS_restart_syscall {
+        if number == numbers.restart {
             // It was interrupted before, and the kernel has put its own number there. The program's stands in its code.
             let mut code = [0; 7];
-            if !read(raw.rip.wrapping_sub(7), &mut code) || code[0] != MOV_EAX || code[5..] != SYSCALL {
+            if !read(raw.rip.wrapping_sub(7), &mut code) || code[0] != MOV_EAX || code[5..] != instruction {
                 return None;
             }
             number = i64::from(i32::from_le_bytes([code[1], code[2], code[3], code[4]]));
         }
         let mut regs = *raw;
-        match number {
-            libc::SYS_poll | libc::SYS_futex => {}
-            libc::SYS_nanosleep if raw.rsi != 0 => regs.rdi = raw.rsi,
-            libc::SYS_nanosleep => {}
-            libc::SYS_clock_nanosleep if raw.rsi & TIMER_ABSTIME == 0 && raw.r10 != 0 => regs.rdx = raw.r10,
-            libc::SYS_clock_nanosleep => {}
-            _ => return None,
+        let args =
+            if compat { [raw.rbx, raw.rcx, raw.rdx, raw.rsi] } else { [raw.rdi, raw.rsi, raw.rdx, raw.r10] };
+        if number == numbers.nanosleep {
+            let timeout = if compat { &mut regs.rbx } else { &mut regs.rdi };
+            *timeout = if args[1] == 0 { args[0] } else { args[1] };
+        } else if numbers.clock_nanosleep.contains(&number) {
+            if args[1] & TIMER_ABSTIME == 0 && args[3] != 0 {
+                regs.rdx = args[3];
+            }
+        } else if !numbers.plain.contains(&number) {
+            return None;
         }
         regs.rax = number.cast_unsigned();
         regs.rip = raw.rip.wrapping_sub(SYSCALL_LEN);
@@ -218,6 +277,31 @@ pub(super) mod tests {
         assert_eq!(Regs(raw).again(&none).unwrap().0.rdx, 0x60);
         raw.orig_rax = 1;
         assert!(Regs(raw).again(&none).is_none(), "write(2) is not among them");
+    }
+
+    #[test]
+    fn calls_of_32_bit_programs_have_their_own_numbers() {
+        let raw = |nr: u64| user_regs_struct {
+            cs: USER32_CS,
+            rip: 0x1002,
+            rax: (-516_i64).cast_unsigned(),
+            orig_rax: nr,
+            rbx: 0x50,
+            rcx: 0x60,
+            ..empty()
+        };
+        let none = |_: u64, _: &mut [u8]| false;
+        let sleep = Regs(raw(162)).again(&none).unwrap().0;
+        assert_eq!((sleep.rax, sleep.rip, sleep.rbx), (162, 0x1000, 0x60));
+        let until = user_regs_struct { rcx: TIMER_ABSTIME, rsi: 0x70, rdx: 0x80, ..raw(407) };
+        assert_eq!(Regs(until).again(&none).unwrap().0.rdx, 0x80);
+        assert!(Regs(raw(35)).again(&none).is_none(), "nanosleep of 64-bit programs");
+        assert_eq!(Regs(raw(162)).for_stub().0.rax, 0);
+        let poll = |_: u64, into: &mut [u8]| {
+            into.copy_from_slice(&[0xb8, 168, 0, 0, 0, 0xcd, 0x80]);
+            true
+        };
+        assert_eq!(Regs(raw(0)).again(&poll).unwrap().0.rax, 168);
     }
 
     #[test]

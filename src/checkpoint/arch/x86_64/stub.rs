@@ -20,7 +20,7 @@
 use std::arch::global_asm;
 
 use super::Regs;
-use super::regs::PLAIN_FLAGS;
+use super::regs::{PLAIN_FLAGS, USER32_CS};
 
 /// Marks a slot that is in use.
 pub const MAGIC: u64 = 0x0153_4953_4154_53c7;
@@ -243,7 +243,14 @@ pub fn signal_inside(Regs(regs): &Regs) -> Option<i32> {
 }
 
 /// The last instruction of the stub, at which `r12` has been restored already.
-pub const JUMP: [u8; 2] = [0xff, 0x25];
+const JUMP: [u8; 2] = [0xff, 0x25];
+/// The same into a 32-bit program: behind the instruction pointer's 32 bits stands its segment.
+const JUMP_32: [u8; 2] = [0xff, 0x2d];
+
+/// Whether this is the last instruction of a stub.
+pub fn is_jump(code: [u8; 2]) -> bool {
+    [JUMP, JUMP_32].contains(&code)
+}
 
 /// The code, ready to be written anywhere.
 pub fn code() -> &'static [u8] {
@@ -265,6 +272,7 @@ pub fn magic_offset() -> u64 {
 
 /// A slot for this thread: it heals to `mask` and `regs`.
 pub fn slot(tid: i32, mask: u64, Regs(regs): &Regs) -> Vec<u8> {
+    let compat = regs.cs == USER32_CS;
     let record: [u64; RECORD_WORDS] = [
         MAGIC,
         i64::from(tid).cast_unsigned(),
@@ -287,9 +295,13 @@ pub fn slot(tid: i32, mask: u64, Regs(regs): &Regs) -> Vec<u8> {
         regs.r13,
         regs.r14,
         regs.r15,
-        regs.rip,
+        if compat { regs.rip & 0xffff_ffff | USER32_CS << 32 } else { regs.rip },
     ];
     let mut bytes = code().to_vec();
+    let jump = usize::try_from(offset(Place::Jump)).unwrap_or(0);
+    if let Some(instruction) = bytes.get_mut(jump..jump + JUMP.len()).filter(|_| compat) {
+        instruction.copy_from_slice(&JUMP_32);
+    }
     bytes.extend(record.iter().flat_map(|word| word.to_ne_bytes()));
     bytes.resize(usize::try_from(slot_len()).unwrap_or(bytes.len()), 0);
     bytes

@@ -83,7 +83,7 @@ pub(super) fn alive(tc: &TaskCoreEntry) -> bool {
 
 fn check_task(tc: &TaskCoreEntry, image: &str) -> Result<()> {
     require(tc.comm.len() < 16, image, || format!("the name {:?} is too long", tc.comm))?;
-    require(tc.sigactions.len() <= 64, image, || "there are more handlers than signals".into())?;
+    require(tc.sigactions.len() <= 62, image, || "there are more handlers than signals".into())?;
     let limits = tc.rlimits.as_ref().map_or(0, |r| r.rlimits.len());
     require(limits <= 32, image, || format!("there are {limits} resource limits"))?;
     check_queue(tc.signals_s.as_ref(), image)

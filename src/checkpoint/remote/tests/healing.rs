@@ -1,5 +1,6 @@
 //! A task must go on rightly when its driver is killed, at whatever moment.
 
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -222,4 +223,47 @@ fn the_drivers_death_does_no_harm() {
 #[test]
 fn nor_where_all_harmless_signals_are_caught() {
     survive(true);
+}
+
+/// A 32-bit program, which counts in word 0 of a page that it shares with us, and says in word 1 what went wrong.
+fn victim_32(dir: &std::path::Path) -> (Child, Shared) {
+    let (code, program, page) = (dir.join("victim.c"), dir.join("victim"), dir.join("page"));
+    std::fs::write(&code, include_str!("victim_32.c")).unwrap();
+    let flags = ["-m32", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pie", "-no-pie"];
+    let mut gcc = Command::new("gcc");
+    gcc.args(flags).args(["-fno-stack-protector", "-fomit-frame-pointer", "-o"]);
+    assert!(gcc.arg(&program).arg(&code).status().unwrap().success());
+    std::fs::write(&page, [0; 4096]).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&page).unwrap();
+    let child = Child::spawn(Command::new(&program).arg(&page));
+    (child, Shared::of(&file))
+}
+
+#[test]
+fn nor_in_a_32_bit_program() {
+    if !std::path::Path::new("/proc/sys/abi/vsyscall32").exists() {
+        println!("not tried: this kernel runs no 32-bit programs");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (child, counts) = victim_32(dir.path());
+    let shared = Shared::new();
+    until("the victim does not start", || counts.get(0) > 2);
+    let maps = || std::fs::read_to_string(format!("/proc/{}/maps", child.0)).unwrap().lines().count();
+    let mut random = 0x2545_f491_4f6c_dd1du64;
+    let (before, limit) = (maps(), Instant::now() + Duration::from_millis(1000));
+    let mut killed = 0;
+    while Instant::now() < limit {
+        random = random.rotate_left(11).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let driver = Child::fork(|| drive(&shared, child.0));
+        // A random moment is what this is about.
+        std::thread::sleep(Duration::from_micros(random >> 16 & 0xfff));
+        drop(driver);
+        killed += 1;
+        let count = counts.get(0);
+        until(&format!("the victim hangs after round {killed}"), || counts.get(0) > count);
+        assert_eq!((shared.get(WRONG), counts.get(1)), (0, 0), "after round {killed}");
+    }
+    until("scratch memory is left behind", || maps() == before);
+    println!("{killed} drivers killed, {} injections whole", shared.get(PROGRESS));
 }

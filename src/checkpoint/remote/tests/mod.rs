@@ -1,6 +1,7 @@
 //! Driving real children. Each test forks its own, which run on a copy of the test's memory and make no library
 //! calls that take locks.
 
+use std::os::fd::AsRawFd;
 use std::ptr::null_mut;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,9 @@ impl Child {
             }
             pid => Self(pid),
         }
+    }
+    fn spawn(program: &mut std::process::Command) -> Self {
+        Self(program.spawn().unwrap().id().cast_signed())
     }
     fn seize(&self) -> Thread {
         let thread = Thread::seize(self.0).unwrap();
@@ -150,6 +154,14 @@ impl Shared {
                 0,
             )
         };
+        assert_ne!(addr, libc::MAP_FAILED);
+        Self(addr.cast())
+    }
+    /// The first page of a file.
+    fn of(file: &std::fs::File) -> Self {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping of a file that is a page long.
+        let addr = unsafe { libc::mmap(null_mut(), 4096, prot, libc::MAP_SHARED, file.as_raw_fd(), 0) };
         assert_ne!(addr, libc::MAP_FAILED);
         Self(addr.cast())
     }
