@@ -331,6 +331,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     process::plan(&dump.model)?;
     describe(dump)?;
     processor::dump(&mut dump.model)?;
+    memory::aio::settle(dump)?;
     phases.end("tasks");
     namespaces::dump(dump)?;
     phases.end("namespaces");

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{ImageDir, MappingPolicy, PagemapEntry, VmaEntry, vma as status};
+use crate::checkpoint::memory::aio;
 use crate::checkpoint::memory::copy::{self, Disk, Memory, Placed, Sharing};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pagemap;
@@ -94,11 +95,13 @@ impl TaskPages {
             unasked_own: Vec::new(),
             policies: Vec::new(),
         };
-        let is_vdso = |mapping: &&VmaEntry| mapping.status & status::VDSO != 0;
-        let mappings: Vec<&VmaEntry> = mappings.filter(|mapping| vmas::may_have_guards(mapping)).collect();
+        let is_vdso = |mapping: &VmaEntry| mapping.status & status::VDSO != 0;
+        let is_whole = |mapping: &&VmaEntry| is_vdso(mapping) || aio::is(mapping);
+        let kept = |mapping: &&VmaEntry| vmas::may_have_guards(mapping) || aio::is(mapping);
+        let mappings: Vec<&VmaEntry> = mappings.filter(kept).collect();
         let mut offset = 0;
-        for part in mappings.split_inclusive(is_vdso) {
-            let before = part.iter().take_while(|mapping| !is_vdso(mapping));
+        for part in mappings.split_inclusive(is_whole) {
+            let before = part.iter().take_while(|mapping| !is_whole(mapping));
             let area = |mapping: &&VmaEntry| Area {
                 range: mapping.start..mapping.end,
                 anonymous: mapping.status & status::ANON_PRIVATE != 0,
@@ -111,12 +114,17 @@ impl TaskPages {
                 }
                 _ => {}
             })?;
-            // All of the vdso: whoever restores it under another kernel needs it.
-            if let Some(vdso) = part.last().filter(|mapping| is_vdso(mapping)) {
-                let range = vdso.start..vdso.end;
+            // All of the vdso: whoever restores it under another kernel needs it. All of a ring: its pages are no
+            // ordinary ones, and a copy of the process has none that change.
+            if let Some(whole) = part.last().filter(|mapping| is_whole(mapping)) {
+                let range = whole.start..whole.end;
                 pages.entries.push(pagemap::present(&range, false));
-                pages.vdso = Some((range, offset));
-                offset += vdso.end - vdso.start;
+                if is_vdso(whole) {
+                    pages.vdso = Some((range, offset));
+                } else {
+                    pages.own.push((range, offset));
+                }
+                offset += whole.end - whole.start;
             }
         }
         Ok(pages)

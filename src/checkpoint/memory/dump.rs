@@ -20,7 +20,7 @@ use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{inherit, layout, lock, marks, mm, shmem, track};
+use crate::checkpoint::memory::{aio, inherit, layout, lock, marks, mm, shmem, track};
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -58,7 +58,12 @@ fn task_memory(
     assign(dump, pid, &mut found, register, shared)?;
 
     let mut map = Pagemap::open(pid)?;
-    let earlier = dump.parent.as_mut().map_or(Earlier::NONE, |parent| parent.of_task(pid, vpid));
+    let direct = found.iter().any(|vma| matches!(vma.backing, Backing::Ring | Backing::Aio));
+    let earlier = match dump.parent.as_mut() {
+        // A disk writes into memory when nobody has noted a write for some time.
+        Some(parent) if !direct => parent.of_task(pid, vpid),
+        _ => Earlier::NONE,
+    };
     let mappings = found.iter().map(|vma| &vma.entry);
     let mut pages = TaskPages::find(&mut map, (pid, vpid), dump.new_id(), mappings, &earlier)?;
     pages.ask_later(found.iter().map(|vma| &vma.entry));
@@ -67,6 +72,7 @@ fn task_memory(
     marks::record(dump, index, &found)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
     mm.vmas.extend(pages.guards.iter().map(guard));
+    aio::record(&mut mm);
     dump.model.mm.insert(vpid, mm);
     Ok(pages)
 }
@@ -92,7 +98,7 @@ fn assign(
     let mut known = BTreeMap::new();
     for vma in found {
         match vma.backing {
-            Backing::Process | Backing::SystemV(_) => {}
+            Backing::Process | Backing::SystemV(_) | Backing::Aio => {}
             Backing::Ring => {
                 let ring = dump.files.ring(vma.mapping.inode).ok_or_else(|| {
                     Error::new("an io_uring is mapped of which no process has a descriptor")

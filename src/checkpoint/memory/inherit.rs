@@ -66,7 +66,7 @@ pub fn kept(parent: &MmEntry, child: &MmEntry) -> Vec<Kept> {
 }
 
 fn may_be_kept(vma: &VmaEntry) -> bool {
-    vmas::has_private_pages(vma) && vma.status & status::VDSO == 0 && vmas::huge(vma).is_none()
+    vmas::may_be_watched(vma)
 }
 
 fn alike(parent: &VmaEntry, child: &VmaEntry) -> bool {

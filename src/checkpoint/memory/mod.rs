@@ -22,6 +22,7 @@
 //! | `shmem`   | contents of shared memory                                         |
 //! | `lock`    | locked memory                                                     |
 //! | `marks`   | names, protection keys and seals of mappings                      |
+//! | `aio`     | rings of Linux AIO                                                |
 //! | `vdso`    | whether the vdso of the image is this kernel's                    |
 //! | `bridge`  | the way from another kernel's vdso to this one's                  |
 //! | `capture` | private pages between being found and being written              |
@@ -38,6 +39,7 @@
 //! | `fill`    | filling its memory                                                |
 //! | `lazy`    | filling it while the program already runs                         |
 
+pub mod aio;
 pub mod bridge;
 pub mod capture;
 pub mod choose;

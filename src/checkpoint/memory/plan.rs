@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::aio;
 use crate::checkpoint::memory::inherit::Kept;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::vmas::{self, MAP_DROPPABLE};
@@ -82,6 +83,8 @@ pub enum Step {
     Vdso(u64),
     /// `arch_prctl(ARCH_MAP_VDSO_32, start)`, for a 32-bit program
     CompatVdso(u64),
+    /// `io_setup`, in the place of memory that has the ring's image
+    Ring(Range<u64>),
 }
 
 /// All steps for one address space.
@@ -228,13 +231,13 @@ fn validate(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
         return Ok(());
     }
     check_range(entry, window)?;
-    let unsupported = [
-        (status::AIORING, "a ring of Linux AIO"),
-        (status::SOCKET, "a ring of a packet socket"),
-        (status::SHSTK, "a shadow stack"),
-    ];
+    let unsupported = [(status::SOCKET, "a ring of a packet socket"), (status::SHSTK, "a shadow stack")];
     if let Some((_, what)) = unsupported.iter().find(|(bit, _)| entry.status & bit != 0) {
         return Err(malformed(entry, what));
+    }
+    if aio::is(entry) {
+        let usual = entry.status == status::AIORING && entry.flags == libc::MAP_SHARED.cast_unsigned();
+        return if usual { Ok(()) } else { Err(malformed(entry, "it is a strange ring of Linux AIO")) };
     }
     let kinds = status::ANON_PRIVATE | status::ANON_SHARED | status::FILE_PRIVATE | status::FILE_SHARED;
     let known = kinds
@@ -294,7 +297,12 @@ fn mapping(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
         }
         return Ok(());
     }
-    if has(status::SYSVIPC) {
+    if aio::is(entry) {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        let (flags, source) = (flags.cast_unsigned(), Source::Nothing);
+        plan.map.push(Step::Map { range: range.clone(), prot: entry.prot, flags, source, offset: 0 });
+        plan.finish.push(Step::Ring(range.clone()));
+    } else if has(status::SYSVIPC) {
         plan.map.push(Step::Protect(range.clone(), entry.prot));
     } else {
         let source = if has(status::ANON_SHARED) {

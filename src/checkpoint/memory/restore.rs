@@ -31,7 +31,7 @@ use crate::checkpoint::memory::plan::{self, Plan, Source, Step};
 use crate::checkpoint::memory::shmem::Shared;
 use crate::checkpoint::memory::sources::{EXECUTABLE, Sources};
 use crate::checkpoint::memory::vdso::{self, Fit, Vdso};
-use crate::checkpoint::memory::{bridge, maps, marks, mm};
+use crate::checkpoint::memory::{aio, bridge, maps, marks, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
 use crate::sys::{pidfd, userfaultfd};
@@ -63,6 +63,7 @@ pub struct Memories<'a> {
 impl<'a> Memories<'a> {
     /// Opens the shared memory. `forks`: which process forks which.
     pub fn open(restore: &'a Restore<'a>, forks: impl Iterator<Item = (i32, i32)>) -> Result<Self> {
+        aio::check(restore.model, restore.options.lazy)?;
         let shared = Shared::open(restore.model, restore.images)?;
         // Who is filled later has nothing to pass on yet.
         let heirs = if restore.options.lazy { BTreeMap::new() } else { inherit::heirs(restore.model, forks) };
@@ -161,6 +162,7 @@ impl<'a> Memories<'a> {
         let (mm, vpid) = (self.mm(task.vpid)?, task.vpid.cast_unsigned());
         let on_fault = lock::of(self.restore.model, vpid)?;
         finish(&mut task.injection, mm, plan, &on_fault)?;
+        aio::polls(task, self.restore.model)?;
         let marks = marks::of(self.restore.model, vpid)?;
         marks::restore(&mut task.injection, &marks, &mm.vmas, self.heirs.contains_key(&task.vpid))
     }
@@ -353,6 +355,7 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
             batch.call(libc::SYS_madvise, &[range.start.into(), len(range), (*advice).into()]);
         }
         // Only the finish has any.
+        Step::Ring(_) => return Err(Error::new("a ring of Linux AIO is made too early")),
         Step::Lock(range, prot) => lock::lock(batch, range, *prot, &OnFault::new()),
         Step::Vdso(start) => {
             batch.about("cannot map the vdso");
@@ -373,6 +376,7 @@ fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan, on_fault: &OnFau
             Step::Map { range, prot, source: Source::Descriptor(fd), offset, .. } => {
                 choose::map(injection, range, *prot, *fd, *offset)?;
             }
+            Step::Ring(range) => aio::restore(injection, range.start, range.end - range.start)?,
             Step::Lock(range, prot) => lock::lock(&mut batch, range, *prot, on_fault),
             other => step(&mut batch, other, &BTreeMap::new())?,
         }

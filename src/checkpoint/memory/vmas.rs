@@ -14,6 +14,7 @@ use std::fmt;
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
+use crate::checkpoint::memory::aio;
 use crate::checkpoint::memory::maps::{Mapping, VmFlags};
 use crate::checkpoint::memory::marks::Mark;
 
@@ -44,6 +45,8 @@ pub enum Backing {
     SystemV(u32),
     /// In a ring of io_uring, whose file has the inode of the mapping.
     Ring,
+    /// In a ring of Linux AIO.
+    Aio,
 }
 
 /// How `maps` calls a ring of io_uring; from this offset on it has buffers that the kernel provides.
@@ -108,6 +111,10 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
     let advice = ADVICE.iter().filter(|(word, _)| flags.has(word)).fold(0, |bits, (_, n)| bits | 1 << n);
     entry.madv = (advice != 0).then_some(advice);
     let backing = match file {
+        _ if special == Some(status::AIORING) => {
+            entry.fdflags = Some(libc::O_RDWR.cast_unsigned());
+            Backing::Aio
+        }
         _ if mapping.name() == RING => {
             entry.status |= status::FILE_SHARED;
             entry.fdflags = Some(libc::O_RDWR.cast_unsigned());
@@ -150,6 +157,7 @@ fn special(name: &[u8]) -> Option<u32> {
         b"[vdso]" => Some(status::REGULAR | status::VDSO),
         b"[vvar]" | b"[vvar_vclock]" => Some(status::REGULAR | status::VVAR),
         b"[heap]" => Some(status::REGULAR | status::HEAP),
+        name if name.starts_with(aio::NAME) => Some(status::AIORING),
         _ => None,
     }
 }
@@ -186,8 +194,8 @@ fn backing(mapping: &Mapping, file: FileFacts, internal: u64, entry: &mut VmaEnt
 
 fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()> {
     let name = mapping.name();
-    let what = if name.starts_with(b"/[aio]") {
-        "a ring of Linux AIO"
+    let what = if special == Some(status::AIORING) && (!mapping.shared || mapping.offset != 0) {
+        "a part of a ring of Linux AIO"
     } else if name == RING && (!mapping.shared || mapping.offset >= RING_END) {
         "a part of an io_uring that is neither its queues nor its requests"
     } else if name == RING {
@@ -244,6 +252,9 @@ pub fn join_vvar(vmas: &mut Vec<Vma>) {
 
 /// Whether a mapping has pages of its own in pages-N.img.
 pub fn has_private_pages(entry: &VmaEntry) -> bool {
+    if aio::is(entry) {
+        return true;
+    }
     let private = status::ANON_PRIVATE | status::FILE_PRIVATE;
     entry.status & status::REGULAR != 0
         && entry.status & private != 0
@@ -258,7 +269,7 @@ pub fn may_have_guards(entry: &VmaEntry) -> bool {
 
 /// Whether writes to its pages can be noted.
 pub fn may_be_watched(entry: &VmaEntry) -> bool {
-    has_private_pages(entry) && entry.status & status::VDSO == 0 && huge(entry).is_none()
+    has_private_pages(entry) && entry.status & (status::VDSO | status::AIORING) == 0 && huge(entry).is_none()
 }
 
 /// Whether its pages may be filled after the process runs.
@@ -302,6 +313,7 @@ mod tests {
     /// Status and flags as `crit show mm-1.img` of CRIU's own dumps has them.
     #[test]
     fn entries_are_those_of_criu() {
+        let aio = regular(9).map(|file| FileFacts { mode: 0o600, ..file });
         let cases = [
             (false, "", "rd wr", None, 0x201, 0x22),
             (false, "[heap]", "rd wr", None, 0x221, 0x22),
@@ -315,6 +327,7 @@ mod tests {
             (false, "/memfd:x (deleted)", "rd", regular(INTERNAL), 0x4041, 0x2),
             (true, "/SYSV00000000 (deleted)", "rd", regular(INTERNAL), 0x501, 0x21),
             (true, "/dev/zero (deleted)", "rd", regular(INTERNAL), 0x101, 0x21),
+            (true, "/[aio] (deleted)", "rd wr sh de", aio, 0x2000, 0x1),
             (false, "", "rd wr lo nr", None, 0x201, 0x6022),
             (false, "", "rd wr nr wf dd dp", None, 0x201, 0x4028),
         ];
@@ -347,7 +360,6 @@ mod tests {
         let device =
             Some(FileFacts { mode: libc::S_IFCHR, device: 5, special: 0x1234, block: 4096, access: 2 });
         let cases = [
-            ("/[aio] (deleted)", "rd wr", None, "Linux AIO"),
             ("anon_inode:[perf_event]", "rd wr", None, "kernel object"),
             ("", "rd wr um", None, "userfaultfd"),
             ("/anon_hugepage (deleted)", "rd wr ht", None, "huge pages"),
@@ -360,6 +372,8 @@ mod tests {
             let error = describe_as(true, name, words, file).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("1000-3000"), "{error}");
         }
+        let error = describe_as(false, "/[aio] (deleted)", "rd wr", None).unwrap_err().to_string();
+        assert!(error.contains("a part of a ring of Linux AIO"), "{error}");
     }
 
     #[test]

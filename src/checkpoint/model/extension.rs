@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::files::pipe;
 use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
-use crate::checkpoint::memory::marks;
+use crate::checkpoint::memory::{aio, marks};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
@@ -14,7 +14,7 @@ use crate::checkpoint::task::sessions;
 
 /// The critical extensions.
 const CRITICAL: &[&str] =
-    &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION, marks::EXTENSION, sessions::EXTENSION];
+    &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION, marks::EXTENSION, sessions::EXTENSION, aio::EXTENSION];
 
 impl Model {
     /// The bytes of an extension.

@@ -102,6 +102,11 @@ impl Injection {
         self.scratch
     }
 
+    /// How long a batch may take.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// How long a batch may take; 10 seconds unless this is called.
     pub fn set_patience(&mut self, patience: Duration) {
         self.patience = patience;
