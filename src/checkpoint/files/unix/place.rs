@@ -7,6 +7,7 @@
 //!   the name leads to the file                  nothing more to say
 //!   the file's path ends in the name            `name_dir`: the directory the name counted from, or the root of then
 //!   it has another path                         renamed: the extension has the path
+//!   its path is gone, and it has others         one in the same directory is taken for it (bind, link, unlink)
 //!   it has no path any more                     `deleted`
 //! ```
 
@@ -96,11 +97,17 @@ fn locate<T: Borrow<Tree>>(live: &Live, root: &OwnedFd, trees: &[T], name: PathB
         ..Place::default()
     };
     let actual = match link.as_os_str().as_bytes().strip_suffix(b" (deleted)") {
-        Some(path) if stat.st_nlink == 0 => {
-            place.deleted = true;
-            PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()))
+        Some(path) => {
+            let path = PathBuf::from(std::ffi::OsString::from_vec(path.to_vec()));
+            match stat.st_nlink {
+                0 => {
+                    place.deleted = true;
+                    path
+                }
+                _ => sibling(root, &path, &stat)?,
+            }
         }
-        _ => link,
+        None => link,
     };
     if name.is_absolute() && (place.deleted || leads_to(root, &name, &stat)?) {
         return Ok(place);
@@ -130,6 +137,24 @@ fn locate<T: Borrow<Tree>>(live: &Live, root: &OwnedFd, trees: &[T], name: PathB
         actual.display()
     ))
     .remedy("let the program bind it to an absolute path"))
+}
+
+/// Another name of a file whose name was removed, in the same directory.
+fn sibling(root: &OwnedFd, path: &Path, file: &FileStat) -> Result<PathBuf> {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY;
+    let names = match resolve::open_in_root(root, parent, flags).and_then(nix::dir::Dir::from_fd) {
+        Ok(mut dir) => dir.iter().filter_map(|entry| Some(entry.ok()?.file_name().to_owned())).collect(),
+        Err(_) => Vec::new(),
+    };
+    for name in names {
+        let other = parent.join(<std::ffi::OsStr as OsStrExt>::from_bytes(name.to_bytes()));
+        if leads_to(root, &other, file).unwrap_or(false) {
+            return Ok(other);
+        }
+    }
+    Err(Error::new("a unix socket's file was removed under this name, and has another in another directory")
+        .remedy("let the program bind it again"))
 }
 
 /// Is this file at that path?
@@ -182,6 +207,23 @@ mod tests {
         let _other = UnixListener::bind(&file).unwrap();
         let gone = place(listener);
         assert!(gone.deleted && gone.moved.is_none());
+    }
+
+    #[test]
+    fn a_path_that_was_linked_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, other] = ["s.1", "s"].map(|name| dir.path().join(name));
+        let listener = UnixListener::bind(&file).unwrap();
+        std::fs::hard_link(&file, &other).unwrap();
+        std::fs::remove_file(&file).unwrap();
+        let linked = place(listener.try_clone().unwrap());
+        assert_eq!(linked.moved, Some(other.clone()));
+        assert!(!linked.deleted);
+        let away = tempfile::tempdir_in(dir.path()).unwrap();
+        std::fs::rename(&other, away.path().join("s")).unwrap();
+        let live = Live::own(listener.into(), 1).unwrap();
+        let refused = find::<Tree>(&live, &root(), &[]).unwrap_err().to_string();
+        assert!(refused.contains("in another directory"), "{refused}");
     }
 
     #[test]
