@@ -195,7 +195,7 @@ def test_groups_inside(host):
 
 
 def test_checkpoint_keeps_limits(host):
-    """A restored container has the limits of its config.json, and is let go if it was frozen."""
+    """A restored container has the limits of its config.json, and is frozen if it was."""
     real_checkpoints()
     c = busybox(host, "sh", "-c", COUNT, resources={"memory": {"limit": 64 << 20}, "pids": {"limit": 20}})
     c.run()
@@ -204,8 +204,10 @@ def test_checkpoint_keeps_limits(host):
     c.checkpoint("image")
     c.restore("image")
     g = group(c)
-    files(g, memory__max=str(64 << 20), pids__max="20", cgroup__freeze="0")
+    files(g, memory__max=str(64 << 20), pids__max="20", cgroup__freeze="1")
     still = c.text()
+    c.call("resume", c.id)
+    files(g, cgroup__freeze="0")
     until(lambda: c.text() != still, "counting again")
     check("not permitted" in c.exec("sh", "-c", "mknod /m c 1 1; cat /m 2>&1; true").stdout, "devices after the restore")
 

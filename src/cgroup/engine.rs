@@ -2,7 +2,9 @@
 //!
 //! A host without a freezer freezes nothing, and the engine makes up for it: it seizes until a pass finds no new task.
 
-use super::Cgroup;
+use std::path::{Path, PathBuf};
+
+use super::{Cgroup, freezer};
 use crate::checkpoint::{Error, Freezer, Result};
 use crate::sys;
 
@@ -32,5 +34,13 @@ impl Freezer for Cgroup {
 
     fn pids(&self) -> Result<Vec<i32>> {
         self.all_pids().map_err(error)
+    }
+
+    fn frozen_inside(&self) -> Result<Vec<PathBuf>> {
+        freezer::frozen_inside(self).map_err(error)
+    }
+
+    fn switch_inside(&mut self, group: &Path, frozen: bool) -> Result<()> {
+        freezer::switch(group, frozen).map_err(error)
     }
 }

@@ -5,13 +5,13 @@
 
 use std::io::{Read, Seek};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Cgroup;
 use super::file::{is_missing, read, write};
+use super::{Cgroup, pids};
 use crate::sys::{Context, Error, Result};
 
 /// How long a freeze may take. A process in uninterruptible sleep cannot be frozen.
@@ -52,6 +52,30 @@ pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
         Ok(text) => Ok(text.trim() == "1"),
         Err(e) if is_missing(&e) => Ok(false),
         Err(e) => Err(e),
+    }
+}
+
+/// The groups below that are frozen themselves.
+pub(super) fn frozen_inside(cgroup: &Cgroup) -> Result<Vec<PathBuf>> {
+    let (top, file) = match cgroup.paths().get("freezer") {
+        Some(dir) => (dir.as_path(), "freezer.self_freezing"),
+        None if cgroup.is_unified() => (cgroup.unified_dir()?, "cgroup.freeze"),
+        None => return Ok(Vec::new()),
+    };
+    let mut all = pids::inside(top)?;
+    // One that is removed meanwhile is not frozen.
+    all.retain(|dir| read(dir, file).is_ok_and(|text| text.trim() == "1"));
+    Ok(all)
+}
+
+/// Freezes or thaws one group.
+pub(super) fn switch(dir: &Path, frozen: bool) -> Result<()> {
+    let unified = !dir.join("freezer.state").exists();
+    match (unified, frozen) {
+        (true, false) => write(dir, "cgroup.freeze", "0"),
+        (true, true) => write(dir, "cgroup.freeze", "1").and_then(|()| wait_frozen(dir)),
+        (false, false) => write(dir, "freezer.state", "THAWED"),
+        (false, true) => freeze_v1(dir),
     }
 }
 

@@ -30,21 +30,32 @@ pub(super) fn enter(dir: &Path, pid: i32) -> Result<()> {
     }
 }
 
-/// The processes of one directory, or its threads if it is threaded.
+/// The processes of one directory: of a threaded one, those that have threads in it.
 pub(super) fn of(dir: &Path) -> Result<Vec<i32>> {
-    let text = match read(dir, "cgroup.procs") {
-        Err(e) if e.errno() == Some(Errno::ENOTSUP) => read(dir, "cgroup.threads")?,
-        other => other?,
+    let (text, threads) = match read(dir, "cgroup.procs") {
+        Err(e) if e.errno() == Some(Errno::ENOTSUP) => (read(dir, "cgroup.threads")?, true),
+        other => (other?, false),
     };
-    text.lines()
-        .map(|l| {
-            l.parse().map_err(|_| Error::new(format!("{} lists {l:?}", dir.join("cgroup.procs").display())))
-        })
-        .collect()
+    let id = |l: &str| {
+        l.parse().map_err(|_| Error::new(format!("{} lists {l:?}", dir.join("cgroup.procs").display())))
+    };
+    let mut all = text.lines().map(id).collect::<Result<Vec<i32>>>()?;
+    if threads {
+        all = all.into_iter().filter_map(process_of).collect();
+        all.sort_unstable();
+        all.dedup();
+    }
+    Ok(all)
+}
+
+/// The process of a thread; none when it has ended.
+fn process_of(tid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 /// The directories inside, deepest first, without the directory itself.
-fn inside(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn inside(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     let entries = match std::fs::read_dir(dir) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(all),

@@ -129,6 +129,8 @@ pub struct Dump<'a> {
     pub looks: crate::checkpoint::memory::look::Looks,
     /// What the room of descriptors remembers between files.
     pub files: crate::checkpoint::files::Registry,
+    /// Groups inside that the container had frozen; they are thawed meanwhile.
+    pub frozen_groups: Vec<PathBuf>,
     /// The namespaces that the container has made.
     pub spaces: crate::checkpoint::namespaces::nested::Spaces,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
@@ -153,6 +155,7 @@ impl<'a> Dump<'a> {
             to_close: Vec::new(),
             looks: crate::checkpoint::memory::look::Looks::default(),
             files: crate::checkpoint::files::Registry::default(),
+            frozen_groups: Vec::new(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,
         }

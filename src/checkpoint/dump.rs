@@ -12,8 +12,8 @@
 //!                                            stopping: publish, then SIGKILL, never resumed
 //! ```
 //!
-//! A container that arrives paused is thawed behind ptrace's back: its threads stand in ptrace stops instead, and are
-//! frozen again before they are let go.
+//! A container that arrives paused, or has groups inside that it has frozen itself, is thawed behind ptrace's back: its
+//! threads stand in ptrace stops instead, and are frozen again before they are let go.
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,8 @@ use crate::checkpoint::memory::track::{self, Tracking};
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
-use crate::checkpoint::task::{freeze, process, sessions};
+use crate::checkpoint::task::freeze::{self, Ice};
+use crate::checkpoint::task::{process, sessions};
 use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
 
 /// The extension of a container that was paused: whoever restores it may want to pause it again.
@@ -129,14 +130,15 @@ fn attempt(
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
-    let Stopped { mut record, paused, tasks, mut strangers, threads, started, freezing } =
+    let Stopped { mut record, mut ice, tasks, mut strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
 
     let mut dump = Dump::new(options, source, &images, tasks);
-    if paused {
+    if ice.whole {
         dump.model.set_extension(PAUSED, &true)?;
     }
+    dump.frozen_groups.clone_from(&ice.inside);
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
     let (mut frozen, mut held, mut stale) = (None, false, false);
@@ -147,10 +149,10 @@ fn attempt(
         let mut let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
             files::unlock_network(dump)?;
             let tasks = all(&mut dump.tasks, &mut strangers);
-            release(tasks, freezer, paused).map(|()| Some(started.elapsed()))
+            release(tasks, freezer, &ice).map(|()| Some(started.elapsed()))
         };
-        // Frozen again at once, a container that was paused could not be asked to wait for its copies.
-        if options.leave_running && !paused && capture.snapshot(&mut dump.tasks, &images)? {
+        // Frozen again at once, what was frozen could not be asked to wait for its copies.
+        if options.leave_running && !ice.any() && capture.snapshot(&mut dump.tasks, &images)? {
             phases.end("snapshot");
             let written = let_go(&mut dump, freezer).and_then(|at| {
                 frozen = at;
@@ -223,7 +225,8 @@ fn attempt(
         // What failed first is what matters.
         Err(_) => {
             let _ = files::unlock_network(&mut dump);
-            let _ = release(tasks, freezer, paused || held);
+            ice.whole |= held;
+            let _ = release(tasks, freezer, &ice);
         }
     }
     record.remove();
@@ -254,8 +257,8 @@ fn attempt(
 pub(super) struct Stopped {
     /// What the next command undoes should this one be killed.
     pub record: Record,
-    /// Whether it was paused before.
-    pub paused: bool,
+    /// What was frozen before.
+    pub ice: Ice,
     pub tasks: Vec<LiveTask>,
     /// Those that stay out of the images, and share the container's fate.
     pub strangers: Vec<LiveTask>,
@@ -272,11 +275,11 @@ pub(super) fn stop(
     freezer: &mut dyn Freezer,
     phases: &mut Phases,
 ) -> Result<Stopped> {
-    let paused = freezer.is_frozen()?;
-    let record = Record::write(source.state_dir.as_deref(), paused)?;
+    let ice = Ice::of(freezer)?;
+    let record = Record::write(source.state_dir.as_deref(), ice.clone())?;
     phases.end("check");
     let started = Instant::now();
-    let stood = freeze::stop(freezer, source.init, paused).and_then(|mut stood| {
+    let stood = freeze::stop(freezer, source.init, &ice).and_then(|mut stood| {
         if options.keep_exec {
             stood.tasks.append(&mut stood.strangers);
         }
@@ -295,7 +298,7 @@ pub(super) fn stop(
     let freezing = started.elapsed();
     phases.end("freeze");
     let threads = tasks.iter().map(|t| t.threads.len()).sum();
-    Ok(Stopped { record, paused, tasks, strangers, threads, started, freezing })
+    Ok(Stopped { record, ice, tasks, strangers, threads, started, freezing })
 }
 
 /// Everything that stands still.
@@ -377,15 +380,13 @@ pub(super) fn describe_set() -> InventoryEntry {
 }
 
 /// Lets the container go on as before. Every task is healed even when another one fails.
-pub(super) fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
+pub(super) fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, ice: &Ice) -> Result<()> {
     let mut result = Ok(());
     for task in &mut tasks {
         if let Some(injection) = task.injection.take() {
             result = result.and(injection.finish().map_err(|e| e.pid(task.vpid)));
         }
     }
-    if paused {
-        result = result.and(freezer.freeze());
-    }
+    result = result.and(ice.freeze(freezer));
     result.and(freeze::let_go(tasks.into_iter().flat_map(|task| task.threads).collect()))
 }

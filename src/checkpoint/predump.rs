@@ -151,7 +151,7 @@ fn find(
     let known = parent.as_mut().and_then(Parent::take_tracking);
     let is_known = known.is_some();
     let mut tracking = known.unwrap_or_else(Tracking::begin);
-    let Stopped { record, paused, mut tasks, mut strangers, threads, started, freezing } =
+    let Stopped { record, ice, mut tasks, mut strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     let count = tasks.len();
 
@@ -170,7 +170,7 @@ fn find(
         Ok(found)
     });
     phases.end("memory");
-    let released = release(all(&mut tasks, &mut strangers), freezer, paused);
+    let released = release(all(&mut tasks, &mut strangers), freezer, &ice);
     let frozen = started.elapsed();
     record.remove();
     let round = Round::new(found?, &mut tracking)?;

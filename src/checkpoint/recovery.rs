@@ -5,7 +5,7 @@
 //! What does neither is written down before it is done:
 //!
 //! ```text
-//!  recovery.json   { dumper: pid and start time, paused: was the container frozen before, network: what is locked }
+//!  recovery.json   { dumper: pid and start time, paused, inside: what was frozen before, network: what is locked }
 //!     written  before the freezer is touched, and again before the network is locked
 //!     removed  when the dump has ended, in whatever way
 //!     found    by the next command on this container, with the dumper dead:
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::error::Context;
 use crate::checkpoint::memory::snapshot;
+use crate::checkpoint::task::freeze::Ice;
 use crate::checkpoint::task::status::Stat;
 use crate::checkpoint::{Error, Freezer, Result, files};
 
@@ -30,7 +31,8 @@ struct Contents {
     /// Who dumps; with its start time, so that another process with the same number is not taken for it.
     pid: i32,
     start: i64,
-    paused: bool,
+    #[serde(flatten)]
+    ice: Ice,
     #[serde(default)]
     network: Option<Network>,
 }
@@ -50,43 +52,43 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Record {
     path: Option<PathBuf>,
-    paused: bool,
+    ice: Ice,
     network: Option<Network>,
 }
 
 impl Record {
     /// Writes the record. Without a state directory nobody would read one.
-    pub fn write(state_dir: Option<&Path>, paused: bool) -> Result<Self> {
-        let Some(dir) = state_dir else { return Ok(Self { path: None, paused, network: None }) };
-        Self::put(dir, paused, None)
+    pub fn write(state_dir: Option<&Path>, ice: Ice) -> Result<Self> {
+        let Some(dir) = state_dir else { return Ok(Self { path: None, ice, network: None }) };
+        Self::put(dir, ice, None)
     }
 
     /// Adds what is about to be done to the network.
     pub fn network(&mut self, network: Network) -> Result<()> {
         if let Some(dir) = self.path.as_deref().and_then(Path::parent) {
-            *self = Self::put(dir, self.paused, Some(network))?;
+            *self = Self::put(dir, self.ice.clone(), Some(network))?;
         }
         Ok(())
     }
 
-    fn put(dir: &Path, paused: bool, network: Option<Network>) -> Result<Self> {
+    fn put(dir: &Path, ice: Ice, network: Option<Network>) -> Result<Self> {
         let pid = std::process::id().cast_signed();
-        let contents = Contents { pid, start: start_time(pid)?, paused, network };
+        let contents = Contents { pid, start: start_time(pid)?, ice, network };
         let text = serde_json::to_string(&contents)
             .map_err(|e| Error::new(format!("cannot write a record: {e}")))?;
         let (path, new) = (dir.join(NAME), dir.join(".recovery.json.new"));
         fs::write(&new, text)
             .and_then(|()| fs::rename(&new, &path))
             .during("cannot write the recovery record", || format!("write({})", path.display()))?;
-        Ok(Self { path: Some(path), paused, network: contents.network })
+        Ok(Self { path: Some(path), ice: contents.ice, network: contents.network })
     }
 
     /// From now on the container is to be found frozen, whatever becomes of this dump.
     pub fn hold(&mut self) -> Result<()> {
+        self.ice.whole = true;
         if let Some(dir) = self.path.as_deref().and_then(Path::parent) {
-            *self = Self::put(dir, true, self.network.take())?;
+            *self = Self::put(dir, self.ice.clone(), self.network.take())?;
         }
-        self.paused = true;
         Ok(())
     }
 
@@ -105,7 +107,8 @@ impl Record {
     }
 
     fn reset(&self, freezer: &mut dyn Freezer) -> Result<()> {
-        if self.paused { freezer.freeze() } else { freezer.thaw() }
+        let thawed = if self.ice.whole { Ok(()) } else { freezer.thaw() };
+        thawed.and(self.ice.freeze(freezer))
     }
 }
 
@@ -139,10 +142,10 @@ pub fn heal(state_dir: &Path, freezer: &mut dyn Freezer) -> Result<bool> {
     if let Some(network) = &contents.network {
         files::heal_network(network, &freezer.pids()?)?;
     }
-    let record = Record { path: Some(path), paused: contents.paused, network: None };
+    let record = Record { path: Some(path), ice: contents.ice, network: None };
     record.reset(freezer)?;
-    // Nobody makes copies in a container that is paused. What cannot be waited for now is in nobody's way.
-    if !contents.paused {
+    // Nobody makes copies where something is frozen. What cannot be waited for now is in nobody's way.
+    if !record.ice.any() {
         let _ = snapshot::bury(&freezer.pids()?, contents.start);
     }
     record.remove();
@@ -179,10 +182,14 @@ mod tests {
         }
     }
 
+    fn ice(whole: bool) -> Ice {
+        Ice { whole, ..Ice::default() }
+    }
+
     fn leave(dir: &Path, pid: i32, start: i64, paused: bool) {
         fs::write(
             dir.join(NAME),
-            serde_json::to_string(&Contents { pid, start, paused, network: None }).unwrap(),
+            serde_json::to_string(&Contents { pid, start, ice: ice(paused), network: None }).unwrap(),
         )
         .unwrap();
     }
@@ -205,7 +212,7 @@ mod tests {
     fn a_living_dumper_is_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         let mut freezer = Switch::default();
-        let record = Record::write(Some(dir.path()), false).unwrap();
+        let record = Record::write(Some(dir.path()), Ice::default()).unwrap();
         assert!(!heal(dir.path(), &mut freezer).unwrap());
         record.remove();
         assert_eq!(freezer.used, 0);
@@ -215,10 +222,10 @@ mod tests {
     #[test]
     fn what_is_held_stays_frozen() {
         let dir = tempfile::tempdir().unwrap();
-        let mut record = Record::write(Some(dir.path()), false).unwrap();
+        let mut record = Record::write(Some(dir.path()), Ice::default()).unwrap();
         record.hold().unwrap();
         let text = fs::read_to_string(dir.path().join(NAME)).unwrap();
-        assert!(serde_json::from_str::<Contents>(&text).unwrap().paused);
+        assert!(serde_json::from_str::<Contents>(&text).unwrap().ice.whole);
     }
 
     #[test]

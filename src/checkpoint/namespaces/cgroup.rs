@@ -83,7 +83,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         ctls: hierarchies.iter().zip(places).map(|(h, place)| member(h, place)).collect(),
     });
     let sets = sets.collect();
-    let controllers = hierarchies.iter().map(Hierarchy::entry).collect::<Result<_>>()?;
+    let controllers = hierarchies.iter().map(|h| h.entry(&dump.frozen_groups)).collect::<Result<_>>()?;
     dump.model.cgroup = Some(CgroupEntry { sets, controllers });
     Ok(())
 }

@@ -11,7 +11,8 @@
 //! that ends between being listed and being seized may have left a child that the list did not have yet: it counts as
 //! new, too. The freezer is for those that fork faster than they are found, and for containers that arrive paused: v1 gives no ptrace
 //! stop to a frozen thread, v2 runs no batch in one, so it is thawed when all have been interrupted. In v1 even SEIZE
-//! hangs on a frozen thread that a signal had stopped: that one runs nothing after the thaw, and is seized then.
+//! hangs on a frozen thread that a signal had stopped: that one runs nothing after the thaw, and is seized then. Groups
+//! that the container has frozen itself are thawed with it, and frozen again before it goes on.
 //!
 //! The parent of a vfork(2) sleeps until its child has exec'ed or exited, and stops for nobody: the child is let run
 //! up to that point. Zombies are in no cgroup's list: they are found as children of those that live.
@@ -19,9 +20,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::status::{self, Status};
 use crate::checkpoint::context::LiveTask;
@@ -40,6 +43,49 @@ pub trait Freezer {
     fn is_frozen(&self) -> Result<bool>;
     /// Every process of the subtree, as pids of this host.
     fn pids(&self) -> Result<Vec<i32>>;
+    /// Groups inside that the container has frozen itself.
+    fn frozen_inside(&self) -> Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+    /// Freezes or thaws such a group.
+    fn switch_inside(&mut self, _group: &Path, _frozen: bool) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What was frozen before a dump, which thaws it behind ptrace's back.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ice {
+    /// The whole container was.
+    #[serde(rename = "paused")]
+    pub whole: bool,
+    /// Groups inside were.
+    #[serde(default)]
+    pub inside: Vec<PathBuf>,
+}
+
+impl Ice {
+    /// What is frozen now.
+    pub fn of(freezer: &dyn Freezer) -> Result<Self> {
+        Ok(Self { whole: freezer.is_frozen()?, inside: freezer.frozen_inside()? })
+    }
+
+    /// Whether anything was.
+    pub fn any(&self) -> bool {
+        self.whole || !self.inside.is_empty()
+    }
+
+    /// Lets everything go on.
+    fn thaw(&self, freezer: &mut dyn Freezer) -> Result<()> {
+        let result = freezer.thaw();
+        self.inside.iter().fold(result, |result, group| result.and(freezer.switch_inside(group, false)))
+    }
+
+    /// Freezes again what was frozen.
+    pub fn freeze(&self, freezer: &mut dyn Freezer) -> Result<()> {
+        let result = if self.whole { freezer.freeze() } else { Ok(()) };
+        self.inside.iter().fold(result, |result, group| result.and(freezer.switch_inside(group, true)))
+    }
 }
 
 /// How long all threads together may take to stop.
@@ -62,14 +108,14 @@ pub struct Stood {
     pub strangers: Vec<LiveTask>,
 }
 
-/// Stops all threads of the container, which is `paused` by its freezer or runs; `init` is its first process. On an error
+/// Stops all threads of the container, of which the freezer holds `ice`; `init` is its first process. On an error
 /// everything that was stopped goes on.
-pub fn stop(freezer: &mut dyn Freezer, init: i32, paused: bool) -> Result<Stood> {
+pub fn stop(freezer: &mut dyn Freezer, init: i32, ice: &Ice) -> Result<Stood> {
     let mut found = Found { depth: status::depth(init)?, ..Found::default() };
-    let stopped = found.all(freezer, paused);
-    if stopped.is_err() && paused {
+    let stopped = found.all(freezer, ice);
+    if stopped.is_err() {
         // While what has been found is still held.
-        let _ = freezer.freeze();
+        let _ = ice.freeze(freezer);
     }
     stopped?;
     found.collect(init)
@@ -90,10 +136,13 @@ struct Found {
 
 impl Found {
     /// Passes until nothing is new.
-    fn all(&mut self, freezer: &mut dyn Freezer, paused: bool) -> Result<()> {
+    fn all(&mut self, freezer: &mut dyn Freezer, ice: &Ice) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        if paused {
-            self.frozen(freezer)?;
+        if ice.any() {
+            if !ice.whole {
+                freezer.freeze()?;
+            }
+            self.frozen(freezer, ice)?;
         }
         for pass in 1.. {
             let new = self.pass(freezer, false)?;
@@ -106,14 +155,14 @@ impl Found {
             }
             if pass % PASSES == 0 {
                 freezer.freeze()?;
-                self.frozen(freezer)?;
+                self.frozen(freezer, ice)?;
             }
         }
         Ok(())
     }
 
     /// Seizes everything in the frozen container, and thaws it.
-    fn frozen(&mut self, freezer: &mut dyn Freezer) -> Result<()> {
+    fn frozen(&mut self, freezer: &mut dyn Freezer, ice: &Ice) -> Result<()> {
         let seized = loop {
             match self.pass(freezer, true) {
                 Ok(0) => break Ok(()),
@@ -121,8 +170,8 @@ impl Found {
                 Err(error) => break Err(error),
             }
         };
-        // Whatever was found: nobody else would thaw it. The caller freezes again what arrived paused.
-        freezer.thaw()?;
+        // Whatever was found: nobody else would thaw it. The caller freezes again what arrived frozen.
+        ice.thaw(freezer)?;
         seized
     }
 

@@ -87,6 +87,7 @@ const FIRST_V1: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
 
 /// Those of version 2 that shape the tree.
 const TYPE: &str = "cgroup.type";
+const THREADED: &str = "threaded";
 const DISTRIBUTED: &str = "cgroup.subtree_control";
 
 /// Whether a hierarchy is that of version 2.
@@ -117,6 +118,23 @@ pub(super) fn read(hierarchy: &str, dir: &Path, top: bool) -> Result<Vec<CgroupP
     Ok(all)
 }
 
+/// Whether a group holds threads, or one inside does.
+pub(super) fn threaded(group: &CgroupDirEntry) -> bool {
+    let own = group.properties.iter().any(|p| p.name == TYPE && p.value == THREADED);
+    own || group.children.iter().any(threaded)
+}
+
+/// Makes the settings those of a frozen group.
+pub(super) fn freeze(properties: &mut [CgroupPropEntry]) {
+    for property in properties {
+        match property.name.as_str() {
+            "freezer.state" => property.value = "FROZEN".into(),
+            "cgroup.freeze" => property.value = "1".into(),
+            _ => {}
+        }
+    }
+}
+
 pub(super) fn set(dir: &Path, name: &str, value: &str) -> Result<()> {
     let path = dir.join(name);
     fs::write(&path, value)
@@ -127,7 +145,7 @@ pub(super) fn set(dir: &Path, name: &str, value: &str) -> Result<()> {
 pub(super) fn before(controller: &CgControllerEntry, group: &CgroupDirEntry, dir: &Path) -> Result<()> {
     for property in &group.properties {
         let (name, wanted) = (property.name.as_str(), property.value.as_str());
-        let threaded = name == TYPE && wanted == "threaded" && unified(controller);
+        let threaded = name == TYPE && wanted == THREADED && unified(controller);
         let first = FIRST_V1.contains(&name) && !unified(controller);
         if (threaded || first && !wanted.is_empty()) && value(dir, name).is_some_and(|is| is != wanted) {
             set(dir, name, wanted)?;

@@ -111,24 +111,29 @@ impl Hierarchy {
         if place.is_empty() { self.path.clone() } else { format!("{}/{place}", self.path) }
     }
 
-    /// Its record, with all groups.
-    pub fn entry(&self) -> Result<CgControllerEntry> {
-        let mut top = self.group(&self.dir, true)?;
+    /// Its record, with all groups; `frozen` are thawed for the dump alone.
+    pub fn entry(&self, frozen: &[PathBuf]) -> Result<CgControllerEntry> {
+        let mut top = self.group(&self.dir, frozen, true)?;
         top.dir_name.clone_from(&self.path);
         let cnames = self.name.split(',').map(str::to_owned).collect();
-        Ok(CgControllerEntry { cnames, dirs: vec![top], is_threaded: Some(false) })
+        let is_threaded = Some(top.children.iter().any(properties::threaded));
+        Ok(CgControllerEntry { cnames, dirs: vec![top], is_threaded })
     }
 
-    fn group(&self, dir: &Path, top: bool) -> Result<CgroupDirEntry> {
+    fn group(&self, dir: &Path, frozen: &[PathBuf], top: bool) -> Result<CgroupDirEntry> {
         let child = |name: String| {
-            let mut group = self.group(&dir.join(&name), false)?;
+            let mut group = self.group(&dir.join(&name), frozen, false)?;
             group.dir_name = name;
             Ok(group)
         };
+        let mut properties = properties::read(&self.name, dir, top)?;
+        if frozen.iter().any(|group| group == dir) {
+            properties::freeze(&mut properties);
+        }
         Ok(CgroupDirEntry {
             dir_name: String::new(),
             children: children(dir)?.into_iter().map(child).collect::<Result<_>>()?,
-            properties: properties::read(&self.name, dir, top)?,
+            properties,
             dir_perms: Some(perms(dir)?),
         })
     }
