@@ -9,7 +9,8 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
-    KINDS, Surroundings, check, epoll, external, inotify, locks, options, packet, register_path, tcp, unix,
+    KINDS, Surroundings, check, epoll, external, inotify, locks, netlink, options, packet, register_path,
+    tcp, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -47,6 +48,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let packets = std::mem::take(&mut dump.files.packets);
     if !packets.is_empty() {
         dump.model.set_extension(packet::EXTENSION, &packets)?;
+    }
+    let flags = std::mem::take(&mut dump.files.netlink);
+    if !flags.is_empty() {
+        dump.model.set_extension(netlink::EXTENSION, &flags)?;
     }
     tcp::describe(dump);
     let more = unix::resolve(dump)?;

@@ -3,6 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{read, write};
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
@@ -17,13 +18,18 @@ pub fn is(live: &Live) -> bool {
     live.is_anon("eventfd")
 }
 
-/// EFD_SEMAPHORE lives in no status flag; fdinfo prints it since 6.2. CRIU has no field for it and takes what it finds
+/// EFD_SEMAPHORE lives in no status flag; fdinfo prints it since 6.2, and before that one has to be tried. CRIU has no field for it and takes what it finds
 /// in `flags`, where this bit (1) would be O_WRONLY, which no eventfd has.
 const SEMAPHORE: u32 = 1;
 
 /// Records the counter.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let entry = entry(live, id).map_err(|e| live.name(e))?;
+    let told = live.info.field("eventfd-semaphore").map(|told| Ok(told == "1"));
+    let entry = entry(live, id)
+        .and_then(|entry| {
+            told.unwrap_or_else(|| is_semaphore(&live.file, entry.counter)).map(|is| mark(entry, is))
+        })
+        .map_err(|e| live.name(e))?;
     let entry = EventfdFileEntry { fown: live.fown(&dump.files.pids)?, ..entry };
     dump.model.files.push(FileEntry {
         r#type: FdTypes::Eventfd as i32,
@@ -34,11 +40,38 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     Ok(())
 }
 
+fn mark(mut entry: EventfdFileEntry, semaphore: bool) -> EventfdFileEntry {
+    entry.flags |= if semaphore { SEMAPHORE } else { 0 };
+    entry
+}
+
+/// Tries an eventfd of processes that stand still, and leaves it as it was: a semaphore is read one by one. It holds 2
+/// for that at least; nobody is told, for whoever polls it looks again first.
+fn is_semaphore(file: &OwnedFd, count: u64) -> Result<bool> {
+    let what = "cannot tell whether an eventfd is a semaphore";
+    let add = |n: u64| write(file, &n.to_ne_bytes()).during(what, || format!("write(_, {n})"));
+    let take = || -> Result<u64> {
+        let mut got = [0; 8];
+        read(file, &mut got).during(what, || "read(_, 8)".into())?;
+        Ok(u64::from_ne_bytes(got))
+    };
+    if count < 2 {
+        add(2 - count)?;
+    }
+    let is = take()? == 1;
+    match (is, count) {
+        (true, 0) => drop(take()?),
+        (true, 1) | (false, 0) => {}
+        (true, _) => drop(add(1)?),
+        (false, _) => drop(add(count)?),
+    }
+    Ok(is)
+}
+
 fn entry(live: &Live, id: u32) -> Result<EventfdFileEntry> {
-    let semaphore = live.info.field("eventfd-semaphore") == Some("1");
     Ok(EventfdFileEntry {
         id,
-        flags: live.info.flags | if semaphore { SEMAPHORE } else { 0 },
+        flags: live.info.flags,
         counter: live.info.number("eventfd-count", 16)?,
         ..EventfdFileEntry::default()
     })
@@ -74,6 +107,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn trying_changes_nothing() {
+        for flags in [EfdFlags::empty(), EfdFlags::EFD_SEMAPHORE] {
+            for count in [0, 1, 2, 7, u32::MAX] {
+                let file: OwnedFd = EventFd::from_value_and_flags(count, flags).unwrap().into();
+                assert_eq!(is_semaphore(&file, count.into()).unwrap(), !flags.is_empty(), "{count}");
+                let live = Live::own(file, 1).unwrap();
+                assert_eq!(entry(&live, 1).unwrap().counter, u64::from(count));
+            }
+        }
+    }
+
+    #[test]
     fn counter_and_semaphore_come_back() {
         for (flags, count) in
             [(EfdFlags::EFD_SEMAPHORE, 3u64), (EfdFlags::EFD_NONBLOCK, 1 << 40), (EfdFlags::empty(), 0)]
@@ -84,10 +129,11 @@ mod tests {
             }
             let live = Live::own(was.into(), 1).unwrap();
             assert!(is(&live));
-            let e = entry(&live, 9).unwrap();
+            let e = mark(entry(&live, 9).unwrap(), flags.contains(EfdFlags::EFD_SEMAPHORE));
             assert_eq!(e.counter, count);
             let again = Live::own(make(&e).unwrap(), 1).unwrap();
-            assert_eq!(entry(&again, 9).unwrap(), e);
+            let semaphore = is_semaphore(&again.file, count).unwrap();
+            assert_eq!(mark(entry(&again, 9).unwrap(), semaphore), e);
         }
     }
 

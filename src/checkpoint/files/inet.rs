@@ -17,7 +17,7 @@ use nix::errno::Errno;
 
 mod make;
 mod md5;
-mod raw;
+pub(in crate::checkpoint::files) mod raw;
 mod shut;
 
 pub use make::open;
@@ -132,7 +132,9 @@ pub fn see(fd: &OwnedFd) -> Result<Seen> {
 /// Refuses connections that are not to be kept, and sockets of other protocols.
 pub fn check(live: &Live, options: &Options) -> Result<()> {
     let seen = see(&live.file)?;
-    let fine = supported(&seen, options).and_then(|()| raw::holds_nothing(&live.file, &seen));
+    let fine = supported(&seen, options)
+        .and_then(|()| raw::holds_nothing(&live.file, &seen))
+        .and_then(|()| raw::routes_nothing(live.pid, &seen));
     let keep = options.tcp_established && !options.tcp_close && seen.connection().is_some();
     fine.and_then(|()| sockopts::filter(&live.file).map(drop))
         .and_then(|()| check_tcp(&live.file, &seen))

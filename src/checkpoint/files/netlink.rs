@@ -4,6 +4,7 @@
 //!   sockaddr_nl   family(2) pad(2) port(4) groups(4)
 //! ```
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -22,6 +23,24 @@ use crate::sys::sockopt::{self, get_bytes, get_int};
 const CONNECTED: u32 = 1;
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
 const NETLINK_ADD_MEMBERSHIP: i32 = 1;
+/// Name of the extension in stasis.img: what CRIU's records have no place for.
+pub const EXTENSION: &str = "netlink";
+/// Level and number of options that are a flag, in the order in which they are set: PKTINFO, BROADCAST_ERROR, NO_ENOBUFS,
+/// LISTEN_ALL_NSID, CAP_ACK, EXT_ACK, GET_STRICT_CHK; SO_LOCK_FILTER, when the filter is in its place.
+const FLAGS: [(i32, i32); 8] = [
+    (libc::SOL_NETLINK, 3),
+    (libc::SOL_NETLINK, 4),
+    (libc::SOL_NETLINK, 5),
+    (libc::SOL_NETLINK, 8),
+    (libc::SOL_NETLINK, 10),
+    (libc::SOL_NETLINK, 11),
+    (libc::SOL_NETLINK, 12),
+    (libc::SOL_SOCKET, libc::SO_LOCK_FILTER),
+];
+
+/// Flags that are set on a socket: its id, and level and number of each.
+pub type Flags = (u32, Vec<(i32, i32)>);
+
 /// Room for all groups of a family: generic netlink has the most, one for each kind of message of each subsystem.
 const GROUPS: usize = 512;
 
@@ -83,7 +102,17 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         nlsk: Some(entry),
         ..FileEntry::default()
     });
+    let flags = flags(&live.file);
+    dump.files.netlink.extend((!flags.is_empty()).then_some((id, flags)));
     Ok(())
+}
+
+fn flags(fd: &OwnedFd) -> Vec<(i32, i32)> {
+    // Older kernels do not know all of them, and nobody can have set those.
+    FLAGS
+        .into_iter()
+        .filter(|&(level, name)| get_int(fd, level, name).is_ok_and(|value| value != 0))
+        .collect()
 }
 
 fn entry(fd: &OwnedFd) -> Result<NetlinkSkEntry> {
@@ -111,9 +140,12 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
+    let all: Vec<Flags> = opener.restore.model.extension(EXTENSION)?;
+    let all: BTreeMap<u32, Vec<(i32, i32)>> = all.into_iter().collect();
+    let flags = |id: u32| all.get(&id).map_or(&[][..], Vec::as_slice);
     for (network, some) in opener.by_network(entries, |e| e.ns_id)? {
         let made = inside::inside(opener.restore.target, network, || {
-            some.iter().map(|e| make(e)).collect::<Result<Vec<_>>>()
+            some.iter().map(|e| make(e, flags(e.id))).collect::<Result<Vec<_>>>()
         })?;
         for (entry, file) in some.iter().zip(made) {
             opener.put_owned(entry.id, file, &entry.fown, entry.flags);
@@ -122,7 +154,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     Ok(())
 }
 
-fn make(e: &NetlinkSkEntry) -> Result<OwnedFd> {
+fn make(e: &NetlinkSkEntry, flags: &[(i32, i32)]) -> Result<OwnedFd> {
     let what = "cannot make a netlink socket";
     let fd = crate::sys::socket::socket(libc::AF_NETLINK, libc::SOCK_RAW, e.protocol.cast_signed())
         .during(what, || format!("socket(AF_NETLINK, SOCK_RAW, {})", e.protocol))?;
@@ -143,6 +175,10 @@ fn make(e: &NetlinkSkEntry) -> Result<OwnedFd> {
             .during(what, || format!("connect(_, {{{}, {:#x}}})", e.dst_portid, e.dst_group))?;
     }
     sockopts::restore(&fd, &e.opts, libc::AF_NETLINK)?;
+    for (level, name) in FLAGS.into_iter().filter(|flag| flags.contains(flag)) {
+        sockopt::set_int(&fd, level, name, 1)
+            .during(what, || format!("setsockopt(_, {level}, {name}, 1)"))?;
+    }
     external::set_flags(&fd, e.flags)?;
     Ok(fd)
 }
@@ -165,7 +201,18 @@ mod tests {
         let was = entry(&live.file).unwrap();
         assert_eq!((was.portid, was.groups.as_slice()), (4_000_001, [1].as_slice()));
         drop(live);
-        assert_eq!(entry(&make(&was).unwrap()).unwrap(), was);
+        assert_eq!(entry(&make(&was, &[]).unwrap()).unwrap(), was);
+    }
+
+    #[test]
+    fn flags_come_back() {
+        let fd = route();
+        let set = [FLAGS[1], FLAGS[5], FLAGS[7]];
+        for (level, name) in set {
+            sockopt::set_int(&fd, level, name, 1).unwrap();
+        }
+        assert_eq!(flags(&fd), set);
+        assert_eq!(flags(&make(&entry(&fd).unwrap(), &flags(&fd)).unwrap()), set);
     }
 
     #[test]

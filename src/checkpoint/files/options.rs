@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::inet::Key;
+use crate::checkpoint::files::inet::{Key, raw};
 use crate::checkpoint::files::inside;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::multicast::{self, Membership};
@@ -25,7 +25,7 @@ use crate::checkpoint::files::sockopts;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::{Error, Result};
 use crate::sys::socket::socket;
-use crate::sys::sockopt::{get_bytes, get_int, set_bytes, set_int};
+use crate::sys::sockopt::{get_bytes, get_int, query, set_bytes, set_int};
 
 /// What a TCP connection has come to by itself, or would be made otherwise by.
 #[rustfmt::skip]
@@ -63,6 +63,11 @@ const OPTIONS: &[(i32, &[i32])] = &[
     (SOL_IPV6, &[16, 17, 18, 19, 23, 25, 29, 31, 33, 51, 53, 56, 58, 62, 66, 67, 70, 72, 73, 74, 75, 76, 77]),
 ];
 
+/// Options of several bytes: IP_OPTIONS; IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS.
+const BYTES: [(i32, i32); 5] = [(SOL_IP, 4), (SOL_IPV6, 54), (SOL_IPV6, 55), (SOL_IPV6, 57), (SOL_IPV6, 59)];
+/// More than the longest of them.
+const BYTES_MAX: usize = 2048;
+
 /// What is known of a socket beside its record.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -77,6 +82,10 @@ pub struct More {
     pub groups: Vec<Membership>,
     /// SO_LOCK_FILTER.
     pub locked: bool,
+    /// Level, option, bytes.
+    pub bytes: Vec<(i32, i32, Vec<u8>)>,
+    /// IP_ROUTER_ALERT.
+    pub router_alert: bool,
     /// TCP-MD5.
     pub keys: Vec<Key>,
 }
@@ -88,6 +97,17 @@ pub type Values = Vec<((i32, i32), Option<i32>)>;
 fn values(fd: &OwnedFd) -> Values {
     let all = OPTIONS.iter().flat_map(|(level, names)| names.iter().map(move |name| (*level, *name)));
     all.map(|(level, name)| ((level, name), get_int(fd, level, name).ok())).collect()
+}
+
+/// Options of several bytes that have any.
+fn bytes(fd: &OwnedFd) -> Vec<(i32, i32, Vec<u8>)> {
+    let read = |(level, name)| {
+        let mut value = vec![0; BYTES_MAX];
+        let length = query(fd, level, name, &mut value).ok().filter(|length| *length > 0)?;
+        value.truncate(length);
+        Some((level, name, value))
+    };
+    BYTES.into_iter().filter_map(read).collect()
 }
 
 /// The name of the algorithm that watches a connection's congestion.
@@ -126,7 +146,9 @@ pub fn dump(
     let groups = multicast::of(&live.file, key[0] == libc::AF_INET6, groups)?;
     if let Some(fresh) = dump.files.fresh.get(&key) {
         let locked = sockopts::is_locked(&live.file);
-        let mut more = More { groups, keys, locked, ..different(&live.file, id, fresh) };
+        let router_alert = raw::has_router_alert(&live.file, key[0], key[1]).map_err(|e| live.name(e))?;
+        let different = different(&live.file, id, fresh);
+        let mut more = More { groups, keys, locked, router_alert, ..different };
         if connected {
             let not = |level, name| {
                 NOT_OF_CONNECTIONS.iter().any(|(l, names)| *l == level && names.contains(&name))
@@ -140,14 +162,17 @@ pub fn dump(
 
 /// What differs from a new socket, whose options are `fresh`.
 fn different(fd: &OwnedFd, id: u32, fresh: &(Values, Option<String>)) -> More {
+    let bytes = bytes(fd);
+    // They shorten the segments of a TCP socket that has no connection yet, as if somebody had set their size.
+    let by_itself = |option| !bytes.is_empty() && option == (SOL_TCP, libc::TCP_MAXSEG);
     let options = values(fd)
         .into_iter()
         .zip(&fresh.0)
-        .filter(|(own, fresh)| own.1 != fresh.1)
+        .filter(|(own, fresh)| own.1 != fresh.1 && !by_itself(own.0))
         .filter_map(|(((level, name), value), _)| Some((level, name, value?)))
         .collect();
     let congestion = congestion(fd).filter(|c| Some(c) != fresh.1.as_ref());
-    More { id, options, congestion, ..More::default() }
+    More { id, options, congestion, bytes, ..More::default() }
 }
 
 /// Sets them, on a socket that has no address yet. Only options of the table are.
@@ -159,6 +184,17 @@ pub fn restore(fd: &OwnedFd, more: &More) -> Result<()> {
         }
         set_int(fd, level, name, value)
             .during(what, || format!("setsockopt(_, {level}, {name}, {value})"))?;
+    }
+    for (level, name, value) in &more.bytes {
+        if !BYTES.contains(&(*level, *name)) {
+            return Err(Error::new(format!("the images set option {name} of level {level} of a socket")));
+        }
+        set_bytes(fd, *level, *name, value)
+            .during(what, || format!("setsockopt(_, {level}, {name}, {} bytes)", value.len()))?;
+    }
+    if more.router_alert {
+        set_int(fd, SOL_IP, raw::IP_ROUTER_ALERT, 1)
+            .during(what, || "setsockopt(_, SOL_IP, IP_ROUTER_ALERT, 1)".into())?;
     }
     if let Some(name) = &more.congestion {
         set_bytes(fd, SOL_TCP, libc::TCP_CONGESTION, name.as_bytes())
@@ -205,8 +241,10 @@ mod tests {
             assert_eq!(different(&fd, 1, &fresh), More { id: 1, ..More::default() });
             set_int(&fd, SOL_IP, libc::IP_RECVTTL, 1).unwrap();
             set_int(&fd, SOL_IP, libc::IP_MTU_DISCOVER, 3).unwrap();
+            // Record the route, of one address.
+            set_bytes(&fd, SOL_IP, 4, &[7, 7, 4, 0, 0, 0, 0, 0]).unwrap();
             let more = different(&fd, 7, &fresh);
-            assert_eq!(more.options.len(), 2);
+            assert_eq!((more.options.len(), more.bytes.len()), (2, 1));
             let again = new();
             restore(&again, &more).unwrap();
             assert_eq!(different(&again, 7, &fresh), more);

@@ -10,7 +10,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{inet, multicast, options, packet, tcp, unix};
+use crate::checkpoint::files::{inet, multicast, netlink, options, packet, tcp, unix};
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
@@ -41,6 +41,8 @@ pub struct Registry {
     pub(super) epolls: Vec<(usize, Holder)>,
     /// What IP sockets have beside their records.
     pub(super) inet: Vec<options::More>,
+    /// Flags of netlink sockets.
+    pub(super) netlink: Vec<netlink::Flags>,
     /// What packet sockets have beside their records.
     pub(super) packets: Vec<packet::More>,
     /// The keys of the TCP sockets of a family.

@@ -5,10 +5,14 @@
 //!   filter    getsockopt(ICMP_FILTER, ICMP6_FILTER)
 //!   corked    SO_MEMINFO counts what is on its way too; so one that is corked by MSG_MORE alone is asked by a datagram
 //!             of nothing to port 0, which only a socket that is in the middle of one lets pass
+//!   routing   a multicast routing daemon's socket has no mark of its own, but its routes are listed
+//!   alert     IP_ROUTER_ALERT cannot be read, and cannot be set twice
 //! ```
 
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
 
 use super::{ICMP, ICMPV6, Seen, UDP, UDPLITE};
 use crate::checkpoint::error::Context;
@@ -24,6 +28,10 @@ const SOL_ICMPV6: i32 = 58;
 const FILTER: i32 = 1;
 const IPV6_HDRINCL: i32 = 36;
 const SO_MEMINFO: i32 = 55;
+const IGMP: i32 = libc::IPPROTO_IGMP;
+/// Number of the option at the level SOL_IP.
+pub const IP_ROUTER_ALERT: i32 = 5;
+const IPV6_ROUTER_ALERT: i32 = 22;
 
 /// Refuses a datagram that is being put together: the kernel does not show it.
 pub fn holds_nothing(file: &OwnedFd, seen: &Seen) -> Result<()> {
@@ -46,6 +54,42 @@ pub fn holds_nothing(file: &OwnedFd, seen: &Seen) -> Result<()> {
         false => "a raw or ping socket is sending a packet, or holds one back",
     };
     Err(Error::new(what).remedy("try again when the program has sent it"))
+}
+
+/// Refuses a socket through which somebody routes multicast: the kernel's routes would be gone.
+pub fn routes_nothing(pid: i32, seen: &Seen) -> Result<()> {
+    let name = match (seen.kind, seen.family, seen.protocol) {
+        (libc::SOCK_RAW, libc::AF_INET, IGMP) => "ip_mr_vif",
+        (libc::SOCK_RAW, libc::AF_INET6, ICMPV6) => "ip6_mr_vif",
+        _ => return Ok(()),
+    };
+    // A kernel without multicast routing has no such file. The first line is a heading.
+    let routes = std::fs::read_to_string(format!("/proc/{pid}/net/{name}")).unwrap_or_default();
+    if routes.lines().count() < 2 {
+        return Ok(());
+    }
+    Err(Error::new("a raw socket routes multicast, which cannot be checkpointed")
+        .remedy("stop the routing daemon, and start it again after the restore"))
+}
+
+/// Whether a raw socket of a process that stands still asks for packets with a router alert (IPv4). That of IPv6 says
+/// for which, and that cannot be found out.
+pub fn has_router_alert(fd: &OwnedFd, family: i32, kind: i32) -> Result<bool> {
+    let (level, name, off) = match (kind, family) {
+        (libc::SOCK_RAW, libc::AF_INET) => (libc::SOL_IP, IP_ROUTER_ALERT, 0),
+        (libc::SOCK_RAW, libc::AF_INET6) => (libc::SOL_IPV6, IPV6_ROUTER_ALERT, -1),
+        _ => return Ok(false),
+    };
+    match set_int(fd, level, name, 1) {
+        Err(Errno::EADDRINUSE) if family == libc::AF_INET => Ok(true),
+        Err(Errno::EADDRINUSE) => Err(Error::new("a raw socket has IPV6_ROUTER_ALERT, which cannot be read")
+            .remedy("let the program close it")),
+        // Not for a socket of this protocol.
+        Err(_) => Ok(false),
+        Ok(()) => set_int(fd, level, name, off)
+            .map(|()| false)
+            .during("cannot look at a raw socket", || format!("setsockopt(_, {level}, {name}, {off})")),
+    }
 }
 
 /// Options of a raw socket.

@@ -55,8 +55,8 @@ const ESTABLISHED: u32 = 1;
 const LISTEN: u32 = 10;
 /// A socket that stays outside: only its name is known.
 const USK_EXTERN: u32 = 1;
-/// Options that CRIU has no place for, with what they are at first: SO_PASSPIDFD, SO_PASSRIGHTS, SO_INQ.
-const FURTHER: [(i32, i32); 3] = [(76, 0), (83, 1), (84, 0)];
+/// Options that CRIU has no place for, with what they are at first: SO_LOCK_FILTER, SO_PASSPIDFD, SO_PASSRIGHTS, SO_INQ.
+const FURTHER: [(i32, i32); 4] = [(44, 0), (76, 0), (83, 1), (84, 0)];
 
 /// What the dump of unix sockets remembers between them.
 #[derive(Debug, Default)]
