@@ -58,6 +58,11 @@ fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
     let root = around.root;
     let (name, deleted) = live.undeleted();
     if live.fs == PROC_SUPER_MAGIC {
+        if of_a_part(&name) {
+            return Err(live
+                .name(Error::new("an open file of /proc tells of one thread or descriptor of a process"))
+                .remedy("let the program close it: at a restore files are opened before threads are there"));
+        }
         // An entry of a dead process has the mark itself, or lies below one that has.
         return if deleted || resolve::open_in_root(root, &name, OFlag::O_PATH | OFlag::O_NOFOLLOW).is_err() {
             Err(live
@@ -95,6 +100,17 @@ fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
                 .call(format!("openat2(root, {:?}, O_PATH, RESOLVE_IN_ROOT)", live.link), errno),
         )),
     }
+}
+
+/// Whether a path of a proc leads to what a process gets after its files: descriptors and threads.
+fn of_a_part(path: &Path) -> bool {
+    let parts: Vec<&str> = path.components().filter_map(|part| part.as_os_str().to_str()).collect();
+    let number = |part: &str| part.parse::<u32>().is_ok();
+    parts.windows(3).any(|part| match part {
+        [_, "fdinfo", descriptor] => number(descriptor),
+        [process, "task", thread] => number(thread) && thread != process,
+        _ => false,
+    })
 }
 
 /// Lower files of an overlay, and directories of some file systems, keep a link count of 1 when they are removed.
@@ -276,6 +292,15 @@ mod tests {
 
     fn root_of(dir: &Path) -> OwnedFd {
         std::fs::File::open(dir).unwrap().into()
+    }
+
+    #[test]
+    fn parts_of_processes_are_told_from_processes() {
+        let of = |path: &str| of_a_part(Path::new(path));
+        assert!(of("/proc/3/fdinfo/4") && of("/proc/3/task/5/stat") && of("/data/proc/3/task/3/fdinfo/1"));
+        assert!(
+            !of("/proc/3/stat") && !of("/proc/3/task/3/stat") && !of("/proc/3/fdinfo") && !of("/proc/3/task")
+        );
     }
 
     #[test]
