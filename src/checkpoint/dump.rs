@@ -343,6 +343,8 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     nested::contents(dump)?;
     nested::pids::show(dump)?;
     nested::check_threads(&dump.model)?;
+    let (steps, pids) = (process::plan(&dump.model)?, nested::pids::Pids::of(&dump.model)?);
+    nested::birth::Births::of(&dump.model, &steps, &pids)?.check(&dump.model)?;
     phases.end("files");
     let capture = pages(dump)?;
     phases.end("memory");

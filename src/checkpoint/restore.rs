@@ -92,7 +92,7 @@ fn run(
     phases.end("files");
 
     let mut memories = Memories::open(restore, revival.forks())?;
-    revival.grow(stub, tree, &mut |task, moment| match moment {
+    revival.grow(stub, tree, &conduit, &mut |task, moment| match moment {
         Moment::Leads => files.take_terminal(task, &conduit),
         Moment::Forks(child) => {
             pids::leave_for(restore, revival.pids(), task, child, &conduit)?;

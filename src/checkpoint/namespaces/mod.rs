@@ -36,6 +36,7 @@ pub use kind::Kind;
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
 pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     let mut found = nested::check(source, pids);
+    found.extend(user::check(source).err());
     let init = source.init.to_string();
     if let (Ok(theirs), Ok(ours)) = (Kind::Mnt.of(&init), Kind::Mnt.of("self"))
         && theirs == ours

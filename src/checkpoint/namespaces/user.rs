@@ -8,19 +8,42 @@
 //! So the mappings must be the same at a restore. What the engine makes, it makes as the container's root: a file
 //! system of the container's knows no owner that is not mapped.
 
-use oci_spec::runtime::{Capability, Spec};
+use std::os::fd::OwnedFd;
+
+use oci_spec::runtime::{Capability, LinuxNamespaceType, Spec};
 
 use crate::checkpoint::context::{Dump, Restore, Source, Target};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::{UidGidExtent, UsernsEntry};
+use crate::checkpoint::image::{CredsEntry, UidGidExtent, UsernsEntry};
+use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::task::credentials::Policy;
-use crate::sys::credentials;
+use crate::sys::{credentials, ioctl};
 
 /// Whether the container has id mappings of its own.
 pub fn private(source: &Source) -> Result<bool> {
     Kind::User.private(source.init)
+}
+
+/// Refuses a first process that has left the container's user namespace: all else is told from where that one is.
+pub fn check(source: &Source) -> Result<()> {
+    let wanted = source.spec.linux().as_ref().and_then(|linux| linux.namespaces().as_ref());
+    let wanted = wanted.into_iter().flatten().any(|n| n.typ() == LinuxNamespaceType::User);
+    if !private(source)? || Kind::User.joined(&source.spec).is_some() {
+        return Ok(());
+    }
+    let inode = |door: &OwnedFd| nix::sys::stat::fstat(door).map(|stat| stat.st_ino).ok();
+    // EPERM: there is none around it that we may see.
+    let around = ioctl::namespace_parent(door(source.init, Kind::User)?).ok();
+    let ours = door(std::process::id().cast_signed(), Kind::User)?;
+    if wanted && around.as_ref().is_none_or(|around| inode(around) == inode(&ours)) {
+        return Ok(());
+    }
+    Err(Error::new("the container's first process has entered a user namespace that it has made itself")
+        .pid(1)
+        .remedy("start such a program (unshare --user) from another one, a shell or `docker run --init`"))
 }
 
 /// Saves the mappings.
@@ -88,6 +111,31 @@ fn relate(maps: &mut [UidGidExtent], outer: &[UidGidExtent]) -> Result<()> {
         extent.lower_first = around.first + (first - around.lower_first);
     }
     Ok(())
+}
+
+/// The ids of a process, turned from those of the namespace around a user namespace of the images into its own.
+pub fn inside(model: &Model, id: u32, creds: &CredsEntry) -> Result<CredsEntry> {
+    let none = UsernsEntry::default();
+    let maps = model.userns.get(&id).unwrap_or(&none);
+    let turn = |map: &[UidGidExtent], id: u32| {
+        let extent = map.iter().find(|e| id >= e.lower_first && id - e.lower_first < e.count);
+        extent.map(|e| e.first + (id - e.lower_first)).ok_or_else(|| {
+            Error::new(format!("a user namespace has no name for the id {id}, which a process in it has"))
+        })
+    };
+    let (user, group) = (|id| turn(&maps.uid_map, id), |id| turn(&maps.gid_map, id));
+    Ok(CredsEntry {
+        uid: user(creds.uid)?,
+        euid: user(creds.euid)?,
+        suid: user(creds.suid)?,
+        fsuid: user(creds.fsuid)?,
+        gid: group(creds.gid)?,
+        egid: group(creds.egid)?,
+        sgid: group(creds.sgid)?,
+        fsgid: group(creds.fsgid)?,
+        groups: creds.groups.iter().map(|id| group(*id)).collect::<Result<_>>()?,
+        ..creds.clone()
+    })
 }
 
 /// Whether nobody in the user namespace of a process may change supplementary groups.

@@ -178,12 +178,18 @@ fn names(set: u64) -> String {
 
 /// Sets the ids of a thread, which so far has the full set of the runtime, and keeps that.
 pub fn take_ids(batch: &mut Batch, creds: &CredsEntry) {
-    batch.about("cannot set the user and group ids");
-    let securebits = u64::from(PR_SET_SECUREBITS.unsigned_abs());
-    batch.call(libc::SYS_prctl, &[securebits.into(), (KEEP_CAPS | NO_SETUID_FIXUP).into(), 0.into()]);
+    batch.about("cannot set the supplementary groups");
     let groups: Vec<u8> = creds.groups.iter().flat_map(|id| id.to_ne_bytes()).collect();
     let list = batch.data(&groups);
     batch.call(libc::SYS_setgroups, &[creds.groups.len().into(), list]);
+    take_own_ids(batch, creds);
+}
+
+/// The same but for supplementary groups, which a user namespace may let nobody change.
+pub fn take_own_ids(batch: &mut Batch, creds: &CredsEntry) {
+    batch.about("cannot set the user and group ids");
+    let securebits = u64::from(PR_SET_SECUREBITS.unsigned_abs());
+    batch.call(libc::SYS_prctl, &[securebits.into(), (KEEP_CAPS | NO_SETUID_FIXUP).into(), 0.into()]);
     batch.call(libc::SYS_setresgid, &[creds.gid.into(), creds.egid.into(), creds.sgid.into()]);
     batch.call(libc::SYS_setfsgid, &[creds.fsgid.into()]);
     batch.call(libc::SYS_setresuid, &[creds.uid.into(), creds.euid.into(), creds.suid.into()]);

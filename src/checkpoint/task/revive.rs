@@ -29,9 +29,10 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
     CoreEntry, PstreeEntry, TaskCoreEntry, TaskExtra, ThreadCoreEntry, ThreadExtra,
 };
+use crate::checkpoint::namespaces::nested::birth::Births;
 use crate::checkpoint::namespaces::nested::pids::{self, Pids};
 use crate::checkpoint::namespaces::nested::user_of;
-use crate::checkpoint::remote::{Batch, CloneArgs, Dispatch, Exit, Final, Injection, Stop, Thread};
+use crate::checkpoint::remote::{Batch, CloneArgs, Conduit, Dispatch, Exit, Final, Injection, Stop, Thread};
 use crate::checkpoint::task::labels::Label;
 use crate::checkpoint::{Error, Result};
 use crate::sys;
@@ -55,6 +56,7 @@ pub struct Revival<'a> {
     restore: &'a Restore<'a>,
     steps: Vec<Step>,
     pids: Pids,
+    births: Births,
     policy: credentials::Policy,
     label: Option<Label>,
     filters: seccomp::Policy,
@@ -91,11 +93,13 @@ impl<'a> Revival<'a> {
     pub fn plan(restore: &'a Restore<'a>, filters: seccomp::Policy) -> Result<Self> {
         let model = restore.model;
         let (steps, pids) = (process::plan(model)?, Pids::of(model)?);
+        let births = Births::of(model, &steps, &pids)?;
+        births.check(model)?;
         let policy = credentials::Policy::of(&restore.target.spec);
         let label = Label::of(&restore.target.spec);
         let extra = extension(restore)?;
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
-        let revival = Self { restore, steps, pids, policy, label, filters, extra, runtimes_filter };
+        let revival = Self { restore, steps, pids, births, policy, label, filters, extra, runtimes_filter };
         for entry in &model.pstree {
             let tc = revival.tc(entry)?;
             match tc.task_state {
@@ -159,6 +163,7 @@ impl<'a> Revival<'a> {
         &self,
         stub: NewTask,
         tree: &mut BTreeMap<i32, NewTask>,
+        conduit: &Conduit,
         meanwhile: &mut dyn FnMut(&mut NewTask, Moment) -> Result<()>,
     ) -> Result<()> {
         let root = stub.vpid;
@@ -176,7 +181,7 @@ impl<'a> Revival<'a> {
             if let Step::Fork { by, pid, .. } = *step {
                 meanwhile(get(tree, by)?, Moment::Forks(pid))?;
             }
-            self.step(*step, tree)?;
+            self.step(*step, tree, conduit)?;
             if let Step::Fork { by, pid, .. } = *step {
                 meanwhile(get(tree, by)?, Moment::Forked(pid))?;
                 meanwhile(get(tree, pid)?, Moment::Born)?;
@@ -199,7 +204,7 @@ impl<'a> Revival<'a> {
         Ok(())
     }
 
-    fn step(&self, step: Step, tree: &mut BTreeMap<i32, NewTask>) -> Result<()> {
+    fn step(&self, step: Step, tree: &mut BTreeMap<i32, NewTask>, conduit: &Conduit) -> Result<()> {
         match step {
             Step::Enter { pid } => _ = get(tree, pid)?,
             Step::Fork { by, pid, helper } => {
@@ -210,8 +215,12 @@ impl<'a> Revival<'a> {
                 let set_tid = self.pids.set_tid(pid, self.pids.space(by));
                 let exit_signal = if helper { 0 } else { libc::SIGCHLD };
                 let args = CloneArgs { flags, exit_signal, set_tid, ..CloneArgs::default() };
-                let (thread, injection) =
-                    get(tree, by)?.injection.clone_child(&args).map_err(|e| e.pid(pid))?;
+                let parent = get(tree, by)?;
+                let (thread, injection) = match self.births.get(pid) {
+                    None => parent.injection.clone_child(&args),
+                    Some(_) => self.births.fork(self.restore, &self.pids, parent, pid, args, conduit),
+                }
+                .map_err(|e| e.pid(pid))?;
                 let host = thread.tid();
                 let pidfd = sys::pidfd::open(host, 0)
                     .during("cannot hold the new process", || format!("pidfd_open({host}, 0)"))?;
@@ -284,12 +293,17 @@ impl<'a> Revival<'a> {
         self.ask_for_features(entry, &mut injection)?;
         if let Some(door) = user {
             self.enter_user(entry, &mut injection, door)?;
+        } else if self.births.get(vpid(entry)).is_some() {
+            let mut batch = Batch::new();
+            self.births.take_ids(self.restore.model, vpid(entry), vpid(entry), &mut batch)?;
+            injection.run(&batch)?;
         }
+        let inside = user_of(self.restore.model, entry.pid).is_some();
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
-            let thread = match user {
-                None => self.make_thread(&mut injection, entry.pid, *vtid)?,
-                Some(_) => self.make_thread_by_turn(&mut injection, *vtid)?,
+            let thread = match inside {
+                false => self.make_thread(&mut injection, entry.pid, *vtid)?,
+                true => self.make_thread_by_turn(&mut injection, *vtid)?,
             };
             made.push(thread.thread().clone());
             threads.push((*vtid, thread));
@@ -355,9 +369,7 @@ impl<'a> Revival<'a> {
     /// Takes the ids that the container knows a process by, and goes into its user namespace: nobody who has threads can.
     fn enter_user(&self, entry: &PstreeEntry, injection: &mut Injection, door: i32) -> Result<()> {
         let mut batch = Batch::new();
-        if let Some(creds) = self.core(entry.pid)?.thread_core.as_ref().and_then(|t| t.creds.as_ref()) {
-            credentials::take_ids(&mut batch, creds);
-        }
+        self.births.take_ids(self.restore.model, vpid(entry), vpid(entry), &mut batch)?;
         batch.about("cannot put the process into its user namespace");
         batch.call(libc::SYS_setns, &[door.into(), libc::CLONE_NEWUSER.into()]);
         batch.call(libc::SYS_close, &[door.into()]);

@@ -1,6 +1,9 @@
 //! Flags of mounts: MS_* as tables have them, MOUNT_ATTR_* as mount_setattr(2) takes them.
 
+use std::path::Path;
+
 use nix::mount::MsFlags;
+use oci_spec::runtime::Spec;
 
 use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::mountinfo::NOSYMFOLLOW;
@@ -66,6 +69,22 @@ pub(super) fn change(from: MsFlags, to: MsFlags, loosen: bool) -> Option<Attribu
         };
     }
     (change != Attributes::default()).then_some(change)
+}
+
+/// Whether nothing of the container's proc or sysfs is hidden or read-only: only then does the kernel let a user namespace
+/// mount a new one.
+pub fn in_full_view(spec: &Spec, fstype: &str) -> bool {
+    let linux = spec.linux().as_ref();
+    let masked = linux.and_then(|l| l.masked_paths().as_ref()).into_iter().flatten();
+    let read_only = linux.and_then(|l| l.readonly_paths().as_ref()).into_iter().flatten();
+    let top = if fstype == "proc" { "/proc" } else { "/sys" };
+    let mounts = || spec.mounts().iter().flatten();
+    let own = mounts()
+        .find(|mount| mount.typ().as_deref() == Some(fstype) && mount.destination() == Path::new(top));
+    let writable = own.is_some_and(|mount| !mount.options().iter().flatten().any(|option| option == "ro"));
+    let covered =
+        mounts().any(|mount| mount.destination() != Path::new(top) && mount.destination().starts_with(top));
+    writable && !covered && !masked.chain(read_only).any(|path| Path::new(path).starts_with(top))
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use super::pids;
 use super::spaces::{copy, kind_of, outside};
 use crate::checkpoint::context::Source;
 use crate::checkpoint::error::{Context, Error, Result};
@@ -56,7 +55,6 @@ fn process(source: &Source, pid: i32, inside: &mut Inside) -> Result<()> {
             "the process has its children in a time namespace of its own, which cannot be checkpointed yet",
         ));
     }
-    pids::check(source, pid)?;
     threads(pid)
 }
 
@@ -141,7 +139,6 @@ fn contents(source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Er
         Kind::Net => {
             copy(door).and_then(|door| net::check_inside(vec![(door, kind)])).err().into_iter().collect()
         }
-        Kind::Pid => pids::check_one(source, door).err().into_iter().collect(),
         _ => Vec::new(),
     }
 }

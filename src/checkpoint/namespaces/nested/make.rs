@@ -133,9 +133,8 @@ fn unshare(injection: &mut Injection, kind: Kind) -> Result<()> {
 type Work<'w, T> = &'w mut dyn FnMut(i32, &mut Injection) -> Result<T>;
 
 /// Has `parent` make a child, and ends it when `work` has opened what it needs.
-fn child<T>(parent: &mut Injection, flags: i32, work: Work<'_, T>) -> Result<T> {
-    let args = CloneArgs { flags: u64::from(flags.cast_unsigned()), ..CloneArgs::default() };
-    let (thread, mut injection) = parent.clone_child(&args)?;
+pub(super) fn child<T>(parent: &mut Injection, args: &CloneArgs, work: Work<'_, T>) -> Result<T> {
+    let (thread, mut injection) = parent.clone_child(args)?;
     let pid = thread.tid();
     let depth = depth(parent.thread().tid())?;
     let inside = Status::of(pid)?.pid_at(depth).unwrap_or(pid);
@@ -154,7 +153,7 @@ struct Maker<'m> {
 impl Maker<'_> {
     /// A child of the stub, in the user namespace with that number.
     fn helper<T>(&self, stub: &mut NewTask, owner: u32, work: Work<'_, T>) -> Result<T> {
-        child(&mut stub.injection, 0, &mut |pid, injection| {
+        child(&mut stub.injection, &CloneArgs::default(), &mut |pid, injection| {
             self.become_owner(injection, owner)?;
             work(pid, injection)
         })
@@ -174,7 +173,7 @@ impl Maker<'_> {
     fn user(&self, stub: &mut NewTask, space: Space) -> Result<OwnedFd> {
         let files = user::files(self.restore, space.id, space.fixed_groups)?;
         let group = user::some_group(self.restore, space.owner)?;
-        child(&mut stub.injection, 0, &mut |_, around| {
+        child(&mut stub.injection, &CloneArgs::default(), &mut |_, around| {
             // Its maker must be somebody in the namespace around, too.
             let maker = CredsEntry {
                 uid: space.maker,
@@ -229,7 +228,7 @@ impl Maker<'_> {
     fn deserted(&self, stub: &mut NewTask, space: Space) -> Result<OwnedFd> {
         self.helper(stub, space.owner, &mut |_, injection| {
             unshare(injection, Kind::Pid)?;
-            child(injection, 0, &mut |pid, _| door(pid, Kind::Pid))
+            child(injection, &CloneArgs::default(), &mut |pid, _| door(pid, Kind::Pid))
         })
     }
 
@@ -253,7 +252,7 @@ impl Maker<'_> {
             let (root, door) = if space.owner == 0 {
                 (builder.finish()?, door(pid, Kind::Mnt)?)
             } else {
-                child(injection, 0, &mut |pid, injection| {
+                child(injection, &CloneArgs::default(), &mut |pid, injection| {
                     self.become_owner(injection, space.owner)?;
                     unshare(injection, Kind::Mnt)?;
                     Ok((builder.copied(pid)?, door(pid, Kind::Mnt)?))

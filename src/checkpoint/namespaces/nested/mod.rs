@@ -38,10 +38,13 @@
 //!         net, ipc, uts, cgroup, time, mnt; last of all user
 //! ```
 //!
+//! The first process of a pid namespace that belongs to such a user namespace must be born there: see [`birth`].
+//!
 //! The door of a control group namespace can be opened only once its groups are there, the others before any file is.
 //! A container that may not make namespaces (no CAP_SYS_ADMIN in config.json) gets none from an image, but for user
 //! namespaces and what is owned by them, which anybody can make.
 
+pub mod birth;
 mod check;
 mod enter;
 mod make;

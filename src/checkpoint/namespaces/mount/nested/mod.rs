@@ -326,11 +326,12 @@ impl Builder<'_> {
     }
 
     /// A container that may not mount gets from an image what a user namespace could have mounted: copies with all that
-    /// covers them and with no flag lifted, and empty file systems.
+    /// covers them and with no flag lifted, and empty file systems; a new proc or sysfs only where the container sees all
+    /// of its own.
     fn permit(&self, entry: &MntEntry, original: Option<&MntEntry>) -> Result<()> {
         let Some(original) = original else {
             return match table::fstype(entry) {
-                Some("proc" | "sysfs") => Err(Error::new(
+                Some(fstype @ ("proc" | "sysfs")) if !flags::in_full_view(&self.restore.target.spec, fstype) => Err(Error::new(
                     "a mount namespace of the checkpoint has a new proc or sysfs, which config.json does not allow",
                 )
                 .remedy("give the capability CAP_SYS_ADMIN")),

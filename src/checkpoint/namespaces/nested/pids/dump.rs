@@ -5,46 +5,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use super::{EXTENSION, Ids, Level, Pids};
-use crate::checkpoint::context::{Dump, Source};
+use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::Kind;
-use crate::checkpoint::namespaces::enter::{door, through};
+use crate::checkpoint::namespaces::enter::through;
 use crate::checkpoint::namespaces::kind::link;
 use crate::checkpoint::namespaces::nested::spaces::copy;
 use crate::checkpoint::task::status::{self, Status};
-use crate::sys::{ioctl, last_pid};
+use crate::sys::last_pid;
 
 /// Where the children of a thread are born.
 const CHILDREN: &str = "pid_for_children";
-
-/// Refuses what cannot be made again of such a namespace.
-pub fn check_one(source: &Source, door: &OwnedFd) -> Result<()> {
-    let inode = |fd: &OwnedFd| nix::sys::stat::fstat(fd).map(|stat| stat.st_ino).ok();
-    let owner = ioctl::namespace_owner(door)
-        .during("cannot tell whose a pid namespace is", || "ioctl(_, NS_GET_USERNS)".into())?;
-    if inode(&owner) != inode(&self::door(source.init, Kind::User)?) {
-        return Err(Error::new(
-            "there is a pid namespace that belongs to a user namespace which the container has made",
-        )
-        .remedy("have it made by somebody with CAP_SYS_ADMIN in the container"));
-    }
-    Ok(())
-}
-
-/// The same for where the threads of a process have their children.
-pub fn check(source: &Source, pid: i32) -> Result<()> {
-    let own = own(pid)?;
-    for tid in status::threads(pid)? {
-        match elsewhere(pid, tid, own.as_deref()) {
-            Ok(Some(Some(door))) => check_one(source, &door)?,
-            Ok(_) => {}
-            // It has ended meanwhile.
-            Err(_) if !Path::new(&format!("/proc/{pid}/task/{tid}")).exists() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
 
 /// The namespace that a process and all of its threads are in.
 fn own(pid: i32) -> Result<Option<PathBuf>> {

@@ -39,7 +39,7 @@ mod dump;
 mod levels;
 mod restore;
 
-pub use dump::{check, check_one, gather, show};
+pub use dump::{gather, show};
 #[cfg(test)]
 pub(in crate::checkpoint) use levels::tests;
 pub use levels::{Ids, Level, Pids};

@@ -128,8 +128,12 @@ pub fn finish(restore: &Restore<'_>) -> Result<()> {
 impl Pids {
     /// Makes the next process or thread get the ids of that one, where clone3(2) may not be told.
     pub fn next_is(&self, restore: &Restore<'_>, pid: i32) -> Result<()> {
-        let mut space = self.space(pid);
-        for id in self.set_tid(pid, 0) {
+        self.next_are(restore, self.space(pid), &self.set_tid(pid, 0))
+    }
+
+    /// The same with its ids, in a namespace and in those around it.
+    pub fn next_are(&self, restore: &Restore<'_>, mut space: u32, ids: &[i32]) -> Result<()> {
+        for id in ids.iter().copied() {
             through(vec![(door_to(restore, space)?, Kind::Pid)], || {
                 last_pid::set(id.cast_unsigned().saturating_sub(1))
                     .during("cannot choose the id of a thread", || format!("write(ns_last_pid, {})", id - 1))
