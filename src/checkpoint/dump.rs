@@ -321,7 +321,6 @@ pub(super) fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
 
 /// Everything that must agree, while all stand still, but for the contents of private memory.
 fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
-    files::before(dump)?;
     let snapshot = process::capture(&dump.tasks)?;
     process::dump(dump, snapshot)?;
     sessions::record(dump)?;
@@ -335,6 +334,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     describe(dump)?;
     processor::dump(&mut dump.model)?;
     memory::aio::settle(dump)?;
+    files::before(dump)?;
     phases.end("tasks");
     namespaces::dump(dump)?;
     phases.end("namespaces");

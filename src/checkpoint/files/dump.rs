@@ -62,8 +62,8 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 }
 
 /// What must be looked at before a dump opens any file of the container's.
-pub fn before(dump: &Dump<'_>) -> Result<()> {
-    inotify::refuse_unread_everywhere(dump)
+pub fn before(dump: &mut Dump<'_>) -> Result<()> {
+    inotify::copy_unread(dump)
 }
 
 /// Opens what every look needs: the root, the mounts, the names of processes. Rooms that register paths may come first.

@@ -10,7 +10,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{inet, multicast, netlink, options, packet, tcp, unix};
+use crate::checkpoint::files::{inet, inotify, multicast, netlink, options, packet, tcp, unix};
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
@@ -39,6 +39,8 @@ pub struct Registry {
     pub(super) locks: BTreeSet<(u32, u32)>,
     /// Epoll descriptors whose targets are looked up when every file is known.
     pub(super) epolls: Vec<(usize, Holder)>,
+    /// What was not read yet of inotify instances.
+    pub(super) unread: Vec<inotify::Unread>,
     /// What IP sockets have beside their records.
     pub(super) inet: Vec<options::More>,
     /// Flags of netlink sockets.

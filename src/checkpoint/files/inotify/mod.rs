@@ -5,25 +5,35 @@
 //!   restore:  inotify_init1 with all other files; each watch, last of all: INOTIFY_IOC_SETNEXTWD, inotify_add_watch
 //! ```
 //!
-//! Events that nobody has read yet can't be put back, and are refused; so they are looked for before a dump reads
-//! files itself, which may be watched. Watches are set when everything is open, for the same reason.
+//! Events that nobody has read yet are taken out of the queue and put back at once, before a dump reads files itself,
+//! which may be watched (`queue.rs`); the images have them in an extension. Watches are set when everything is open, for
+//! the same reason. CRIU loses such events.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+mod event;
+mod queue;
+mod stage;
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
+use crate::checkpoint::files::dump::prepare;
 use crate::checkpoint::files::fdinfo::word;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::opener::{Files, Opener};
+use crate::checkpoint::files::registry::compare;
+use crate::checkpoint::files::share::Holder;
 use crate::checkpoint::files::watched::{self, Wanted};
 use crate::checkpoint::files::{Surroundings, external, regular};
 use crate::checkpoint::image::{FdTypes, FhEntry, FileEntry, InotifyFileEntry, InotifyWdEntry, device};
 use crate::checkpoint::{Error, Result};
-use crate::sys::{self, ioctl, pidfd, resolve};
+use crate::sys::{self, ioctl, resolve};
+use event::Event;
 
 /// The words of a handle in an image: CRIU expects no fewer.
 const WORDS: usize = 16;
@@ -31,39 +41,99 @@ const WORDS: usize = 16;
 const NOT_KEPT: u32 =
     0x0800_0000 | libc::IN_ONLYDIR | libc::IN_DONT_FOLLOW | libc::IN_MASK_ADD | libc::IN_MASK_CREATE;
 
+/// The name of this room's extension in stasis.img.
+const EXTENSION: &str = "inotify-events";
+/// Unread events, by file.
+type Events = BTreeMap<u32, Vec<Event>>;
+
 /// An inotify instance.
 pub fn is(live: &Live) -> bool {
     live.is_anon("inotify")
 }
 
-/// Refuses unread events, and watches of what has no name.
+/// Refuses watches of what has no name.
 pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
-    refuse_unread(live.file.as_fd()).map_err(|e| live.name(e))?;
     watches(live, around).map(drop)
 }
 
-fn refuse_unread(file: BorrowedFd<'_>) -> Result<()> {
-    match ioctl::readable(file).during("cannot look for inotify events", || "ioctl(_, FIONREAD)".into())? {
-        0 => Ok(()),
-        n => Err(Error::new(format!("an inotify instance holds {n} bytes of events that were not read yet"))
-            .remedy("events cannot be put back; let the program read them, and try again")),
-    }
+/// An instance that holds what nobody has read yet.
+#[derive(Debug)]
+pub struct Unread {
+    live: Live,
+    /// The bytes of its events.
+    bytes: usize,
+    events: Vec<Event>,
+    /// Its watches, and the paths of what they watch.
+    watches: Vec<(InotifyWdEntry, PathBuf)>,
 }
 
-/// Refuses unread events of all instances, before the dump opens anything.
-pub fn refuse_unread_everywhere(dump: &Dump<'_>) -> Result<()> {
+/// Copies the unread events of all instances, before the dump opens anything. Whoever looks for what is watched may make
+/// events himself, which are left out: all are counted first.
+pub fn copy_unread(dump: &mut Dump<'_>) -> Result<()> {
+    let mut all = Vec::new();
     for task in dump.tasks.iter().filter(|t| !t.zombie) {
         for fd in descriptors(task.pid).map_err(|e| e.pid(task.vpid))? {
             let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", task.pid));
             if !link.is_ok_and(|l| l.as_os_str() == "anon_inode:inotify") {
                 continue;
             }
-            if let Ok(file) = pidfd::getfd(task.pidfd.as_fd(), fd) {
-                refuse_unread(file.as_fd()).map_err(|e| e.pid(task.vpid).fd(fd))?;
+            let Some(live) = Live::look(task.pid, task.vpid, task.pidfd.as_fd(), fd)? else { continue };
+            let bytes = event::waiting(live.file.as_fd())?;
+            if bytes != 0 && known(&all, &live)?.is_none() {
+                all.push(Unread { live, bytes, events: Vec::new(), watches: Vec::new() });
             }
         }
     }
+    if all.is_empty() {
+        return Ok(());
+    }
+    prepare(dump)?;
+    for unread in &mut all {
+        let around = Surroundings::of(dump, unread.live.info.mnt_id)?;
+        unread.watches = watches(&unread.live, &around)?;
+    }
+    for unread in &mut all {
+        let around = Surroundings::of(dump, unread.live.info.mnt_id)?;
+        unread.copy(around.root).map_err(|e| unread.live.name(e))?;
+    }
+    dump.files.unread = all;
     Ok(())
+}
+
+/// What is known of an instance that has had unread events.
+fn known<'a>(all: &'a [Unread], live: &Live) -> Result<Option<&'a Unread>> {
+    let own = |live: &Live| Holder { pid: std::process::id().cast_signed(), fd: live.file.as_raw_fd() };
+    for unread in all {
+        if compare(own(&unread.live), own(live))?.is_eq() {
+            return Ok(Some(unread));
+        }
+    }
+    Ok(None)
+}
+
+impl Unread {
+    /// Takes the events out and puts them back. The watches are as they were, whatever comes of it.
+    fn copy(&mut self, root: &OwnedFd) -> Result<()> {
+        let (file, flags) = (&self.live.file, self.live.info.flags);
+        let nodes = self.watches.iter().map(|(_, path)| hold(root, path).map_err(|e| e.path(path)));
+        let nodes = nodes.collect::<Result<Vec<_>>>()?;
+        let is_async = flags & libc::O_ASYNC.cast_unsigned() != 0;
+        if is_async {
+            external::set_flags(file, flags & !libc::O_ASYNC.cast_unsigned())?;
+        }
+        let numbers: Vec<i32> = self.watches.iter().map(|(watch, _)| watch.wd.cast_signed()).collect();
+        let cleared = queue::clear(file.as_fd(), self.bytes, &numbers);
+        let filled = cleared.and_then(|events| queue::fill(file.as_fd(), &events).map(|()| events));
+        let watched = self.watches.iter().zip(&nodes);
+        let watched =
+            watched.map(|((watch, path), node)| add(file.as_fd(), watch, node).map_err(|e| e.path(path)));
+        let watched = watched.fold(Ok(()), Result::and);
+        if is_async {
+            external::set_flags(file, flags)?;
+        }
+        self.events = filled?;
+        watched
+    }
 }
 
 /// The watches of an instance, with the paths of what they watch, in ascending order.
@@ -115,15 +185,36 @@ fn watch(line: &str, wanted: &Wanted) -> Result<InotifyWdEntry> {
     })
 }
 
+fn refuse_unread(file: BorrowedFd<'_>) -> Result<()> {
+    match event::waiting(file)? {
+        0 => Ok(()),
+        n => Err(Error::new(format!(
+            "an inotify instance that is under way in a socket holds {n} bytes of events that were not read yet"
+        ))
+        .remedy("let the program receive it, and try again")),
+    }
+}
+
 /// Records an instance.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let around = Surroundings::of(dump, live.info.mnt_id)?;
-    if live.pid == std::process::id().cast_signed() {
-        // Found in a socket's queue.
-        refuse_unread(live.file.as_fd())?;
-    }
+    let watches = match known(&dump.files.unread, live)? {
+        Some(unread) => {
+            let mut all: Events = dump.model.extension(EXTENSION)?;
+            all.insert(id, unread.events.clone());
+            let watches = unread.watches.clone();
+            dump.model.set_extension(EXTENSION, &all)?;
+            watches
+        }
+        None => {
+            if live.pid == std::process::id().cast_signed() {
+                // Found in a socket's queue.
+                refuse_unread(live.file.as_fd())?;
+            }
+            watches(live, &Surroundings::of(dump, live.info.mnt_id)?)?
+        }
+    };
     let mut wd = Vec::new();
-    for (mut entry, path) in watches(live, &around)? {
+    for (mut entry, path) in watches {
         entry.id = id;
         entry.f_handle.path = Some(regular::text(&path)?);
         wd.push(entry);
@@ -134,8 +225,10 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     Ok(())
 }
 
-/// Makes instances that watch nothing yet.
+/// Makes instances that watch nothing yet, with the events that they had.
 pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
+    let unread: Events = opener.restore.model.extension(EXTENSION)?;
+    unread.values().flatten().try_for_each(event::validate)?;
     for e in opener.of(FdTypes::Inotify).filter_map(|e| e.ify.as_ref()) {
         let file = sys::inotify::init()
             .during("cannot make an inotify instance", || "inotify_init1(IN_CLOEXEC)".into())
@@ -143,6 +236,9 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
                 Some(Errno::EMFILE) => e.remedy("raise fs.inotify.max_user_instances"),
                 _ => e,
             })?;
+        if let Some(events) = unread.get(&e.id) {
+            queue::fill(file.as_fd(), events)?;
+        }
         external::set_flags(&file, e.flags & !libc::O_ASYNC.cast_unsigned())?;
         opener.put_owned(e.id, file, &e.fown, e.flags);
     }
@@ -161,25 +257,28 @@ impl Files<'_> {
                     Error::new(format!("the images do not tell the path of watch {} of an inotify", watch.wd))
                         .remedy("they were made by CRIU without --force-irmap")
                 })?;
-                add(inotify, watch, &self.restore.target.root, path).map_err(|e| e.path(path))?;
+                let node = hold(&self.restore.target.root, Path::new(path));
+                node.and_then(|node| add(inotify, watch, &node)).map_err(|e| e.path(path))?;
             }
         }
         Ok(())
     }
 }
 
-fn add(inotify: BorrowedFd<'_>, watch: &InotifyWdEntry, root: &OwnedFd, path: &str) -> Result<()> {
+fn hold(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+    resolve::open_in_root(root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .during("cannot watch a file", || format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))
+}
+
+fn add(inotify: BorrowedFd<'_>, watch: &InotifyWdEntry, node: &OwnedFd) -> Result<()> {
     let what = "cannot watch a file";
-    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
-    let node = resolve::open_in_root(root, path, flags)
-        .during(what, || format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))?;
     let wd = watch.wd.cast_signed();
     ioctl::set_inotify_next_wd(inotify, wd)
         .during(what, || format!("ioctl(_, INOTIFY_IOC_SETNEXTWD, {wd})"))
         .map_err(|e| e.remedy("the kernel must be built with CONFIG_CHECKPOINT_RESTORE"))?;
     let mask = watch.mask & !NOT_KEPT;
-    let got = sys::inotify::add_watch(inotify, &node, mask)
-        .during(what, || format!("inotify_add_watch(_, {path:?}, {mask:#x})"))
+    let got = sys::inotify::add_watch(inotify, node, mask)
+        .during(what, || format!("inotify_add_watch(_, _, {mask:#x})"))
         .map_err(|e| match e.errno() {
             Some(Errno::ENOSPC) => e.remedy("raise fs.inotify.max_user_watches"),
             _ => e,
@@ -223,7 +322,7 @@ mod tests {
 
         let again = sys::inotify::init().unwrap();
         for (watch, path) in &watches {
-            add(again.as_fd(), watch, &root, path.to_str().unwrap()).unwrap();
+            add(again.as_fd(), watch, &hold(&root, path).unwrap()).unwrap();
         }
         let marks = |live: &Live| {
             let mut lines: Vec<String> = live.info.all("inotify").map(str::to_owned).collect();
@@ -234,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn unread_events_and_lost_names_are_refused() {
+    fn lost_names_are_refused() {
         if !nix::unistd::geteuid().is_root() {
             return;
         }
@@ -250,8 +349,5 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let e = check(&live(&inotify), &around).unwrap_err().to_string();
         assert!(e.contains("no name in the container"), "{e}");
-        std::io::Write::write_all(&mut &open, b"x").unwrap();
-        let e = check(&live(&inotify), &around).unwrap_err().to_string();
-        assert!(e.contains("not read yet"), "{e}");
     }
 }
