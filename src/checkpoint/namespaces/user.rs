@@ -86,6 +86,17 @@ fn compare(saved: Option<&UsernsEntry>, here: Option<&UsernsEntry>) -> Result<()
     .remedy("give linux.uidMappings and linux.gidMappings of config.json the values of the checkpoint"))
 }
 
+/// The id on this host for one of the container's; one that is not mapped stays as it is, and is nobody's inside.
+pub fn outside(extents: &[UidGidExtent], id: u32) -> u32 {
+    let extent = extents.iter().find(|e| id >= e.first && id - e.first < e.count);
+    extent.and_then(|e| e.lower_first.checked_add(id - e.first)).unwrap_or(id)
+}
+
+/// The mappings that owners in archives of a tmpfs go through: CRIU's have those that the container sees.
+pub fn of_archives(model: &Model) -> Option<UsernsEntry> {
+    model.userns.get(&Kind::User.inits(model)).filter(|_| model.extension.is_none()).cloned()
+}
+
 /// Saves the mappings of a user namespace that the container has made, to the ids of the one around it. `pids` are in
 /// it, `around` is in that one.
 pub fn save(dump: &mut Dump<'_>, id: u32, pids: &[i32], around: Option<i32>) -> Result<()> {

@@ -184,7 +184,7 @@ fn places_of_mounts_are_left_alone() {
     fs::write(place.path().join("console"), "").unwrap();
     fs::create_dir_all(place.path().join("a/b")).unwrap();
     let inode = place.path().join("console").metadata().unwrap().ino();
-    let policy = Policy { devices: false, keep: ["console".into(), "a/b".into()].into() };
+    let policy = Policy { keep: ["console".into(), "a/b".into()].into(), ..Policy::default() };
     unpack(File::open(place.path()).unwrap(), archive(|_| {}).reopen().unwrap(), &policy).unwrap();
     assert_eq!(place.path().join("console").metadata().unwrap().ino(), inode);
     assert!(place.path().join("a/b").exists());

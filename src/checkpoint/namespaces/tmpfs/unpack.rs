@@ -24,6 +24,8 @@ use tar::{Archive, Entry, EntryType};
 
 use super::{FLAGS, KEPT, SOCKET, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::UsernsEntry;
+use crate::checkpoint::namespaces::user;
 use crate::sys::resolve::open_beneath;
 use crate::sys::{ioctl, xattr};
 
@@ -40,6 +42,18 @@ pub struct Policy {
     pub devices: bool,
     /// Paths that other mounts lie on. They are neither replaced nor removed: that would take the mounts away.
     pub keep: BTreeSet<PathBuf>,
+    /// Owners are a container's with these mappings.
+    pub owners: Option<UsernsEntry>,
+}
+
+impl Policy {
+    fn owner(&self, uid: u32, gid: u32) -> (Uid, Gid) {
+        let (uid, gid) = match &self.owners {
+            Some(maps) => (user::outside(&maps.uid_map, uid), user::outside(&maps.gid_map, gid)),
+            None => (uid, gid),
+        };
+        (Uid::from_raw(uid), Gid::from_raw(gid))
+    }
 }
 
 /// Reads an archive that is not to be unpacked to its end: damage is told even where nothing would come of it.
@@ -149,7 +163,7 @@ impl Unpacker<'_> {
     }
 
     fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>, path: &Path) -> Result<()> {
-        let meta = Meta::of(entry)?;
+        let meta = Meta::of(entry, self.policy)?;
         let Some(name) = path.file_name() else {
             self.directories.push((PathBuf::new(), meta));
             return Ok(());
@@ -263,9 +277,10 @@ impl Unpacker<'_> {
             let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let file = openat(&parent, name, flags, Mode::empty())
                 .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
+            let (uid, gid) = self.policy.owner(uid, gid);
             let meta = Meta {
-                uid: Uid::from_raw(uid),
-                gid: Gid::from_raw(gid),
+                uid,
+                gid,
                 mode: Mode::from_bits_truncate(mode),
                 modified: TimeSpec::new(seconds.into(), 0),
                 xattrs: Vec::new(),
@@ -398,10 +413,10 @@ fn write_file<R: Read>(
 }
 
 impl Meta {
-    fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Self> {
+    fn of<R: Read>(entry: &mut Entry<'_, R>, policy: &Policy) -> Result<Self> {
         let header = entry.header();
         let id = |n: io::Result<u64>| n.map_err(broken).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let (uid, gid) = (Uid::from_raw(id(header.uid())?), Gid::from_raw(id(header.gid())?));
+        let (uid, gid) = policy.owner(id(header.uid())?, id(header.gid())?);
         let mode = Mode::from_bits_truncate(header.mode().map_err(broken)?);
         let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(0);
         let mut meta = Self { uid, gid, mode, modified: TimeSpec::new(seconds, 0), xattrs: Vec::new() };

@@ -38,6 +38,7 @@ use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::enter::{Doors, door, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
+use crate::checkpoint::namespaces::user;
 use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
@@ -396,7 +397,8 @@ impl Builder<'_> {
         }
         let devices = super::restore::may(&self.restore.target.spec, Capability::Mknod);
         let archive = self.restore.images.raw_open(&name)?;
-        tmpfs::unpack(&tree, archive, &Policy { devices, keep: BTreeSet::new() })?;
+        let owners = user::of_archives(self.restore.model);
+        tmpfs::unpack(&tree, archive, &Policy { devices, keep: BTreeSet::new(), owners })?;
         super::restore::seal(entry, tree)
     }
 
