@@ -1,5 +1,6 @@
 //! Mounts as records of mountpoints-N.img.
 
+use super::RENEWABLE;
 use super::class::Class;
 use crate::checkpoint::image::{Fstype, MntEntry};
 use crate::checkpoint::namespaces::mountinfo::Mount;
@@ -29,8 +30,11 @@ const NUMBERED: [(&str, Fstype); 18] = [
 /// The record of a mount.
 pub(super) fn entry(mount: &Mount, class: &Class) -> MntEntry {
     let number = NUMBERED.iter().find(|(name, _)| *name == mount.fstype).map(|(_, number)| *number);
+    // CRIU mounts what it has a name for, and takes no name beside a number.
+    let named = number.is_none() && RENEWABLE.contains(&mount.fstype.as_str());
+    let unnumbered = if named { Fstype::Auto } else { Fstype::Unsupported };
     MntEntry {
-        fstype: number.unwrap_or(Fstype::Unsupported) as u32,
+        fstype: number.unwrap_or(unnumbered) as u32,
         mnt_id: mount.id,
         root_dev: mount.dev,
         parent_mnt_id: mount.parent,
@@ -47,7 +51,7 @@ pub(super) fn entry(mount: &Mount, class: &Class) -> MntEntry {
             Class::External(key) => Some(key.clone()),
             _ => None,
         },
-        fsname: number.is_none().then(|| mount.fstype.clone()),
+        fsname: named.then(|| mount.fstype.clone()),
         ..MntEntry::default()
     }
 }
