@@ -61,6 +61,8 @@ pub struct Revival<'a> {
     label: Option<Label>,
     filters: seccomp::Policy,
     extra: TaskExtra,
+    /// Where a thread's own is in it.
+    extras: BTreeMap<u32, usize>,
     runtimes_filter: bool,
 }
 
@@ -98,8 +100,10 @@ impl<'a> Revival<'a> {
         let policy = credentials::Policy::of(&restore.target.spec);
         let label = Label::of(&restore.target.spec);
         let extra = extension(restore)?;
+        let extras = extra.threads.iter().enumerate().map(|(at, thread)| (thread.tid, at)).collect();
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
-        let revival = Self { restore, steps, pids, births, policy, label, filters, extra, runtimes_filter };
+        let revival =
+            Self { restore, steps, pids, births, policy, label, filters, extra, extras, runtimes_filter };
         for entry in &model.pstree {
             let tc = revival.tc(entry)?;
             match tc.task_state {
@@ -126,7 +130,7 @@ impl<'a> Revival<'a> {
         tc.ok_or_else(|| Error::new(format!("core-{}.img is not that of a process", entry.pid)))
     }
     fn extra(&self, vtid: u32) -> Option<&ThreadExtra> {
-        self.extra.threads.iter().find(|t| t.tid == vtid)
+        self.extras.get(&vtid).and_then(|at| self.extra.threads.get(*at))
     }
     fn chain(&self, core: &CoreEntry) -> Result<Vec<seccomp::Program>> {
         let image = self.restore.model.seccomp.as_ref();
