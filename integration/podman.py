@@ -37,6 +37,8 @@ class Podman:
         self.env = {"PATH": f"{self.short}/bin:{os.environ['PATH']}", "CONTAINERS_CONF": str(self.dir / "containers.conf")}
         # Nobody's systemd has to run the health checks: the test asks for each.
         self.env["DISABLE_HC_SYSTEMD"] = "true"
+        # Podman 5 says of control groups of version 1 that they are old.
+        self.env["PODMAN_IGNORE_CGROUPSV1_WARNING"] = "true"
         self.storage = ["--root", self.dir / "storage", "--runroot", f"{self.short}/run", "--storage-driver", "overlay"]
         self.client = ["podman", "--runtime", RUNTIME, *self.storage, "--tmpdir", f"{self.short}/tmp", "--cgroup-manager", "cgroupfs",
                        "--events-backend", "none"]
