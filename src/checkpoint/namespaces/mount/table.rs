@@ -56,7 +56,7 @@ pub(super) fn entry(mount: &Mount, class: &Class) -> MntEntry {
     }
 }
 
-/// The kernel's name of the file system of a record; none where CRIU has no number for it.
+/// The kernel's name of the file system of a record; none where neither CRIU's number nor a name says it.
 pub(super) fn fstype(entry: &MntEntry) -> Option<&str> {
     let named = NUMBERED.iter().find(|(_, number)| *number as u32 == entry.fstype).map(|(name, _)| *name);
     named.or(entry.fsname.as_deref())
@@ -86,7 +86,7 @@ mod tests {
         let record = entry(&mount, &Class::External("/key".into()));
         assert_eq!((fstype(&record), record.ext_key.as_deref()), (Some("mqueue"), Some("/key")));
         mount.fstype = "ext4".into();
-        assert_eq!(fstype(&entry(&mount, &Class::Root)), None);
+        assert_eq!(fstype(&entry(&mount, &Class::Root)), Some("ext4"));
     }
 
     #[test]
