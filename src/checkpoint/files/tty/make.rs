@@ -57,19 +57,27 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     };
 
     let (mut masters, mut slaves, mut controlling) = (BTreeMap::new(), Vec::new(), Vec::new());
+    let mut hung: BTreeMap<u32, Vec<&TtyFileEntry>> = BTreeMap::new();
     for tty in files {
         let (info, index) = find(tty)?;
         if info.r#type == TtyType::Ctty as i32 {
             controlling.push((tty, index));
         } else if path(tty)?.ends_with("ptmx") {
             masters.entry(index).or_insert_with(Vec::new).push((tty, path(tty)?));
+        } else if is_hung(info) {
+            hung.entry(index).or_default().push(tty);
         } else {
             slaves.push((tty, path(tty)?));
         }
     }
-    let wanted: BTreeSet<u32> = masters.keys().copied().collect();
-    let made = masters_of(opener, &wanted)?;
-    for info in infos.values().filter(|i| i.r#type != TtyType::Ctty as i32) {
+    let wanted: BTreeSet<u32> = masters.keys().chain(hung.keys()).copied().collect();
+    let mut made = masters_of(opener, &wanted)?;
+    for (index, ttys) in hung {
+        if let Some(master) = made.remove(&index) {
+            hang_up(opener, master, &ttys)?;
+        }
+    }
+    for info in infos.values().filter(|i| i.r#type != TtyType::Ctty as i32 && !is_hung(i)) {
         let index = index(&infos, info)?;
         let end = match made.get(&index) {
             Some(master) => {
@@ -107,6 +115,11 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     for (tty, file) in opened {
         opener.put_owned(tty.id, file, &tty.fown, tty.flags);
     }
+    let lonely: BTreeSet<u32> = model.extension(super::hung::LONELY)?;
+    for master in lonely.iter().filter_map(|index| made.get(index)) {
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        drop(ioctl::pty_peer(master, flags).during(WHAT, || "ioctl(_, TIOCGPTPEER)".into())?);
+    }
     // Last: one whose slave is locked is opened by nobody else.
     for info in infos.values().filter(|i| i.r#type == TtyType::Pty as i32) {
         let Some(master) = made.get(&index(&infos, info)?) else { continue };
@@ -125,6 +138,23 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         };
         external::set_flags(&master, tty.flags)?;
         opener.put_owned(tty.id, master, &tty.fown, tty.flags);
+    }
+    Ok(())
+}
+
+/// A slave without settings: its master was gone.
+fn is_hung(info: &TtyInfoEntry) -> bool {
+    info.r#type == TtyType::Pty as i32 && info.termios.is_none()
+}
+
+/// Opens slaves whose master then goes.
+fn hang_up(opener: &mut Opener<'_, '_>, master: OwnedFd, ttys: &[&TtyFileEntry]) -> Result<()> {
+    ioctl::set_pty_locked(&master, false).during(WHAT, || "ioctl(_, TIOCSPTLCK, 0)".into())?;
+    for tty in ttys {
+        let flags = regular::open_flags(tty.flags) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let slave = ioctl::pty_peer(&master, flags.bits()).during(WHAT, || "ioctl(_, TIOCGPTPEER)".into())?;
+        external::set_flags(&slave, tty.flags)?;
+        opener.put_owned(tty.id, slave, &tty.fown, tty.flags);
     }
     Ok(())
 }

@@ -7,6 +7,9 @@
 //!   console: a slave whose      the same, with no master in the        the terminal made for the new container
 //!     master the client holds     images
 //!   /dev/tty                    TtyFile -> TtyInfo (Ctty, session)     opened by the leader of its session
+//!   master whose slaves were    the same, and the extension            a slave is opened and closed
+//!     all closed                  `lonely-masters`
+//!   slave that was hung up      TtyFile -> TtyInfo without settings    opened, and hung up: its master is closed
 //! ```
 //!
 //! Every end has an info of its own, numbered as CRIU does; each TtyFile names a RegFile for its path.
@@ -15,6 +18,7 @@
 //! it. Foreground groups are set when all groups exist. What waits in the queues of a pty is refused (the console's
 //! output is with its client already; what was typed ahead into it is lost).
 
+mod hung;
 mod make;
 mod session;
 
@@ -107,7 +111,7 @@ pub fn later(_: &Live, _: &OwnedFd) -> Result<()> {
 pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
     let mut found = Vec::new();
     let mut ends = Vec::new();
-    for live in terminals {
+    for live in terminals.iter().filter(|live| !hung::is_hung(live)) {
         match end(live) {
             Ok(end) => ends.push((live, end)),
             Err(e) => found.push(e),
@@ -130,10 +134,16 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
 
 /// Records an open terminal.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let tty_info_id = describe(dump, live, end(live)?)?;
+    let end = end(live)?;
     let regf_id = dump.new_id();
-    let path = regular::entry(dump, live, regf_id)?;
-    dump.model.files.push(path);
+    let tty_info_id = if let (End::Slave(index), true) = (end, hung::is_hung(live)) {
+        hung::record(dump, live, index, regf_id)?
+    } else {
+        let id = describe(dump, live, end)?;
+        let path = regular::entry(dump, live, regf_id)?;
+        dump.model.files.push(path);
+        id
+    };
     let tty = TtyFileEntry {
         id,
         tty_info_id,
@@ -159,6 +169,11 @@ fn describe(dump: &mut Dump<'_>, live: &Live, end: End) -> Result<u32> {
     let given = dump.source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
     if !(given && index == CONSOLE && !master) {
         empty(live)?;
+    }
+    if master && hung::is_lonely(live)? {
+        let mut all: BTreeSet<u32> = dump.model.extension(hung::LONELY)?;
+        all.insert(index);
+        dump.model.set_extension(hung::LONELY, &all)?;
     }
     let (sid, pgrp) = session::of(dump, index)?;
     let id = match end {
