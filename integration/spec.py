@@ -351,6 +351,27 @@ def test_leaks(host):
         check(open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
 
 
+def test_no_proc(host):
+    """A created container waits for `start` where it has no /proc, and where its image has something in that place."""
+    for label, names in ("none", []), ("forged", [f"self/fd/{n}" for n in range(3, 30)]):
+        root = host.overlay("busybox", label)
+        for name in names:
+            path = pathlib.Path(root) / "proc" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("untouched")
+        spec = config(("touch", "/started"), root=root)
+        spec["mounts"] = [m for m in spec["mounts"] if m["destination"] != "/proc"]
+        spec["linux"].update(maskedPaths=[], readonlyPaths=[])
+        c = Container(host, label, spec, output="null")
+        subprocess.run(c.command("create", "--bundle", c.bundle, c.id), check=True, timeout=60, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        equal(c.state(), "created", label)
+        check(not os.path.exists(f"{root}/started"), f"{label}: it has not waited")
+        c.call("start", c.id)
+        until(lambda c=c: c.state() == "stopped", f"{label}: the end of the program")
+        check(os.path.exists(f"{root}/started"), f"{label}: it has not run")
+        equal({(pathlib.Path(root) / "proc" / n).read_text() for n in names} - {"untouched"}, set(), f"{label}: what init wrote")
+
+
 def test_program_file(host):
     """What a container can reach of the runtime's program is not the file on the host (CVE-2019-5736)."""
     c = Container(host, "c", config(("/proc/self/exe", "--version"), root=host.overlay("busybox", "c")))

@@ -13,7 +13,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use nix::fcntl::{OFlag, open};
+use nix::fcntl::OFlag;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, signal, sigprocmask};
@@ -26,7 +26,7 @@ use super::mounts::Source;
 use super::program::{self, Program};
 use super::{console, devices, lsm, masked, privileges, rootfs, sysctl};
 use crate::sys::process::{self, exit_now};
-use crate::sys::procfs::Later;
+use crate::sys::procfs::{Descriptors, Later, Procfs};
 use crate::sys::{Context, Error, Result, keyring, network, pidfd};
 
 /// What the process is for.
@@ -88,9 +88,9 @@ pub fn main(plan: &Plan<'_>, channel: Channel) -> ! {
             }
             e
         }
-        Ok(program) => {
+        Ok((program, own)) => {
             drop(channel);
-            match start(plan, &program) {
+            match start(plan, &program, own.as_ref()) {
                 Err(e) => e,
                 Ok(never) => match never {},
             }
@@ -101,8 +101,8 @@ pub fn main(plan: &Plan<'_>, channel: Channel) -> ! {
     exit_now(255)
 }
 
-/// Everything that `create` can report.
-fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
+/// Everything that `create` can report, and where the exec fifo is to be opened anew.
+fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<(Program, Option<Descriptors>)> {
     let parent = getppid();
     let mapped = plan.namespace(LinuxNamespaceType::User);
     first_steps(plan.stdio, plan.keep(channel), mapped && plan.rootless)?;
@@ -153,6 +153,12 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
         }
     }
     masked::apply(plan.spec)?;
+    // The container may have no /proc, or what only looks like one: then one of our own, while we may still mount it.
+    let own = || {
+        let shown = Procfs::mounted().and_then(|procfs| procfs.descriptors());
+        shown.or_else(|_| Procfs::open()?.descriptors())
+    };
+    let own = plan.fifo.map(|_| own()).transpose()?;
     if plan.purpose == Purpose::Restore {
         return Err(shell(channel));
     }
@@ -167,24 +173,21 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     if getppid() != parent {
         return Err(Error::new("the command that makes the container has died"));
     }
-    Ok(program)
+    Ok((program, own))
 }
 
 /// What `start` sets off. Its failures can only be printed.
-fn start(plan: &Plan<'_>, program: &Program) -> Result<Infallible> {
-    if let Some(fifo) = plan.fifo {
+fn start(plan: &Plan<'_>, program: &Program, own: Option<&Descriptors>) -> Result<Infallible> {
+    if let Some((fifo, own)) = plan.fifo.zip(own) {
         process::end_on_signals().context(|| "sigaction")?;
         if plan.rootless {
             // `exec` may come before `start`, and its user has no other right to our namespaces. Whoever else could
             // trace us has all that we have left.
             set_dumpable(true).context(|| "prctl(PR_SET_DUMPABLE)")?;
         }
-        let name = format!("/proc/self/fd/{}", fifo.as_raw_fd());
-        let file = open(name.as_str(), OFlag::O_WRONLY | OFlag::O_CLOEXEC, Mode::empty())
-            .context(|| "reopen exec fifo")?;
+        let file = own.reopen(fifo, OFlag::O_WRONLY).context(|| "reopen exec fifo")?;
         // Whoever has opened the other end may be killed before the byte is read: that is no reason to die of SIGPIPE.
-        let _other =
-            open(name.as_str(), OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC, Mode::empty());
+        let _other = own.reopen(fifo, OFlag::O_RDONLY | OFlag::O_NONBLOCK);
         nix::unistd::write(&file, b"0").context(|| "write exec fifo")?;
     }
     (plan.hooks)(Stage::StartContainer(&program.env))?;

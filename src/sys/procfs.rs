@@ -12,7 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, readlinkat};
+use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstat};
 use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 
@@ -141,9 +141,29 @@ impl Procfs {
         readlinkat(&self.root, name.as_str()).map(Into::into).context(|| format!("readlink /proc/{name}"))
     }
 
+    /// The descriptors of this process.
+    pub fn descriptors(&self) -> Result<Descriptors> {
+        let directory = self.file("self/fd", OFlag::O_PATH | OFlag::O_DIRECTORY);
+        directory.map(|d| Descriptors(d.into())).context(|| "open /proc/self/fd")
+    }
+
     /// The root directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+}
+
+/// `/proc/self/fd` of a procfs that is one.
+#[derive(Debug)]
+pub struct Descriptors(OwnedFd);
+
+impl Descriptors {
+    /// Opens anew what a descriptor is, which may be one with O_PATH. Takes no call that a seccomp filter may not know.
+    pub fn reopen(&self, fd: impl AsFd, flags: OFlag) -> Result<File> {
+        use std::os::fd::AsRawFd;
+        let name = fd.as_fd().as_raw_fd().to_string();
+        let opened = openat(&self.0, name.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty());
+        opened.map(File::from).context(|| format!("open /proc/self/fd/{name}"))
     }
 }
 
@@ -173,6 +193,19 @@ mod tests {
             mount(Some(file.path()), "/proc/sys/kernel/hostname", NONE, MsFlags::MS_BIND, NONE).unwrap();
             let e = Procfs::mounted().unwrap().write("sys/kernel/hostname", "x").unwrap_err();
             assert_eq!(e.errno(), Some(Errno::EXDEV));
+        });
+    }
+
+    #[test]
+    fn a_descriptor_is_opened_anew_whatever_covers_proc() {
+        in_child(libc::CLONE_NEWNS, || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), "meant").unwrap();
+            let only = open(file.path(), OFlag::O_PATH, Mode::empty()).unwrap();
+            mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            let descriptors = Procfs::open().unwrap().descriptors().unwrap();
+            let mut again = descriptors.reopen(&only, OFlag::O_RDONLY).unwrap();
+            assert_eq!(read_open(&mut again).unwrap(), "meant");
         });
     }
 
