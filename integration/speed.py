@@ -5,6 +5,7 @@ by a tenth, wall time by a multiple. Each bound lies well above what was measure
 if the work grew with the square, or were done twice. The least of some rounds
 counts, for a disturbance only adds. Where a round is over the bound others follow, until one is not or patience ends.
 """
+import json
 import os
 import shutil
 
@@ -144,3 +145,69 @@ def test_a_lazy_restore_costs_the_same_at_any_size(host):
         costs.append(restore)
     # 1.05
     compare(f"restore --lazy of {SIZE} MiB by that of 1 MiB", 2.0, costs[1], costs[0])
+
+
+class Commands:
+    """The everyday commands under one root directory, each as a function that returns what it cost."""
+
+    def __init__(self, host, label):
+        root = host.overlay("busybox", label)
+        self.prefix = []  # before each command line: the way into another mount namespace
+        self.true = Container(host, f"{label}-true", config(["true"], root=root), output="none", store=f"{label}.root")
+        self.waiting = Container(host, f"{label}-waiting", config(["sleep", "100000"], root=root), output="none", store=f"{label}.root")
+        self.waiting.run()
+
+    def cost(self, c, *words, times=4):
+        def spent():
+            before = used()
+            for _ in range(times):
+                sh(*self.prefix, *c.command(*words))
+            return used() - before
+
+        return spent
+
+    def all(self):
+        c = self.true
+        return {
+            "run": self.cost(c, "run", "--bundle", c.bundle, c.id),
+            "exec": self.cost(self.waiting, "exec", self.waiting.id, "true"),
+            "state": self.cost(self.waiting, "state", self.waiting.id, times=12),
+        }
+
+    def list(self):
+        return self.cost(self.waiting, "list")
+
+    def crowd(self, count):
+        """As many other containers beside it: copies of what is kept of the one that runs."""
+        store, name = self.waiting.store, self.waiting.id
+        kept = json.loads((store / name / "state.json").read_text())
+        for i in range(count):
+            shutil.copytree(store / name, store / f"other{i}")
+            (store / f"other{i}/state.json").write_text(json.dumps({**kept, "id": f"other{i}"}))
+
+
+def test_other_containers_cost_nothing(host):
+    alone, few, many = (Commands(host, label) for label in ("alone", "few", "many"))
+    few.crowd(250)
+    many.crowd(1000)
+    bare = alone.all()
+    # 1.0 each; `list` 3.6, for the start of the program counts too.
+    for name, cost in many.all().items():
+        compare(f"{name} beside 1000 other containers by {name} alone", 1.4, cost, bare[name])
+    compare("list of 1000 by 250", 5.5, many.list(), few.list())
+
+
+def test_mounts_of_the_host_cost_what_the_kernel_takes(host):
+    """What reads the host's mount table, or walks through it once a mount of its own, shows here."""
+    bare, crowded = Commands(host, "bare"), Commands(host, "crowded")
+    (host.dir / "mounts").mkdir()
+    own = os.readlink("/proc/self/ns/mnt")
+    for commands in bare, crowded:
+        holder = host.daemon("unshare", "--mount", "--propagation", "private", "sleep", "100000", log=host.dir / "holder")
+        until(lambda pid=holder.pid: os.readlink(f"/proc/{pid}/ns/mnt") != own, "the mount namespace")
+        commands.prefix = ["nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--wd=/"]
+    sh(*crowded.prefix, "sh", "-ec", f"mount -t tmpfs many {host.dir}/mounts; cd {host.dir}/mounts; for i in $(seq 500); do mkdir $i; mount --bind $i $i; done")
+    bare, crowded = bare.all(), crowded.all()
+    # run: 1.2; each mount is copied for the new namespace, and the copy is taken down. exec, state: 1.0
+    for name, bound in ("run", 2.0), ("exec", 1.4), ("state", 1.4):
+        compare(f"{name} beside 500 mounts by {name} without", bound, crowded[name], bare[name])
