@@ -101,6 +101,19 @@ def test_locked_flags(host):
     check("operation not permitted" in said, said)
 
 
+def test_access_times(host):
+    """A bind mount that speaks of directories alone has `relatime`, as mount(2) has it, whatever its source has."""
+    tree = host.dir / "tree"
+    tree.mkdir()
+    sh("mount", "-t", "tmpfs", "-o", "noatime", "tmpfs", tree)
+    host.undo.append(lambda: sh("umount", tree))
+    for index, (options, flags) in enumerate([(("bind",), {"noatime"}), (("bind", "nodiratime"), {"nodiratime", "relatime"}),
+                                              (("bind", "relatime"), {"relatime"}), (("bind", "strictatime"), set())]):
+        change = lambda spec, options=options: spec["mounts"].append(mount(host, "/data", *options, source=tree))  # noqa: E731
+        said = run(host, "grep ' /data ' /proc/self/mounts", change, label=f"c{index}")
+        equal({flag for flag in said.split()[3].split(",") if flag.endswith("atime")}, flags, f"{options}")
+
+
 def test_clocks_in_a_user_namespace(host):
     """Offsets of a time namespace beside a user namespace."""
 
@@ -275,6 +288,13 @@ def test_words(host):
         ("hooks.createRuntime", [{"path": ""}], "error running createRuntime hook #0: exec: no command"),
         ("hooks.createRuntime", [hook | {"timeout": 0}], "hook #0: hook ran past specified timeout of 0.0s"),
         ("process.args", ["/etc"], 'exec: "/etc": is a directory'),
+        # Docker asks, of the second, whether a directory was meant to go onto a file.
+        ("mounts", [*sound["mounts"], mount(host, "/mnt", "bind", source="/nope")],
+         "failed to fulfil mount request: open /nope: no such file or directory"),
+        ("mounts", [*sound["mounts"], mount(host, "/etc/passwd", "bind")], 'to rootfs at "/etc/passwd": move_mount: not a directory'),
+        ("mounts", [*sound["mounts"], mount(host, "/proc", kind="tmpfs")],
+         'to rootfs at "/proc": create mountpoint for /proc mount: check proc-safety of /proc mount: "'),
+        ("mounts", [*sound["mounts"], mount(host, "/", kind="tmpfs")], "create mountpoint for / mount: mountpoint "),
     ]:
         text = said(part, value)
         check(words in text, f"{part} = {value}: {text}")
@@ -291,7 +311,7 @@ def test_words(host):
         check("level=warning" in text and words in text and "/\n" in text, f"{part} = {value}: {text}")
     # What runc passes over.
     for part, value in [("vm", {"hypervisor": {"path": "/x"}}), ("linux.uidMappings", [{"containerID": 0, "hostID": 1, "size": 1}]),
-                        ("process.execCPUAffinity", {"initial": ""})]:
+                        ("process.execCPUAffinity", {"initial": ""}), ("process.rlimits", None), ("process.user", None)]:
         equal(said(part, value, 0), "/\n", f"{part} = {value}")
     check(process["cwd"] == "/" and not (root / "made").exists(), "the sound config.json")
     sound["root"]["readonly"] = True

@@ -10,6 +10,7 @@
 //! directories under us can put the mount at another place *inside* the root, never outside (CVE-2021-30465). Where
 //! the kernel or a seccomp filter around us denies this interface, mount(2) is used on `/proc/self/fd/N`.
 
+mod bind;
 mod cgroup;
 mod copy_up;
 mod fresh;
@@ -18,20 +19,21 @@ mod options;
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use libc::{MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT};
+use libc::{MS_RDONLY, MS_REC};
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, openat};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
 use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
 use crate::sys::procfs::Procfs;
-use crate::sys::resolve::{make_dir_in_root, make_file_in_root, open_in_root, parent_in_root};
+use crate::sys::resolve::{make_dir_in_root, open_in_root, parent_in_root};
 use crate::sys::stat::place;
 use crate::sys::{Context, Error, Result};
 
+use bind::no_source;
+pub(crate) use bind::open_source;
 pub(crate) use fresh::fresh;
 pub use idmap::{Source, open_for_init, source};
 pub use options::{IdMapping, Mount, attributes, known_options, propagation};
@@ -63,8 +65,9 @@ impl Mounter<'_> {
             Source::Late => late()?.map_or_else(|| open_source(m), Ok),
             Source::Own => match open_source(m) {
                 Err(e) if e.errno() == Some(Errno::EACCES) => match late()? {
-                    Some(place) => clone_tree(place.as_fd(), c"", m.flags & MS_REC != 0)
-                        .context(|| format!("open_tree {}", m.source.display())),
+                    Some(place) => {
+                        clone_tree(place.as_fd(), c"", m.flags & MS_REC != 0).context(|| no_source(m))
+                    }
                     None => Err(e),
                 },
                 opened => opened,
@@ -141,8 +144,7 @@ impl Mounter<'_> {
         }
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&parent, name, flags, Mode::empty()).context(|| "open mountpoint")?;
-        let kind = SFlag::from_bits_truncate(fstat(&fd).context(|| "fstat mountpoint")?.st_mode);
-        if kind & SFlag::S_IFMT != SFlag::S_IFDIR {
+        if !is_dir(&fd).context(|| "fstat mountpoint")? {
             return Err(Error::new(format!("filesystem {:?} must be mounted on ordinary directory", m.kind)));
         }
         self.check_target(m, &fd, None)?;
@@ -151,6 +153,10 @@ impl Mounter<'_> {
 
     /// The destination as a directory, made if missing; the flag says that it was there.
     pub(crate) fn directory_target(&self, m: &Mount) -> Result<(OwnedFd, bool)> {
+        self.existing_or_new(m).context(|| no_target(m))
+    }
+
+    fn existing_or_new(&self, m: &Mount) -> Result<(OwnedFd, bool)> {
         let (fd, existed) = match open_in_root(self.root, &m.destination, OFlag::O_PATH) {
             Ok(fd) => (fd, true),
             Err(Errno::ENOENT) => {
@@ -183,7 +189,10 @@ impl Mounter<'_> {
             if m.kind == "proc" || bound_proc {
                 return Ok(());
             }
-            return Err(Error::new(format!("{path:?} cannot be mounted because it is not of type proc")));
+            return Err(unsafe_proc(
+                m,
+                &format!("{path:?} cannot be mounted because it is not of type proc"),
+            ));
         }
         const EMULATED: &[&str] = &[
             "cpuinfo",
@@ -200,14 +209,14 @@ impl Mounter<'_> {
         if EMULATED.iter().any(|name| below == Path::new(name)) {
             return Ok(());
         }
-        Err(Error::new(format!("{path:?} cannot be mounted because it is inside /proc")))
+        Err(unsafe_proc(m, &format!("{path:?} cannot be mounted because it is inside /proc")))
     }
 
     /// Makes a file system and puts it onto `target`; returns the root of the new mount.
     pub(crate) fn place(&self, m: &Mount, target: &OwnedFd, flags: u64, data: &str) -> Result<OwnedFd> {
         let tree = match fresh(&m.kind, &m.source, flags, data) {
             Ok(tree) => {
-                attach(&tree, target).context(|| "move_mount")?;
+                put(&tree, target)?;
                 tree
             }
             Err(refused) => self.classic(m, target, flags, data).map_err(|e| {
@@ -237,7 +246,7 @@ impl Mounter<'_> {
     }
 
     pub(crate) fn attach_and_adjust(&self, m: &Mount, target: &OwnedFd, tree: &OwnedFd) -> Result<()> {
-        attach(tree, target).context(|| "move_mount")?;
+        put(tree, target)?;
         self.propagate(m, tree)
     }
 
@@ -251,70 +260,30 @@ impl Mounter<'_> {
         }
         Ok(())
     }
-
-    pub(crate) fn bind(&self, m: &Mount, tree: OwnedFd) -> Result<()> {
-        let (target, _) = match open_in_root(self.root, &m.destination, OFlag::O_PATH) {
-            Ok(fd) => (fd, true),
-            Err(Errno::ENOENT) => {
-                let stat = fstat(&tree).context(|| "fstat source")?;
-                let is_dir = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR;
-                let made = if is_dir {
-                    make_dir_in_root(self.root, &m.destination, DIR_MODE)
-                } else {
-                    make_file_in_root(self.root, &m.destination, DIR_MODE, FILE_MODE)
-                };
-                (made.context(|| format!("make mountpoint {:?}", m.destination))?, false)
-            }
-            Err(e) => return Err(e).context(|| "lookup mountpoint target"),
-        };
-        self.check_target(m, &target, Some(&tree))?;
-        set_bind_flags(m, &tree)?;
-        self.attach_and_adjust(m, &target, &tree)
-    }
 }
 
-/// A detached copy of what a bind mount shows.
-pub(crate) fn open_source(m: &Mount) -> Result<OwnedFd> {
-    let path = c_string(m.source.as_os_str().as_bytes())?;
-    clone_tree(AT_FDCWD, &path, m.flags & MS_REC != 0).context(|| format!("open_tree {}", m.source.display()))
+/// Refuses to cover a part of /proc, in runc's words.
+fn unsafe_proc(m: &Mount, why: &str) -> Error {
+    Error::new(why).context(format!("check proc-safety of {} mount", m.destination.display()))
 }
 
-/// The flags of a bind mount. If any are given, they replace those of the source; flags that are locked, because the
-/// source comes from a more privileged user namespace, are kept, unless they were asked away explicitly.
-fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
-    const PLAIN: u64 = libc::MOUNT_ATTR_RDONLY
-        | libc::MOUNT_ATTR_NOSUID
-        | libc::MOUNT_ATTR_NODEV
-        | libc::MOUNT_ATTR_NOEXEC
-        | libc::MOUNT_ATTR_NOSYMFOLLOW;
-    const ATIME: u64 = libc::MS_NOATIME | libc::MS_NODIRATIME | libc::MS_RELATIME | libc::MS_STRICTATIME;
-    let given = m.flags & !(MS_BIND | MS_REC | MS_REMOUNT);
-    // As with mount(2): what is said about access times stays where nothing is said about them.
-    let all = if given & ATIME == 0 { PLAIN } else { PLAIN | libc::MOUNT_ATTR_NODIRATIME };
-    if given == 0 && m.cleared == 0 {
-        return Ok(());
-    }
-    let mut set = attributes(given);
-    let mut atime = 0;
-    if given & (libc::MS_NOATIME | libc::MS_STRICTATIME | libc::MS_RELATIME) != 0 {
-        atime = libc::MOUNT_ATTR__ATIME;
-    }
-    let replace = Attributes { set, clear: (all & !set) | atime, ..Attributes::default() };
-    match set_attributes(tree, replace, false) {
-        Err(Errno::EPERM) => {}
-        Err(Errno::ENOSYS) => {
-            let name = format!("/proc/self/fd/{}", tree.as_raw_fd());
-            let flags = given | MS_BIND | MS_REMOUNT;
-            return classic_mount(None, Path::new(&name), None, flags, None).context(|| "remount bind mount");
-        }
-        other => return other.context(|| "failed to set user-requested vfs flags on bind-mount"),
-    }
-    // Symbolic links are not among what can be locked.
-    let cleared = (attributes(m.cleared) & all) | (libc::MOUNT_ATTR_NOSYMFOLLOW & !set);
-    set &= !cleared;
-    let adjust = Attributes { set, clear: cleared | atime, ..Attributes::default() };
-    set_attributes(tree, adjust, false)
-        .context(|| "failed to set user-requested vfs flags on bind-mount: cannot change locked flags")
+/// Before why there is nothing to mount onto, in runc's words.
+fn no_target(m: &Mount) -> String {
+    format!("create mountpoint for {} mount", m.destination.display())
+}
+
+/// Attaches a mount. What move_mount(2) says of a directory on something else, and the other way round, is `EINVAL`;
+/// clients know the `ENOTDIR` of mount(2).
+fn put(tree: &OwnedFd, target: &OwnedFd) -> Result<()> {
+    let attached = attach(tree, target).map_err(|errno| match (is_dir(tree), is_dir(target)) {
+        (Ok(tree), Ok(target)) if errno == Errno::EINVAL && tree != target => Errno::ENOTDIR,
+        _ => errno,
+    });
+    attached.context(|| "move_mount")
+}
+
+fn is_dir(fd: &OwnedFd) -> Result<bool, Errno> {
+    Ok(SFlag::from_bits_truncate(fstat(fd)?.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR)
 }
 
 /// Changes the propagation of a mount, or with MS_REC of the whole tree.
