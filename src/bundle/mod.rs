@@ -98,6 +98,10 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
         Err(e) => e,
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(failure) };
+    if value.is_null() {
+        return Err(serde::de::Error::custom("config cannot be null"));
+    }
+    forget_nulls(&mut value);
     let process = if value.get("process").is_some() { &mut value["process"] } else { &mut value };
     let mut unknown = BTreeSet::new();
     let sets = process.get_mut("capabilities").and_then(Value::as_object_mut);
@@ -136,6 +140,18 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
     }
     // What else is wrong is told with its line and column.
     serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)
+}
+
+/// To Go, what is null has not been given.
+fn forget_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(forget_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(forget_nulls),
+        _ => {}
+    }
 }
 
 /// Lists of processors without the blanks and commas too many that the parser would refuse; empty ones are none.
@@ -258,6 +274,10 @@ mod tests {
         assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
         let (process, _): (Process, _) = parse(br#"{"args":["a"]}"#).unwrap();
         assert_eq!(validate_process(&process).unwrap_err().to_string(), "Cwd property must not be empty");
+        let nothing = br#"{"cwd":"/","args":["a"],"user":null,"noNewPrivileges":null,"rlimits":null}"#;
+        let (process, _): (Process, _) = parse(nothing).unwrap();
+        assert_eq!((process.user().uid(), process.no_new_privileges()), (0, None));
+        assert_eq!(failure("null"), "config cannot be null");
         let rules = r#"{"ociVersion":"1.0.2","linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[
             {"names":["kill"],"action":"SCMP_ACT_ERRNO","args":[{"op":"SCMP_CMP_EQ"}]}]}}}"#;
         let (spec, _): (Spec, _) = parse(rules.as_bytes()).unwrap();
