@@ -9,34 +9,41 @@
 //!
 //! A failure at any point undoes all of it.
 
+mod groups;
+mod record;
+mod sources;
+
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, OwnedFd};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::{Mode, fchmodat};
 use nix::unistd::{Gid, Uid, chown, geteuid, mkfifo};
-use oci_spec::runtime::{LinuxIntelRdt, LinuxNamespaceType, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxNamespaceType, Process, Spec};
 
-use super::hooks::{self, HookState, Point};
+use super::hooks::{self, Point};
 use super::launch::{Birth, Newborn, Parent, launch};
-use super::proc::Stat;
-use super::state::{Config, Namespace, State, labels};
 use super::store::{Dir, Lock, Store};
-use super::{Cgroup, Container, Error, Result, clock, debug, net_devices, notify};
+use super::{Cgroup, Container, Error, Result, debug, net_devices, notify};
 use crate::bundle::Bundle;
 use crate::cgroup::rdt;
 use crate::init::channel::Message;
 use crate::init::console::Console;
 use crate::init::credentials::{self, IdMaps};
-use crate::init::mounts::{Mount, Source};
-use crate::init::namespaces::{self, KINDS};
+use crate::init::namespaces;
 use crate::init::process::{self, Plan, Purpose, Stage};
 use crate::init::rootfs::{self, Setup, parse_mounts};
-use crate::init::{lsm, mounts, rlimits, scheduling, seccomp, time};
+use crate::init::{lsm, rlimits, scheduling, seccomp, time};
 use crate::sys::{self, Context, pidfd};
+
+pub use groups::has_control_group;
+use groups::{NO_CGROUP, control_groups};
+pub use record::write_pid_file;
+use record::{hook_state, state};
+use sources::{late_source, sources};
+
+pub(super) use groups::sweep;
 
 /// What is asked of `create`, `run` and `restore`.
 #[derive(Debug)]
@@ -130,9 +137,6 @@ fn listen(dir: &Dir, request: &Request) -> Result<Option<notify::Socket>> {
     notify::make_dir(dir)?;
     if request.hold { Ok(None) } else { notify::Socket::listen(dir) }
 }
-
-/// Before what failed about the control groups.
-const NO_CGROUP: &str = "unable to start container process: unable to apply cgroup configuration";
 
 /// What comes before anything is attached to the new process.
 pub type Early<'a> = &'a dyn Fn(i32) -> Result<()>;
@@ -343,18 +347,6 @@ fn run_inside(request: &Request, stage: Stage<'_>) -> sys::Result<()> {
     hooks::run(spec, point, &state, &env)
 }
 
-fn hook_state(request: &Request, pid: Option<i32>, status: &'static str) -> HookState {
-    let annotations = request.bundle.spec.annotations().clone().unwrap_or_default();
-    HookState {
-        version: super::OCI_VERSION.to_owned(),
-        id: request.id.clone(),
-        status,
-        pid,
-        bundle: request.bundle.path.clone(),
-        annotations: annotations.into_iter().collect(),
-    }
-}
-
 /// What can be found wrong before anything is made.
 fn check(spec: &Spec) -> Result<()> {
     let Some(process) = spec.process() else { return Ok(()) };
@@ -364,73 +356,6 @@ fn check(spec: &Spec) -> Result<()> {
         scheduling::validate(scheduler)?;
     }
     Ok(())
-}
-
-/// Whether the control group that this container would get is there already.
-pub fn has_control_group(request: &Request) -> Result<bool> {
-    let linux = request.bundle.spec.linux().as_ref();
-    let path = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
-    Ok(Cgroup::locate(path, &request.id, request.options.systemd_cgroup)?.exists())
-}
-
-/// Makes the control groups, which must not be in use by somebody else.
-fn control_groups(dir: &Dir, request: &Request) -> Result<Cgroup> {
-    let spec = &request.bundle.spec;
-    let linux = spec.linux().as_ref();
-    let path = linux.and_then(|l| l.cgroups_path().as_deref()).filter(|p| !p.as_os_str().is_empty());
-    let systemd = request.options.systemd_cgroup;
-    let located = Cgroup::locate(path, &request.id, systemd)?;
-    if located.exists() {
-        let there = located.all_pids().unwrap_or_default().len();
-        if there != 0 {
-            return Err(Error::new(format!("container's cgroup is not empty: {there} process(es) found")));
-        }
-    }
-    // The freezer's may be there alone.
-    if located.is_frozen().unwrap_or(false) {
-        return Err(Error::new("container's cgroup unexpectedly frozen"));
-    }
-    let none = LinuxResources::default();
-    let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
-    let text =
-        serde_json::to_vec(located.paths()).map_err(|e| Error::new(format!("encoding {MAKING}: {e}")))?;
-    let making = dir.path().join(MAKING);
-    fs::write(&making, text).context(|| format!("writing {}", making.display()))?;
-    let made = located.create(resources, path.is_none(), request.options.rootless_cgroup);
-    Ok(made.map_err(|e| e.context(NO_CGROUP))?)
-}
-
-/// Sources of bind mounts that only we, outside, can open.
-fn sources(bundle: &Bundle) -> Result<Vec<Source>> {
-    let mounts = parse_mounts(&bundle.spec, &bundle.path, &bundle.rootfs)?;
-    Ok(mounts.iter().map(|m| mounts::source(m, &bundle.spec, &bundle.rootfs)).collect::<sys::Result<_>>()?)
-}
-
-/// Opens the source of a mount in init's mount namespace, with our privileges; none where we have no more than init.
-fn late_source(mount: &Mount, spec: &Spec, pid: i32) -> Result<Option<OwnedFd>> {
-    if !geteuid().is_root() {
-        return Ok(None);
-    }
-    let name = format!("/proc/{pid}/ns/mnt");
-    let namespace = fs::File::open(&name).context(|| format!("open {name}"))?;
-    let helper = launch(&Birth::default(), &|channel| {
-        let opened = sys::process::setns(namespace.as_fd(), libc::CLONE_NEWNS)
-            .context(|| format!("setns to {name}"))
-            .and_then(|()| mounts::open_for_init(mount, spec));
-        let answer = match opened {
-            Ok(source) => Message::Descriptor(source),
-            Err(e) => Message::Failed(e.to_string()),
-        };
-        // Nobody is left to hear of a failure.
-        let _ = channel.tell(&answer);
-    })?;
-    let answer = helper.channel.listen();
-    let _ = sys::process::wait_child(helper.pid, true);
-    match answer? {
-        Some(Message::Descriptor(tree)) => Ok(Some(tree)),
-        Some(Message::Failed(text)) => Err(Error::new(text)),
-        _ => Ok(None),
-    }
 }
 
 /// The fifo that init opens for writing, and thereby waits for `start`.
@@ -472,78 +397,4 @@ fn oom_score(pid: i32, score: i32) -> Result<()> {
 
 fn intel_rdt(spec: &Spec) -> Option<&LinuxIntelRdt> {
     spec.linux().as_ref()?.intel_rdt().as_ref()
-}
-
-fn state(
-    request: &Request,
-    init: &Newborn,
-    cgroup_paths: BTreeMap<String, PathBuf>,
-    rdt: rdt::Place,
-) -> Result<State> {
-    let spec = &request.bundle.spec;
-    let stat = Stat::of(init.pid).ok_or_else(|| Error::new("container init has vanished"))?;
-    let all = spec.linux().as_ref().and_then(|l| l.namespaces().as_deref()).unwrap_or_default();
-    let namespaces = all.iter().filter_map(|n| {
-        let kind = KINDS.iter().find(|k| k.kind == n.typ())?;
-        Some(Namespace { kind: kind.runc.to_owned(), path: n.path().clone().unwrap_or_default() })
-    });
-    let namespace_paths = KINDS
-        .iter()
-        .map(|k| (k.runc.to_owned(), PathBuf::from(format!("/proc/{}/ns/{}", init.pid, k.file))))
-        .collect();
-    Ok(State {
-        id: request.id.clone(),
-        init_process_pid: init.pid,
-        init_process_start: stat.start,
-        created: clock::now_nanos(),
-        config: Config {
-            version: super::OCI_VERSION.to_owned(),
-            rootfs: request.bundle.rootfs.clone(),
-            labels: labels(&request.bundle.path, spec),
-            namespaces: namespaces.collect(),
-            no_pivot_root: request.options.no_pivot,
-            no_new_keyring: request.options.no_new_keyring,
-            systemd_cgroup: request.options.systemd_cgroup,
-        },
-        rootless: !geteuid().is_root() && request.options.rootless_cgroup,
-        cgroup_paths,
-        rdt,
-        namespace_paths,
-        external_descriptors: external_descriptors(request.stdio.as_ref()),
-    })
-}
-
-/// What init's standard descriptors are, as /proc/PID/fd prints them: by these names a restore knows what to
-/// put new ones in place of.
-fn external_descriptors(stdio: Option<&[OwnedFd; 3]>) -> Vec<String> {
-    let number = |i: usize| stdio.map_or(i as i32, |fds| fds[i].as_raw_fd());
-    let link = |i| fs::read_link(format!("/proc/self/fd/{}", number(i)));
-    (0..3).map(|i| link(i).map_or(String::new(), |p: PathBuf| p.to_string_lossy().into_owned())).collect()
-}
-
-/// The control groups of a container that is being made, for whoever finds that it was not to the end.
-const MAKING: &str = "making.json";
-
-/// Removes what a killed creation, or a killed restore, has left besides its directory.
-pub(super) fn sweep(dir: &Dir) {
-    let Ok(text) = fs::read(dir.path().join(MAKING)) else { return };
-    let Ok(paths) = serde_json::from_slice(&text) else { return };
-    let cgroup = Cgroup::load(paths);
-    // It may have been killed while it froze what it had made.
-    let _ = cgroup.thaw();
-    let _ = cgroup.kill(libc::SIGKILL);
-    let _ = cgroup.delete();
-}
-
-/// Writes a pid file such that nobody reads half a number.
-pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
-    let name = path.file_name().ok_or_else(|| Error::new(format!("no pid file: {}", path.display())))?;
-    let mut hidden = std::ffi::OsString::from(".");
-    hidden.push(name);
-    let tmp = path.with_file_name(hidden);
-    let write = || -> std::io::Result<()> {
-        fs::write(&tmp, pid.to_string())?;
-        fs::rename(&tmp, path)
-    };
-    Ok(write().context(|| format!("writing {}", path.display()))?)
 }
