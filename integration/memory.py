@@ -191,6 +191,8 @@ def test_a_parent_that_does_not_fit_is_not_used(host):
     c.right()
     done = c.call("checkpoint", "--image-path", host.dir / "x", "--parent-path", str(host.dir / "a"), c.id, ok=None)
     check(done.returncode != 0 and "relative" in done.stderr, f"an absolute parent is refused: {done.stderr}")
+    done = c.call("checkpoint", "--image-path", host.dir / "x", "--parent-path", "../none", c.id, ok=None)
+    check(done.returncode != 0 and "--parent-path" in done.stderr, f"one that is not there too: {done.stderr}")
     c.right()
 
 

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
+use nix::errno::Errno;
+
 use crate::checkpoint::context::Options;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind};
@@ -36,7 +38,12 @@ impl Parent {
         if path.is_absolute() {
             return Err(Error::new("--parent-path must be relative to the image directory").path(path));
         }
-        let images = ImageDir::open(options.image_path.join(path))?;
+        let directory = options.image_path.join(path);
+        std::fs::metadata(&directory).map_err(|e| {
+            let errno = Errno::from_raw(e.raw_os_error().unwrap_or(0));
+            Error::new("invalid --parent-path").path(&directory).call("stat", errno)
+        })?;
+        let images = ImageDir::open(directory)?;
         let inventory: InventoryEntry = images.read_one(Kind::Inventory, INVENTORY)?;
         let tracking = given.or_else(|| state_dir.and_then(Tracking::find)).filter(|tracking| {
             !tracking.run().is_empty() && inventory.dump_criu_run_id.as_deref() == Some(tracking.run())
