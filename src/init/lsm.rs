@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::errno::Errno;
 use oci_spec::runtime::Process;
 
-use crate::sys::procfs::Later;
+use crate::sys::procfs::{Later, Procfs};
 use crate::sys::{Context, Error, Result};
 
 fn read_flag(path: &str) -> bool {
@@ -52,6 +52,18 @@ pub fn apply_apparmor(process: &Process, procfs: &Later) -> Result<()> {
         other => other,
     };
     write().context(|| "apparmor failed to apply profile")
+}
+
+/// Runs `make`, whose keys get the SELinux label of the program that is to use them.
+pub fn with_key_label(process: &Process, make: impl FnOnce() -> Result<()>) -> Result<()> {
+    let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) else { return make() };
+    let procfs = Procfs::open()?;
+    let set = |value: &str| procfs.write("self/attr/keycreate", value).context(|| "can't set key label");
+    set(label)?;
+    let made = make();
+    // An empty line is no label.
+    set("\n")?;
+    made
 }
 
 /// The SELinux label for the next program.

@@ -14,7 +14,7 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 use nix::sys::statfs::statfs;
 use oci_spec::runtime::Spec;
 
-use super::mounts::{classic_mount, clean, fresh};
+use super::mounts::{classic_mount, clean, fresh, with_context};
 use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
 use crate::sys::{Context, Error, Result};
 
@@ -92,10 +92,7 @@ fn mask(paths: &[&str], label: Option<&str>) -> Result<()> {
 
 /// An empty read-only tmpfs, mounted nowhere.
 fn empty_directory(label: Option<&str>) -> Result<OwnedFd> {
-    let data = match label {
-        Some(label) if !label.is_empty() => format!("nr_blocks=1,nr_inodes=1,context={label}"),
-        _ => "nr_blocks=1,nr_inodes=1".to_owned(),
-    };
+    let data = with_context("nr_blocks=1,nr_inodes=1", label);
     fresh("tmpfs", Path::new("tmpfs"), MS_RDONLY, &data)
 }
 

@@ -120,7 +120,8 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<(Program, Option<Descri
     setsid().context(|| "setsid")?;
     own_namespaces(plan)?;
     if !plan.no_new_keyring {
-        session_keyring(plan.id, plan.namespace(LinuxNamespaceType::User))?;
+        let user_namespace = plan.namespace(LinuxNamespaceType::User);
+        lsm::with_key_label(plan.process, || session_keyring(plan.id, user_namespace))?;
     }
     let root = rootfs::prepare(&mut plan.setup.borrow_mut(), &|index| {
         channel.tell(&Message::Source(index))?;

@@ -135,7 +135,8 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     channel.wait()?;
     setsid().context(|| "setsid")?;
     if !plan.no_new_keyring {
-        session_keyring(plan.id, namespaces::joins(plan.namespaces, LinuxNamespaceType::User))?;
+        let user_namespace = namespaces::joins(plan.namespaces, LinuxNamespaceType::User);
+        lsm::with_key_label(plan.process, || session_keyring(plan.id, user_namespace))?;
     }
     if let Some(console) = plan.console {
         let slave = console::create(console, console_size(plan.process))?;

@@ -7,7 +7,7 @@ use std::path::Path;
 use libc::{MS_RDONLY, MS_REMOUNT};
 use nix::errno::Errno;
 
-use super::{attributes, c_string};
+use super::{attributes, c_string, join_options};
 use crate::sys::mount::FsContext;
 use crate::sys::{Context, Error, Result};
 
@@ -23,6 +23,7 @@ const SUPERBLOCK: &[(u64, &std::ffi::CStr)] = &[
 /// A new file system as a detached mount.
 pub(crate) fn fresh(kind: &str, source: &Path, flags: u64, data: &str) -> Result<OwnedFd> {
     let unsupported = libc::MS_I_VERSION | MS_REMOUNT | libc::MS_MOVE;
+    let (data, label) = split_context(data);
     // Quoting and escapes are the file system's own business: mount(2) hands it the whole string.
     if flags & unsupported != 0 || data.contains(['"', '\\']) {
         return Err(Error::call("fsopen", Errno::ENOTSUP));
@@ -51,5 +52,49 @@ pub(crate) fn fresh(kind: &str, source: &Path, flags: u64, data: &str) -> Result
         };
         set.map_err(|e| explain(&format!("fsconfig {option}"), e))?;
     }
+    if let Some(label) = label {
+        context
+            .string(c"context", &c_string(label.as_bytes())?)
+            .map_err(|e| explain(&format!("fsconfig context={label}"), e))?;
+    }
     context.mount(attributes(flags)).map_err(|e| explain(&format!("fsmount {kind}"), e))
+}
+
+/// Adds SELinux's label of all that is in a mount to its options. It may have commas in it.
+pub(crate) fn with_context(data: &str, label: Option<&str>) -> String {
+    match label {
+        Some(label) if !label.is_empty() => join_options(data, &format!("context=\"{label}\"")),
+        _ => data.to_owned(),
+    }
+}
+
+/// Takes that label off again: fsconfig(2) wants it without quotes.
+fn split_context(data: &str) -> (&str, Option<&str>) {
+    let label = data.strip_suffix('"').and_then(|d| d.rsplit_once("context=\""));
+    match label {
+        Some(("", label)) => ("", Some(label)),
+        Some((rest, label)) if rest.ends_with(',') => (&rest[..rest.len() - 1], Some(label)),
+        _ => (data, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_label_of_a_mount_is_its_last_option() {
+        assert_eq!(with_context("mode=755", None), "mode=755");
+        assert_eq!(with_context("mode=755", Some("")), "mode=755");
+        let label = "u:object_r:file_t:s0:c1,c2";
+        for (data, joined) in
+            [("", format!("context=\"{label}\"")), ("mode=755", format!("mode=755,context=\"{label}\""))]
+        {
+            assert_eq!(with_context(data, Some(label)), joined);
+            assert_eq!(split_context(&joined), (data, Some(label)));
+        }
+        for other in ["", "mode=755", "fscontext=\"x\"", "a=\"b"] {
+            assert_eq!(split_context(other), (other, None));
+        }
+    }
 }

@@ -30,11 +30,11 @@ use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
 use crate::sys::procfs::Procfs;
 use crate::sys::resolve::{make_dir_in_root, open_in_root, parent_in_root};
 use crate::sys::stat::place;
-use crate::sys::{Context, Error, Result};
+use crate::sys::{Context, Error, Result, xattr};
 
 use bind::no_source;
 pub(crate) use bind::open_source;
-pub(crate) use fresh::fresh;
+pub(crate) use fresh::{fresh, with_context};
 pub use idmap::{Source, open_for_init, source};
 pub use options::{IdMapping, Mount, attributes, known_options, propagation};
 
@@ -104,7 +104,7 @@ impl Mounter<'_> {
                     let mode = fstat(&target).context(|| "fstat mountpoint")?.st_mode & 0o7777;
                     data = join_options(&format!("mode={mode:04o}"), &data);
                 }
-                let data = self.labelled(&data);
+                let data = with_context(&data, self.label);
                 let flags = m.flags & !MS_RDONLY;
                 if m.copy_up {
                     let tree = fresh("tmpfs", &m.source, flags, &data).context(|| "tmpcopyup")?;
@@ -121,16 +121,24 @@ impl Mounter<'_> {
                     // Devices are still to be made in it.
                     flags &= !MS_RDONLY;
                 }
-                let data = if m.kind == "mqueue" { m.data.clone() } else { self.labelled(&m.data) };
-                self.place(m, &target, flags, &data).map(drop)
+                // This one has no such option, but attributes.
+                if m.kind == "mqueue" {
+                    let tree = self.place(m, &target, flags, &m.data)?;
+                    return self.relabel(&tree);
+                }
+                self.place(m, &target, flags, &with_context(&m.data, self.label)).map(drop)
             }
         }
     }
 
-    fn labelled(&self, data: &str) -> String {
-        match self.label {
-            Some(label) if !label.is_empty() => join_options(data, &format!("context=\"{label}\"")),
-            _ => data.to_owned(),
+    /// Gives a file SELinux's label of the mounts.
+    fn relabel(&self, file: &OwnedFd) -> Result<()> {
+        let Some(label) = self.label.filter(|l| !l.is_empty()) else { return Ok(()) };
+        let path = c_string(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())?;
+        match xattr::set(&path, c"security.selinux", label.as_bytes()) {
+            // A kernel without SELinux.
+            Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
+            Err(e) => Err(e).context(|| format!("setxattr security.selinux {label}")),
         }
     }
 
