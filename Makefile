@@ -63,7 +63,7 @@ programs: needs-test
 
 # WORDS chooses parts or tests: make test-vm WORDS="cgroup2 interop/pipes". The machine is made once, under target/vm.
 test-vm: needs-test
-	tests/needs qemu-system-x86 debootstrap e2fsprogs cpio
+	tests/needs qemu-system-x86 debootstrap e2fsprogs cpio checkpolicy
 	integration/vm/test $(WORDS)
 
 bench: needs-demo

@@ -58,6 +58,10 @@ pub struct Options {
     pub resume: bool,
     /// The memory of a restored container is filled while it already runs.
     pub lazy: bool,
+    /// The processes' label of a Linux security module, TYPE:NAME, where config.json has none.
+    pub lsm_profile: Option<String>,
+    /// The SELinux label of the mounts, where config.json has none.
+    pub lsm_mount_context: Option<String>,
 }
 
 /// How the network is kept from answering for a connection that nobody has at the moment.

@@ -18,7 +18,7 @@
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
-use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, Lsmtype, StasisExtension};
+use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, StasisExtension};
 use crate::checkpoint::memory::Capture;
 use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::memory::dedup::dedup;
@@ -29,7 +29,7 @@ use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::task::freeze::{self, Ice};
-use crate::checkpoint::task::{process, sessions};
+use crate::checkpoint::task::{labels, process, sessions};
 use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
 
 /// The extension of a container that was paused: whoever restores it may want to pause it again.
@@ -376,7 +376,7 @@ pub(super) fn describe_set() -> InventoryEntry {
         img_version: IMG_VERSION,
         fdinfo_per_id: Some(true),
         ns_per_id: Some(true),
-        lsmtype: Some(Lsmtype::NoLsm.into()),
+        lsmtype: Some(labels::module().into()),
         ..InventoryEntry::default()
     }
 }

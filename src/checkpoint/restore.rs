@@ -88,7 +88,9 @@ fn run(
         tree.insert(task.vpid, task);
     }
     phases.end("namespaces");
+    let sockets = revival.label().map(Label::of_sockets).transpose()?.flatten();
     let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
+    drop(sockets);
     phases.end("files");
 
     let mut memories = Memories::open(restore, revival.forks())?;

@@ -51,10 +51,10 @@ pub struct Args {
     /// The same, as runc calls it
     #[arg(long)]
     lazy_pages: bool,
-    /// LSM profile for the processes, as TYPE:NAME
+    /// LSM profile for the processes where config.json has none: selinux:LABEL or apparmor:NAME
     #[arg(long, value_name = "TYPE:NAME")]
     lsm_profile: Option<String>,
-    /// LSM context for the mounts
+    /// SELinux context for the mounts where config.json has no mountLabel
     #[arg(long, value_name = "CONTEXT")]
     lsm_mount_context: Option<String>,
     /// What becomes of processes that are wider than config.json allows: refuse or clamp
@@ -82,14 +82,8 @@ fn for_a_client(args: &Args) -> bool {
 
 pub fn run(context: &Context, args: Args) -> Result<u8> {
     let id = one_id("restore", &args.args)?;
-    for (given, flag) in [
-        (args.auto_dedup, "--auto-dedup"),
-        (args.lsm_profile.is_some(), "--lsm-profile"),
-        (args.lsm_mount_context.is_some(), "--lsm-mount-context"),
-    ] {
-        if given {
-            return Err(Error::new(format!("restore {flag} is not supported yet; leave it out")));
-        }
+    if args.auto_dedup {
+        return Err(Error::new("restore --auto-dedup is not supported yet; leave it out"));
     }
     progress::show();
     let options = Options {
@@ -105,6 +99,8 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         any_processor: any_processor(&args.cpu_cap)?,
         lazy: args.lazy || args.lazy_pages,
         resume: args.resume || for_a_client(&args),
+        lsm_profile: args.lsm_profile,
+        lsm_mount_context: args.lsm_mount_context,
         ..options(&args.what)?
     };
     let flags = new::Flags {

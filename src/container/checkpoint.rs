@@ -25,7 +25,7 @@ use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::time;
 use crate::checkpoint::report::{DumpReport, RestoreReport};
 use crate::checkpoint::task::process::asks_for_parents_death;
-use crate::checkpoint::task::sessions;
+use crate::checkpoint::task::{labels, sessions};
 use crate::checkpoint::{
     dump, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
 };
@@ -172,6 +172,7 @@ pub fn restore_when(
     files::accept(&model, &options)?;
     processor::admit(&model, &options)?;
     time::go_on(&model, &mut request.bundle.spec)?;
+    labels::name(&options, &mut request.bundle.spec)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     // Packets of connections that have no socket yet would be answered, as soon as a hook has attached the network.
     let locked = Cell::new(false);

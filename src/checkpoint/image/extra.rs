@@ -28,6 +28,13 @@ records! {
         least_use: optional uint32 = 15,
         most_use: optional uint32 = 16,
         cookie: optional uint32 = 17,
+        labels: repeated message(ThreadLabel) = 18,
+    }
+
+    /// A label of SELinux for what the thread makes next: `attribute` is `exec`, `fscreate` or `keycreate`.
+    ThreadLabel = "thread_label" {
+        attribute: required string = 1,
+        text: required string = 2,
     }
 
     /// The extension `io_uring`: rings. Their descriptors are external files to CRIU, which it does not restore.

@@ -11,7 +11,7 @@
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
-//!  labels       AppArmor profiles                              sessions     what exec has started: second roots
+//!  labels       AppArmor profiles, labels of SELinux           sessions     what exec has started: second roots
 //! ```
 
 pub mod cookies;

@@ -303,6 +303,10 @@ impl<'a> Revival<'a> {
             injection.run(&batch)?;
         }
         let inside = user_of(self.restore.model, entry.pid).is_some();
+        let alone = entry.threads.len() == 1;
+        if let (Some(label), Some(door), false) = (&self.label, attributes, alone) {
+            label.restore_before_threads(&mut injection, door)?;
+        }
         let mut threads: Vec<(u32, Injection)> = Vec::new();
         for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
             let thread = match inside {
@@ -472,7 +476,9 @@ impl<'a> Revival<'a> {
             batch.call(libc::SYS_prctl, &[PR_SET_DUMPABLE.into(), u64::from(dumpable == 1).into()]);
         }
         if let (Some(label), Some(door)) = (&self.label, attributes) {
-            label.restore(&mut batch, door, injection.thread().tid());
+            let own = injection.thread().tid();
+            label.restore_in_thread(&mut batch, door, own, entry.threads.len() == 1);
+            label.restore_next(&mut batch, door, own, (thread.creds.as_ref(), self.extra(vtid)));
             if vtid == entry.pid {
                 batch.call(libc::SYS_close, &[door.into()]);
             }

@@ -10,7 +10,7 @@ use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
 use crate::checkpoint::task::status::{IdMap, Status};
-use crate::checkpoint::task::{credentials, keys, modes, scheduling, seccomp, signals};
+use crate::checkpoint::task::{credentials, keys, labels, modes, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
 use crate::sys::procfs::read_bytes;
 
@@ -164,7 +164,9 @@ impl Ask {
             (results.u64(self.robust.0, 0), len)
         };
         thread.sas = Some(self.stack.answer(results));
-        thread.creds = Some(self.creds.answer(results, status, ids.0, ids.1));
+        let mut creds = self.creds.answer(results, status, ids.0, ids.1);
+        labels::read(injection.thread().tid(), &mut creds, extra)?;
+        thread.creds = Some(creds);
         extra.modes = self.modes.answer(results);
         self.keys.answer(results, injection)?;
         self.sched.answer(results, thread, extra)
