@@ -76,6 +76,44 @@ def test_limits(host):
     check(not g.exists(), f"{g} is still there")
 
 
+def test_more_limits(host):
+    """Huge pages, bursts, idleness, weights of devices, and files by their own names; what the kernel has not is an error."""
+    def limited(label, resources, ok=(0,)):
+        c = busybox(host, "sleep", "1000", label=label, resources=resources)
+        c.run(ok=ok)
+        return c
+
+    c = limited("all", {
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}],
+        "cpu": {"quota": 20000, "period": 100000, "burst": 10000},
+        "blockIO": {"weight": 500},
+        "unified": {"memory.oom.group": "1", "cpu.weight": "7", "hugetlb.1GB.max": "0"},
+    })
+    g = group(c)
+    files(g, hugetlb__2MB__max=str(4 << 20), hugetlb__2MB__rsvd__max=str(4 << 20), cpu__max__burst="10000", memory__oom__group="1",
+          cpu__weight="7", hugetlb__1GB__max="0")
+    weights = {"io.bfq.weight": "500", "io.weight": "4950"}
+    there = [name for name in weights if (g / name).exists()]
+    check(there, "no file for weights")
+    equal((g / there[0]).read_text().split()[-1], weights[there[0]], there[0])
+    c.call("update", "--cpu-burst", "5000", "--blkio-weight", "1000", c.id)
+    files(g, cpu__max__burst="5000")
+    c.call("update", "--cpu-idle", "1", c.id)
+    files(g, cpu__idle="1")
+    files(group(limited("idle", {"cpu": {"idle": 1}})), cpu__idle="1")
+    for label, resources, words in [
+        ("size", {"hugepageLimits": [{"pageSize": "3MB", "limit": 0}]}, "hugetlb.3MB.max: no such file or directory"),
+        ("rdma", {"rdma": {"mlx5_1": {"hcaHandles": 3, "hcaObjects": 10}}}, "rdma.max: "),
+        ("burst", {"cpu": {"quota": 20000, "period": 100000, "burst": 30000}}, "cpu.max: invalid argument"),
+        ("form", {"unified": {"memory": "1"}}, 'unified resource "memory" must be in the form CONTROLLER.PARAMETER'),
+        ("slash", {"unified": {"a/b": "1"}}, 'unified resource "a/b" must be a file name (no slashes)'),
+        ("nobody", {"unified": {"nobody.max": "1"}}, "can't be set: controller \"nobody\" not available"),
+        ("swap", {"memory": {"limit": 100 << 20, "swap": 50 << 20}}, "memory+swap limit should be >= memory limit"),
+    ]:
+        text = limited(label, resources, ok=[1]).text().replace('\\"', '"')
+        check(words in text, f"{label}: {text}")
+
+
 def test_memory_limit(host):
     """Too much memory: the kernel ends the program, and `memory.events` says so."""
     c = busybox(host, "sh", "-c", "dd if=/dev/zero of=/dev/null bs=64M count=1; echo status $?; sleep 1000",
