@@ -88,6 +88,21 @@ def test_idmap(host):
     equal(run(host, "stat -c '%u %g' /data/file; touch /data/new", change, "u"), "7 8\n", "owner seen from inside")
     new = os.stat(tree / "new")
     equal((new.st_uid, new.st_gid), (0, 0), "owner of what was made inside")
+    # `ridmap` is for the mounts below it, too.
+    below = host.dir / "below"
+    below.mkdir()
+    (below / "file").write_text("x")
+    os.chown(below / "file", 7, 8)
+    (tree / "sub").mkdir()
+    sh("mount", "--bind", below, tree / "sub")
+    host.undo.append(lambda: sh("umount", tree / "sub"))
+    for option, owner in ("ridmap", "7 8"), ("idmap", "65534 65534"):
+
+        def change(spec):  # noqa: F811
+            in_user_namespace(spec)
+            spec["mounts"].append(mount(host, "/data", "bind", "rbind", option, source=tree))
+
+        equal(run(host, "stat -c '%u %g' /data/sub/file", change, option), f"{owner}\n", f"owner below {option}")
 
 
 def test_user_namespace(host):
