@@ -279,7 +279,7 @@ class Container:
         threading.Thread(target=drain, daemon=True).start()
 
     def run(self, **how):
-        return self._launch("run", "--detach", "--bundle", self.bundle, "--pid-file", self.host.dir / "pid", **how)
+        return self._launch("run", "--detach", "--bundle", self.bundle, "--pid-file", self.host.dir / f"{self.id}.pid", **how)
 
     def checkpoint(self, name, *flags, ok=(0,), **how):
         work = self.host.dir / f"{name}.work"
@@ -296,7 +296,7 @@ class Container:
         began = time.monotonic()
         try:
             self._launch("restore", "--detach", "--bundle", self.bundle, "--image-path", self.host.dir / name,
-                         "--work-path", work, "--pid-file", self.host.dir / "pid", *flags, **how)
+                         "--work-path", work, "--pid-file", self.host.dir / f"{self.id}.pid", *flags, **how)
         except Failed as e:
             raise Failed(f"{e}\n{tail(work / 'restore.log')}") from None
         return time.monotonic() - began
