@@ -12,6 +12,7 @@ use crate::checkpoint::arch;
 use crate::checkpoint::context::Options;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::task::process;
 
 /// The name of this room's extension in stasis.img.
 const EXTENSION: &str = "processor";
@@ -25,7 +26,21 @@ pub fn dump(model: &mut Model) -> Result<()> {
 
 /// Whether this processor has all that the images' had. Images that do not say are taken.
 pub fn admit(model: &Model, options: &Options) -> Result<()> {
-    accept(&model.extension::<Vec<String>>(EXTENSION)?, options)
+    accept(&model.extension::<Vec<String>>(EXTENSION)?, options)?;
+    registers(model)
+}
+
+/// Whether this processor has the registers of all threads.
+fn registers(model: &Model) -> Result<()> {
+    let extra = process::extra(model)?;
+    for (tid, core) in &model.cores {
+        let own = extra.threads.iter().find(|thread| thread.tid == *tid);
+        if let Some(info) = &core.thread_info {
+            arch::record::admit(info, own.map_or(&[], |own| &own.xstate))
+                .map_err(|e| e.pid(tid.cast_signed()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether this processor has all instructions of another one.

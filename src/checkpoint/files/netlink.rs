@@ -64,10 +64,11 @@ pub fn check(live: &Live) -> Result<()> {
 
 /// The groups it is a member of, one bit each, 32 to a word. CRIU restores those of the first word.
 fn memberships(fd: &OwnedFd) -> Vec<u32> {
-    let Ok((groups, length)) = get_bytes::<GROUPS>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS) else {
+    // Linux before 6.5 fills in all groups and tells a length that is too short.
+    let Ok((groups, _)) = get_bytes::<GROUPS>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS) else {
         return Vec::new();
     };
-    let words = groups.as_chunks::<4>().0.iter().take(length.div_ceil(4));
+    let words = groups.as_chunks::<4>().0.iter();
     let mut words: Vec<u32> = words.map(|word| u32::from_ne_bytes(*word)).collect();
     while words.last() == Some(&0) {
         words.pop();

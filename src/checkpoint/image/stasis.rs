@@ -17,7 +17,8 @@ records! {
         created: optional uint64 = 7,
     }
 
-    /// SHA-256 of one image.
+    /// Length of one image. `sha256` is empty, and nobody reads it: a digest would take longer than the rest of a freeze, and
+    /// what carries images about has checksums of its own.
     ImageDigest = "image_digest" {
         name: required string = 1,
         size: required uint64 = 2,

@@ -90,6 +90,15 @@ pub fn asks_for_parents_death(model: &Model) -> bool {
     cores.into_iter().any(|thread| thread.pdeath_sig.unwrap_or(0) != 0)
 }
 
+/// What CRIU's records have no place for.
+pub fn extra(model: &Model) -> Result<TaskExtra> {
+    match model.extension_data(EXTENSION) {
+        None => Ok(TaskExtra::default()),
+        Some(data) => TaskExtra::decode(data)
+            .map_err(|e| Error::new(format!("the extension {EXTENSION} of stasis.img cannot be read: {e}"))),
+    }
+}
+
 /// How the tree of the images would be made.
 pub fn plan(model: &Model) -> Result<Vec<tree::Step>> {
     let (pstree, ids) = (&model.pstree, &model.ids);

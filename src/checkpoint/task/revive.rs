@@ -17,9 +17,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use prost::Message;
 
-use super::process::{self, ALIVE, DEAD, EXTENSION, STOPPED};
+use super::process::{self, ALIVE, DEAD, STOPPED};
 use super::status::Status;
 use super::tree::Step;
 use super::{cookies, credentials, limits, modes, placement, scheduling, seccomp, signals, timers};
@@ -99,7 +98,7 @@ impl<'a> Revival<'a> {
         births.check(model)?;
         let policy = credentials::Policy::of(&restore.target.spec);
         let label = Label::of(&restore.target.spec);
-        let extra = extension(restore)?;
+        let extra = process::extra(model)?;
         let extras = extra.threads.iter().enumerate().map(|(at, thread)| (thread.tid, at)).collect();
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
         let revival =
@@ -524,14 +523,6 @@ fn get(tree: &mut BTreeMap<i32, NewTask>, pid: i32) -> Result<&mut NewTask> {
 
 fn call(tree: &mut BTreeMap<i32, NewTask>, pid: i32, nr: libc::c_long, args: [i32; 2]) -> Result<()> {
     get(tree, pid)?.injection.syscall(nr, &args.map(Into::into)).map(|_| ()).map_err(|e| e.pid(pid))
-}
-
-fn extension(restore: &Restore<'_>) -> Result<TaskExtra> {
-    match restore.model.extension_data(EXTENSION) {
-        None => Ok(TaskExtra::default()),
-        Some(data) => TaskExtra::decode(data)
-            .map_err(|e| Error::new(format!("the extension {EXTENSION} of stasis.img cannot be read: {e}"))),
-    }
 }
 
 /// Throws away the SIGCHLD that children which died or stopped have sent, and the report that they have stopped: a

@@ -16,7 +16,7 @@ use libc::user_regs_struct;
 use super::Regs;
 use super::compat;
 use super::regs::{ERESTART_RESTARTBLOCK, USER32_CS};
-use super::xsave::component;
+use super::xsave::{component, components};
 use crate::checkpoint::image::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
     UserX86XsaveEntry, XstateComponent,
@@ -208,6 +208,32 @@ fn idle(xsave: &UserX86XsaveEntry) -> u64 {
 /// Components that CRIU's record has fields for.
 const KNOWN: u64 = 0b10_1111_1111;
 
+/// The components that a thread uses, all of which must be among those that are `here`.
+fn used(xsave: &UserX86XsaveEntry, extras: &[XstateComponent], here: u64) -> Result<u64> {
+    let mut used = xsave.xstate_bv & KNOWN & !(idle(xsave) & !here);
+    for extra in extras {
+        used |= 1 << (extra.number & 63);
+    }
+    let missing = used & !here;
+    if missing == 0 {
+        return Ok(used);
+    }
+    Err(Error::new(format!(
+        "the program uses processor features that this machine lacks: {} (xsave components {missing:#x} of {here:#x})",
+        names(missing)
+    ))
+    .remedy("restore on a machine with the same processor features"))
+}
+
+/// Refuses a thread whose registers this processor lacks, before anything is made. The kernel may have less to give than
+/// the processor: that is found later.
+pub fn admit(info: &ThreadInfoX86, extras: &[XstateComponent]) -> Result<()> {
+    match &info.fpregs.xsave {
+        Some(xsave) => used(xsave, extras, components()).map(drop),
+        None => Ok(()),
+    }
+}
+
 /// Builds the area for PTRACE_SETREGSET. `current` is what this processor gives a fresh thread: its length and its mask
 /// of components say what can be restored here.
 pub fn restore_extended(info: &ThreadInfoX86, extras: &[XstateComponent], current: &[u8]) -> Result<Vec<u8>> {
@@ -232,19 +258,7 @@ pub fn restore_extended(info: &ThreadInfoX86, extras: &[XstateComponent], curren
         return Err(Error::new("the image has extended processor state, this processor has none")
             .remedy("restore on a processor with xsave"));
     }
-    let here = quad(current, SW_XFEATURES);
-    let mut used = xsave.xstate_bv & KNOWN & !(idle(xsave) & !here);
-    for extra in extras {
-        used |= 1 << (extra.number & 63);
-    }
-    let missing = used & !here;
-    if missing != 0 {
-        return Err(Error::new(format!(
-            "the program uses processor features that this machine lacks: {} (xsave components {missing:#x} of {here:#x})",
-            names(missing)
-        ))
-        .remedy("restore on a machine with the same processor features"));
-    }
+    let used = used(xsave, extras, quad(current, SW_XFEATURES))?;
     area[FXSAVE..FXSAVE + 8].copy_from_slice(&used.to_le_bytes());
     let mut part = |number: u32, bytes: &[u8]| -> Result<()> {
         if used & (1 << number) == 0 {
@@ -439,6 +453,28 @@ mod tests {
     }
 
     #[test]
+    fn a_component_of_another_size_is_refused() {
+        let area = sample();
+        let (mut info, extras) = dump_extended(&area).unwrap();
+        let xsave = info.fpregs.xsave.as_mut().unwrap();
+        if xsave.xstate_bv & 1 << 2 != 0 {
+            xsave.ymmh_space.push(0);
+            let error = restore_extended(&info, &extras, &area).unwrap_err().to_string();
+            assert!(error.contains("component 2 has 260 bytes"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_larger_area_than_that_of_the_image_is_zero_behind() {
+        let area = sample();
+        let (info, extras) = dump_extended(&area).unwrap();
+        let larger = [area.clone(), vec![7; 4096]].concat();
+        let back = restore_extended(&info, &extras, &larger).unwrap();
+        assert_eq!(back.len(), larger.len());
+        assert!(back[area.len()..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
     fn features_that_are_missing_here_are_named() {
         let area = sample();
         let (mut info, extras) = dump_extended(&area).unwrap();
@@ -446,6 +482,11 @@ mod tests {
         poor[SW_XFEATURES..SW_XFEATURES + 8].copy_from_slice(&3_u64.to_le_bytes());
         let error = restore_extended(&info, &extras, &poor).unwrap_err().to_string();
         assert!(error.contains("AVX"), "{error}");
+        admit(&info, &extras).unwrap();
+        // A component that no processor has had so far.
+        let beyond = XstateComponent { number: 40, data: vec![0; 64] };
+        let error = admit(&info, &[beyond]).unwrap_err().to_string();
+        assert!(error.contains("component 40") && error.contains("restore on a machine"), "{error}");
         info.fpregs.st_space.pop();
         assert!(restore_extended(&info, &extras, &area).is_err());
     }

@@ -18,6 +18,14 @@ pub fn component(number: u32) -> Option<Component> {
     *KNOWN.get(usize::try_from(number).ok()?)?.get_or_init(|| ask(number))
 }
 
+/// The components that this processor has, one bit each.
+pub fn components() -> u64 {
+    #[allow(unused_unsafe)]
+    // SAFETY: as below.
+    let leaf = unsafe { std::arch::x86_64::__cpuid_count(0x0d, 0) };
+    u64::from(leaf.eax) | u64::from(leaf.edx) << 32
+}
+
 fn ask(number: u32) -> Option<Component> {
     #[allow(unused_unsafe)]
     // SAFETY: every x86-64 processor has the instruction; an unknown leaf answers zeros.

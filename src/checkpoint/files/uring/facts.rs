@@ -56,6 +56,10 @@ impl Facts {
 
     /// None: the ring was held by somebody, and the kernel has left parts out.
     fn parse(text: &str) -> Result<Option<Self>> {
+        if !text.lines().any(|line| line.starts_with("SqMask:")) {
+            return Err(Error::new("this kernel does not tell how large an io_uring is")
+                .remedy("Linux 5.16 does; or let the program do without io_uring"));
+        }
         let mut facts = Self::default();
         let mut section = "";
         let mut whole = false;
