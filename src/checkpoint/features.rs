@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::sys::pagemap::{self, Query, Region};
 use crate::sys::probe::{self, Call};
-use crate::sys::{pidfd, userfaultfd};
+use crate::sys::{pidfd, prctl, userfaultfd};
 
 /// One thing that the engine uses where it is there.
 pub struct Known {
@@ -149,6 +149,13 @@ pub const ALL: &[Known] = &[
         "--pre-dump, --precopy; pages that are not in memory",
         Some("/proc/PID/pagemap, an entry a page"),
         has_pagemap_scan,
+    ),
+    known(
+        "PR_SET_VMA_ANON_NAME",
+        "5.17, CONFIG_ANON_VMA_NAME",
+        "names of memory",
+        Some("a restore warns that they are lost"),
+        prctl::can_name_memory,
     ),
     known("PIDFD_THREAD", "6.9", "descriptors of threads", Some("no program has any"), has_pidfd_thread),
     known(

@@ -89,6 +89,8 @@ pub struct RestoreReport {
     pub init: i32,
     /// Pages in the images.
     pub pages_restored: u64,
+    /// What is not as it was, because this kernel cannot have it so.
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Display for DumpReport {

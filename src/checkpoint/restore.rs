@@ -52,6 +52,7 @@ pub fn restore(
     });
     match &result {
         Ok(report) => {
+            report.warnings.iter().for_each(|text| log.line(format_args!("Warning: {text}")));
             log.line(format_args!("done: {}", report.phases));
             report.write_stats(options);
         }
@@ -155,7 +156,9 @@ fn run(
     phases.end("resume");
     let pages_restored = report::pages(restore.images.path());
     let tasks = model.pstree.len();
-    Ok(RestoreReport { phases, tasks, threads: count, init: restore.target.init, pages_restored })
+    let warnings = memory::marks::lost(model, sys::prctl::can_name_memory())?.into_iter().collect();
+    let init = restore.target.init;
+    Ok(RestoreReport { phases, tasks, threads: count, init, pages_restored, warnings })
 }
 
 /// Numbers above those of the images that a task may need while it is put together.

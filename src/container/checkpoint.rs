@@ -196,6 +196,7 @@ pub fn restore_when(
     match filled {
         Ok(report) => {
             let traced = options.trace.as_deref().map_or(Ok(()), |path| trace::restore(path, &report));
+            warnings.extend(report.warnings.iter().cloned());
             warnings.extend(traced.err().map(|e| e.to_string()));
             Ok((created, Outcome { report, print: options.print_stats, warnings }))
         }

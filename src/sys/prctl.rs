@@ -22,6 +22,14 @@ pub fn last_capability() -> u8 {
     }
 }
 
+/// Whether this kernel lets memory have names: `PR_SET_VMA_ANON_NAME`; Linux 5.17 with `CONFIG_ANON_VMA_NAME`.
+pub fn can_name_memory() -> bool {
+    const PR_SET_VMA: libc::c_int = 0x5356_4d41;
+    const PR_SET_VMA_ANON_NAME: libc::c_ulong = 0;
+    // SAFETY: takes the name of no memory at all.
+    unsafe { libc::prctl(PR_SET_VMA, PR_SET_VMA_ANON_NAME, 0_u64, 0_u64, 0_u64) == 0 }
+}
+
 /// The signal that this process gets when its parent dies, 0 for none.
 pub fn parent_death_signal() -> Result<i32, Errno> {
     let mut signal: libc::c_int = 0;

@@ -128,6 +128,16 @@ fn read(model: &Model) -> Result<BTreeMap<u32, Marks>> {
     model.extension(EXTENSION)
 }
 
+/// What is lost of the images where the kernel lets memory have no names.
+pub fn lost(model: &Model, can_name: bool) -> Result<Option<String>> {
+    let all = read(model)?;
+    let count = all.values().flat_map(|marks| &marks.marks).filter(|mark| mark.name.is_some()).count();
+    let text = || {
+        format!("the names of {count} mappings are lost: this kernel is built without CONFIG_ANON_VMA_NAME")
+    };
+    Ok((count > 0 && !can_name).then(text))
+}
+
 /// The keys that a process has: those that it does not get when it asks for all. It has what it had afterwards.
 fn taken_keys(injection: &mut Injection) -> Result<u16> {
     let thread = injection.thread().clone();
@@ -191,7 +201,7 @@ pub fn restore(injection: &mut Injection, marks: &Marks, vmas: &[VmaEntry], inhe
             let name = batch.string(name.as_bytes());
             let args = [PR_SET_VMA.into(), PR_SET_VMA_ANON_NAME.into(), (*start).into(), length.into(), name];
             let call = batch.call(libc::SYS_prctl, &args);
-            // A kernel without CONFIG_ANON_VMA_NAME.
+            // A kernel without CONFIG_ANON_VMA_NAME, of which `lost` tells.
             batch.tolerate(call);
         }
         // What may only be executed has got its key already, where there are keys.
@@ -251,6 +261,18 @@ mod tests {
         };
         assert!(!with(|_| ()) && with(|mark| mark.sealed = true) && with(|mark| mark.key = Some(3)));
         assert!(Marks { keys: 2, marks: vec![] }.is_critical());
+    }
+
+    #[test]
+    fn lost_names_are_counted() {
+        let mut model = Model::default();
+        let text =
+            r#"{"marks":[{"start":4096,"end":8192,"name":"x"},{"start":8192,"end":12288,"sealed":true}]}"#;
+        let marks: Marks = serde_json::from_str(text).unwrap();
+        assert_eq!(lost(&model, false).unwrap(), None);
+        model.set_extension(EXTENSION, &BTreeMap::from([(1, marks)])).unwrap();
+        assert_eq!(lost(&model, true).unwrap(), None);
+        assert!(lost(&model, false).unwrap().is_some_and(|text| text.contains("of 1 mappings")));
     }
 
     #[test]
