@@ -86,7 +86,7 @@ mod tests {
         let record = entry(&mount, &Class::External("/key".into()));
         assert_eq!((fstype(&record), record.ext_key.as_deref()), (Some("mqueue"), Some("/key")));
         mount.fstype = "ext4".into();
-        assert_eq!(fstype(&entry(&mount, &Class::Root)), Some("ext4"));
+        assert_eq!(fstype(&entry(&mount, &Class::Root)), None);
     }
 
     #[test]
