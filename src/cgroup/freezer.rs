@@ -38,6 +38,20 @@ pub(super) fn thaw(cgroup: &Cgroup) -> Result<()> {
     }
 }
 
+/// Continues all processes, also those of groups inside that are frozen themselves: a frozen one of v1 does not die.
+pub(super) fn thaw_all(cgroup: &Cgroup) -> Result<()> {
+    if is_frozen(cgroup)? {
+        thaw(cgroup)?;
+    }
+    for dir in frozen_inside(cgroup)? {
+        match switch(&dir, false) {
+            Err(e) if !is_missing(&e) => return Err(e),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// True if the group itself is frozen or freezing; not if only one above it is, as that is none of the container's.
 pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
     let (dir, file) = if cgroup.is_unified() {

@@ -331,6 +331,11 @@ impl Cgroup {
         freezer::thaw(self)
     }
 
+    /// Continues them, and those of groups inside that are frozen themselves.
+    pub fn thaw_all(&self) -> Result<()> {
+        freezer::thaw_all(self)
+    }
+
     /// True if this group itself is frozen.
     pub fn is_frozen(&self) -> Result<bool> {
         freezer::is_frozen(self)

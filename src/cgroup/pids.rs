@@ -104,8 +104,9 @@ pub(super) fn kill(cgroup: &Cgroup, signal: i32) -> Result<()> {
     // Without a freezer the loop below still catches up.
     let frozen = cgroup.freeze().is_ok();
     let result = signal_all(cgroup, signal);
-    // A frozen process of v1 dies only when it is thawed.
-    if frozen && (sigkill || !was_frozen) {
+    if sigkill && cgroup.has_freezer() {
+        cgroup.thaw_all()?;
+    } else if frozen && !was_frozen {
         cgroup.thaw()?;
     }
     result?;

@@ -135,6 +135,22 @@ fn frozen_processes_stop_and_can_still_be_killed() {
 }
 
 #[test]
+fn processes_of_frozen_groups_inside_are_killed() {
+    let Some(mut group) = Group::new("{}") else { return };
+    let dir = group.cgroup.paths().get("freezer").or(group.cgroup.paths().get(""));
+    let Some(inside) = dir.map(|dir| dir.join("ice")) else { return };
+    std::fs::create_dir(&inside).unwrap();
+    std::fs::write(inside.join("cgroup.procs"), group.pid().to_string()).unwrap();
+    freezer::switch(&inside, true).unwrap();
+    group.cgroup.kill(libc::SIGKILL).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while group.child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "a process of a frozen group inside outlived SIGKILL");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
 fn limits_are_written_and_updated() {
     let Some(group) = Group::new("{}") else { return };
     if group.cgroup.is_unified() {

@@ -44,11 +44,8 @@ impl Container {
             sent => sent.context(|| "unable to signal init")?,
         }
         if signal == libc::SIGKILL {
-            // In a frozen v1 group even SIGKILL waits.
-            let cgroup = self.cgroup();
-            if cgroup.is_frozen().unwrap_or(false) {
-                let _ = cgroup.thaw();
-            }
+            // In a frozen v1 group even SIGKILL waits, and init for those who are in one inside.
+            let _ = self.cgroup().thaw_all();
         }
         Ok(())
     }
