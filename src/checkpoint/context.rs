@@ -135,6 +135,8 @@ pub struct Dump<'a> {
     pub files: crate::checkpoint::files::Registry,
     /// Groups inside that the container had frozen; they are thawed meanwhile.
     pub frozen_groups: Vec<PathBuf>,
+    /// What the container's own control groups are limited to, as far as it was read before the container stood still.
+    pub limits: crate::checkpoint::namespaces::cgroup::Limits,
     /// The namespaces that the container has made.
     pub spaces: crate::checkpoint::namespaces::nested::Spaces,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
@@ -160,6 +162,7 @@ impl<'a> Dump<'a> {
             looks: crate::checkpoint::memory::look::Looks::default(),
             files: crate::checkpoint::files::Registry::default(),
             frozen_groups: Vec::new(),
+            limits: BTreeMap::new(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,
         }

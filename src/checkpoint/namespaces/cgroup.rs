@@ -21,7 +21,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::checkpoint::context::{Dump, NewTask, Restore};
+use crate::checkpoint::context::{Dump, NewTask, Options, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{
     CgControllerEntry, CgMemberEntry, CgSetEntry, CgroupDirEntry, CgroupEntry, CoreEntry,
@@ -31,6 +31,7 @@ use crate::checkpoint::namespaces::vpid;
 use crate::checkpoint::remote::{Conduit, Thread};
 pub use roots::save as save_root;
 pub use theirs::rooted;
+pub use tree::Limits;
 use tree::{Hierarchy, hierarchies};
 
 /// The set that CRIU means by "where the one who made the images is". The container's sets come after it.
@@ -38,6 +39,14 @@ const DUMPERS: u32 = 1;
 
 /// The container's first process.
 const INIT: i32 = 1;
+
+/// What can be known of the container's groups before it stands still.
+pub fn limits(options: &Options, source: &Source) -> Result<Limits> {
+    if ignored(options.manage_cgroups.as_deref()) {
+        return Ok(Limits::new());
+    }
+    tree::limits(&source.cgroups, source.init)
+}
 
 /// Saves the groups of the container and everybody's place in them.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
@@ -83,7 +92,8 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         ctls: hierarchies.iter().zip(places).map(|(h, place)| member(h, place)).collect(),
     });
     let sets = sets.collect();
-    let controllers = hierarchies.iter().map(|h| h.entry(&dump.frozen_groups)).collect::<Result<_>>()?;
+    let entry = |h: &Hierarchy| h.entry(&dump.frozen_groups, &dump.limits);
+    let controllers = hierarchies.iter().map(entry).collect::<Result<_>>()?;
     dump.model.cgroup = Some(CgroupEntry { sets, controllers });
     Ok(())
 }

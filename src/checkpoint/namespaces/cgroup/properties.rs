@@ -100,14 +100,22 @@ pub(super) fn value(dir: &Path, name: &str) -> Option<String> {
     fs::read_to_string(dir.join(name)).ok().map(|text| text.trim_end().to_owned())
 }
 
-/// The settings of a group. Of the container's own those that `update` can change.
+/// The settings of a group. Of the container's own only what those inside change by being there.
 pub(super) fn read(hierarchy: &str, dir: &Path, top: bool) -> Result<Vec<CgroupPropEntry>> {
-    let names: Vec<&str> = match (hierarchy.is_empty(), top) {
-        (true, true) => [DISTRIBUTED].into_iter().chain(limits::names(hierarchy)).collect(),
-        (true, false) => [TYPE, DISTRIBUTED].into_iter().chain(V2).collect(),
-        (false, true) => limits::names(hierarchy),
-        (false, false) => FIRST_V1.into_iter().chain(V1).collect(),
-    };
+    match (hierarchy.is_empty(), top) {
+        (true, true) => read_all(dir, [DISTRIBUTED]),
+        (true, false) => read_all(dir, [TYPE, DISTRIBUTED].into_iter().chain(V2)),
+        (false, true) => Ok(Vec::new()),
+        (false, false) => read_all(dir, FIRST_V1.into_iter().chain(V1)),
+    }
+}
+
+/// Those of the container's own group that `update` can change.
+pub(super) fn read_limits(hierarchy: &str, dir: &Path) -> Result<Vec<CgroupPropEntry>> {
+    read_all(dir, limits::names(hierarchy))
+}
+
+fn read_all<'a>(dir: &Path, names: impl IntoIterator<Item = &'a str>) -> Result<Vec<CgroupPropEntry>> {
     let mut all = Vec::new();
     for name in names {
         if let Some(value) = value(dir, name) {

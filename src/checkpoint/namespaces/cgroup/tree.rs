@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::properties;
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::{CgControllerEntry, CgroupDirEntry, CgroupPerms};
+use crate::checkpoint::image::{CgControllerEntry, CgroupDirEntry, CgroupPerms, CgroupPropEntry};
 
 /// Deeper than anybody nests groups.
 const DEPTH_MAX: usize = 64;
@@ -24,6 +24,16 @@ pub(super) struct Hierarchy {
     pub path: String,
     /// Which group each thread of the container is in, as a path below the container's, by id on this host.
     pub members: BTreeMap<i32, String>,
+}
+
+/// What the container's own groups are limited to, by directory.
+pub type Limits = BTreeMap<PathBuf, Vec<CgroupPropEntry>>;
+
+/// Reads them while the container runs: they are dozens of files, which whoever runs the container changes, not the
+/// container.
+pub(super) fn limits(cgroups: &BTreeMap<String, PathBuf>, init: i32) -> Result<Limits> {
+    let of = |h: Hierarchy| Ok((h.dir.clone(), properties::read_limits(&h.name, &h.dir)?));
+    hierarchies(cgroups, init)?.into_iter().map(of).collect()
 }
 
 /// The hierarchies in which the container has a group of its own.
@@ -112,8 +122,12 @@ impl Hierarchy {
     }
 
     /// Its record, with all groups; `frozen` are thawed for the dump alone.
-    pub fn entry(&self, frozen: &[PathBuf]) -> Result<CgControllerEntry> {
+    pub fn entry(&self, frozen: &[PathBuf], limits: &Limits) -> Result<CgControllerEntry> {
         let mut top = self.group(&self.dir, frozen, true)?;
+        match limits.get(&self.dir) {
+            Some(known) => top.properties.extend_from_slice(known),
+            None => top.properties.extend(properties::read_limits(&self.name, &self.dir)?),
+        }
         top.dir_name.clone_from(&self.path);
         let cnames = self.name.split(',').map(str::to_owned).collect();
         let is_threaded = Some(top.children.iter().any(properties::threaded));
