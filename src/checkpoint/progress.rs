@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   [###############               ]  51 %, 522 of 1024 MiB
+//!   522 MiB                                                     where nobody knows how many there will be
 //! ```
 //!
 //! The line is drawn by whichever thread has just moved something, on standard error, and is gone when all is moved. A
@@ -32,7 +33,7 @@ pub fn show() {
 /// Something that is under way.
 #[derive(Debug)]
 pub struct Bar {
-    total: u64,
+    total: Option<u64>,
     done: AtomicU64,
     began: Instant,
     /// When the line was last drawn.
@@ -42,6 +43,15 @@ pub struct Bar {
 impl Bar {
     /// `total` bytes are to be moved. None: nobody looks.
     pub fn new(total: u64) -> Option<Self> {
+        Self::of(Some(total))
+    }
+
+    /// Bytes are to be moved, nobody knows how many. None: nobody looks.
+    pub fn unbounded() -> Option<Self> {
+        Self::of(None)
+    }
+
+    fn of(total: Option<u64>) -> Option<Self> {
         let bar = || Self { total, done: AtomicU64::new(0), began: Instant::now(), drawn: Mutex::new(None) };
         WANTED.load(Ordering::Relaxed).then(bar)
     }
@@ -69,7 +79,8 @@ fn is_due(now: Instant, began: Instant, drawn: Option<Instant>) -> bool {
     now.duration_since(began) >= LONG && drawn.is_none_or(|drawn| now.duration_since(drawn) >= AGAIN)
 }
 
-fn line(done: u64, total: u64) -> String {
+fn line(done: u64, total: Option<u64>) -> String {
+    let Some(total) = total else { return format!("{} MiB", done >> 20) };
     let done = done.min(total);
     let part = |of: u64| {
         if total == 0 { of } else { (u128::from(done) * u128::from(of) / u128::from(total)) as u64 }
@@ -95,6 +106,9 @@ mod tests {
 
     #[test]
     fn a_line_says_how_far_it_is() {
+        let line_of = line;
+        let line = |done, total| line_of(done, Some(total));
+        assert_eq!(line_of(522 << 20, None), "522 MiB");
         assert_eq!(line(0, 1 << 30), format!("[{}]   0 %, 0 of 1024 MiB", " ".repeat(30)));
         assert_eq!(
             line(522 << 20, 1 << 30),
@@ -117,6 +131,6 @@ mod tests {
 
     #[test]
     fn nobody_looks_unless_asked() {
-        assert!(Bar::new(1 << 30).is_none());
+        assert!(Bar::new(1 << 30).is_none() && Bar::unbounded().is_none());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::checkpoint::{What, options};
 use super::{Context, absolute, one_id};
 use crate::checkpoint::context::Options;
+use crate::checkpoint::progress;
 use crate::container::{Error, Result};
 use crate::migrate::{self, Destination};
 
@@ -63,6 +64,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         ..options(&args.what)?
     };
     let patience = Duration::from_secs(args.timeout.into());
+    progress::show();
     let done = migrate::send(&context.store, id, &options, &to, args.rounds, patience)?;
     println!(
         "{id} has moved: stood still for {:.1} ms of {:.2} s, {:.1} MiB in {} rounds",

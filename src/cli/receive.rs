@@ -10,6 +10,7 @@ use nix::sys::stat::Mode;
 use super::checkpoint::any_processor;
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
+use crate::checkpoint::progress;
 use crate::container::Result;
 use crate::init::process::Purpose;
 use crate::migrate::{self, Listener, Receive};
@@ -74,6 +75,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         no_new_keyring: false,
         preserve_fds: 0,
     };
+    progress::show();
     let prepared = new::prepare(context, &id, &flags, true, Purpose::Restore)?;
     let patience = Duration::from_secs(args.timeout.into());
     let from = match &args.listen {

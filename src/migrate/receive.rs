@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::checkpoint::context::{NetworkLock, Options};
 use crate::checkpoint::processor;
+use crate::checkpoint::progress::Bar;
 use crate::container::create::{Created, Request};
 use crate::container::{Error, Result, Store, checkpoint};
 use crate::migrate::send::{Hello, VERSION, is_image};
@@ -127,6 +128,7 @@ fn sets(wire: &Wire, images: &Path) -> Result<PathBuf> {
     let mut payload = Vec::new();
     let mut file: Option<(File, PathBuf)> = None;
     let dir = |round: u32| images.join(round.to_string());
+    let bar = Bar::unbounded();
     loop {
         match wire.receive(&mut payload)? {
             Kind::Round => {
@@ -152,6 +154,9 @@ fn sets(wire: &Wire, images: &Path) -> Result<PathBuf> {
             Kind::Data => {
                 let (file, path) = file.as_mut().ok_or_else(|| Error::new("bytes of no image have come"))?;
                 file.write_all(&payload).context(|| format!("write {}", path.display()))?;
+                if let Some(bar) = &bar {
+                    bar.add(payload.len());
+                }
             }
             Kind::Restore if round > 0 => return Ok(dir(round)),
             Kind::Failed => return Err(Error::new(format!("the other side: {}", text(&payload)))),

@@ -19,6 +19,7 @@ use crate::checkpoint::memory::capture::Stream;
 use crate::checkpoint::memory::copy;
 use crate::checkpoint::precopy::{Made, Rounds};
 use crate::checkpoint::predump::Round;
+use crate::checkpoint::progress::Bar;
 use crate::checkpoint::{self as engine, precopy, processor};
 use crate::container::{Container, Error, Result, Store};
 use crate::migrate::wire::{Kind, LARGEST, Wire};
@@ -217,6 +218,7 @@ impl Sender<'_> {
         let pieces = copy::pieces(stream.pages.iter().cloned());
         let (full, filled) = sync_channel::<engine::Result<Vec<u8>>>(AHEAD);
         let (empty, emptied) = sync_channel(AHEAD + 2);
+        let bar = Bar::new(pieces.iter().map(|piece| piece.len as u64).sum());
         thread::scope(|scope| {
             scope.spawn(move || {
                 for piece in &pieces {
@@ -233,6 +235,9 @@ impl Sender<'_> {
                 let buffer = buffer?;
                 self.wire.send(Kind::Data, &buffer)?;
                 self.sent += buffer.len() as u64;
+                if let Some(bar) = &bar {
+                    bar.add(buffer.len());
+                }
                 let _ = empty.try_send(buffer);
             }
             Ok(())
