@@ -27,8 +27,8 @@ def used():
     return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)))
 
 
-def write(path, megabytes):
-    """Writes so much into the page cache on two threads."""
+def write(path, megabytes, sync=False):
+    """Writes so much into the page cache on two threads, and on to the disk if asked."""
     data = os.urandom(1 << 20)
 
     def half(first):
@@ -41,6 +41,8 @@ def write(path, megabytes):
         t.start()
     for t in threads:
         t.join()
+    if sync:
+        os.fsync(file)
     os.close(file)
 
 

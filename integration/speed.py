@@ -9,47 +9,12 @@ import json
 import os
 import shutil
 
+from breadth import MANY
 from floor import FILL, floor, used
 from harness import Container, check, config, real_checkpoints, sh, until
 
 ROUNDS, MOST = 3, 10
 SIZE = 256
-
-MANY = r"""
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-static void *wait_forever(void *none)
-{
-    for (;;)
-        pause();
-}
-int main(int argc, char **argv)
-{
-    long n = atol(argv[2]);
-    pthread_attr_t small;
-    pthread_attr_init(&small);
-    pthread_attr_setstacksize(&small, 65536);
-    if (strcmp(argv[1], "threads") == 0) {
-        pthread_t t;
-        while (--n > 0)
-            if (pthread_create(&t, &small, wait_forever, NULL))
-                return 2;
-    } else {
-        char *at = mmap(NULL, n * 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        for (long i = 0; i < n; i += 2)
-            if (mprotect(at + i * 4096, 4096, PROT_READ | PROT_WRITE))
-                return 2;
-    }
-    if (creat("/filled", 0644) < 0)
-        return 1;
-    for (;;)
-        pause();
-}
-"""
 
 
 class Program:
