@@ -4,20 +4,24 @@
 //!   tmpfs-dev-N.tar.gz.img     N: device number of the file system, in the kernel's encoding
 //!     ./  ./dir/  ./dir/file ...
 //!     PAX records before an entry:      SCHILY.xattr.NAME, and mtime where it has nanoseconds
-//!     a global PAX header at the end:   STASIS.socket, one for each socket, for which a tar has no type
-//!                                       STASIS.flags, one for each file with flags of chattr(1)
+//!     a global PAX header at the end:   sockets, flags of chattr(1), and the attributes that would break a
+//!                                       record of their own; see records.rs
 //! ```
 //!
 //! Both directions work on a detached copy of the mount: no other mount lies over its files, nothing is hidden.
 
 mod pack;
+mod records;
 mod unpack;
 
 pub use pack::pack;
 pub use unpack::{Policy, unpack, verify};
 
 use std::ffi::CString;
+use std::fmt::Display;
 use std::os::fd::{AsFd, AsRawFd};
+
+use crate::checkpoint::error::Error;
 
 /// Name of the image for the tmpfs with that device number.
 pub fn name(dev: u32) -> String {
@@ -32,6 +36,10 @@ pub fn used(root: impl AsFd) -> u64 {
     })
 }
 
+fn broken(e: impl Display) -> Error {
+    Error::new(format!("the contents of the tmpfs are damaged: {e}"))
+}
+
 /// A path to whatever a descriptor is, O_PATH ones included. Only for use where /proc is ours.
 fn magic_path(fd: impl AsFd) -> CString {
     // A formatted number has no zero byte.
@@ -41,14 +49,8 @@ fn magic_path(fd: impl AsFd) -> CString {
 /// How an attribute's name begins in a PAX record.
 const XATTR: &str = "SCHILY.xattr.";
 
-/// Key of the records for flags that chattr(1) sets: the number before the path.
-const FLAGS: &str = "STASIS.flags";
-
 /// Those that a tmpfs can keep: immutable, append only, no dump, no access times.
 const KEPT: u32 = 0x10 | 0x20 | 0x40 | 0x80;
-
-/// Key of the records for sockets: mode, owner, group and time before the path.
-const SOCKET: &str = "STASIS.socket";
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,8 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstatat};
 use tar::{Builder, EntryType, Header};
 
-use super::{FLAGS, KEPT, SOCKET, XATTR, magic_path};
+use super::records::{Attribute, Record, Socket};
+use super::{KEPT, XATTR, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::sys::{ioctl, stat, xattr};
 
@@ -43,8 +44,8 @@ struct Packer<W: Write> {
     tar: Builder<W>,
     /// Where files with several names were first seen, by inode.
     links: HashMap<u64, Vec<u8>>,
-    /// Records of what a tar has no place for: key and value.
-    more: Vec<(&'static str, Vec<u8>)>,
+    /// What a tar has no place for.
+    more: Vec<Record>,
     mount: u64,
 }
 
@@ -77,10 +78,16 @@ impl<W: Write> Packer<W> {
             .during("cannot read the tmpfs", || format!("newfstatat(_, {name:?}, AT_SYMLINK_NOFOLLOW)"))?;
         let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
         if kind == SFlag::S_IFSOCK {
-            let seconds = u64::try_from(status.st_mtime).unwrap_or(0);
-            let text =
-                format!("{:o} {} {} {seconds} ", status.st_mode & 0o7777, status.st_uid, status.st_gid);
-            self.more.push((SOCKET, [text.as_bytes(), path].concat()));
+            self.more.push(Record::Socket(Socket {
+                mode: status.st_mode & 0o7777,
+                uid: status.st_uid,
+                gid: status.st_gid,
+                seconds: u32::try_from(status.st_mtime).unwrap_or(0),
+                path: path.to_vec(),
+            }));
+            for (name, value) in attributes(dir, name)? {
+                self.attribute(name, path, value);
+            }
             return Ok(());
         }
         if kind != SFlag::S_IFDIR && status.st_nlink > 1 {
@@ -121,8 +128,13 @@ impl<W: Write> Packer<W> {
     fn flags(&mut self, file: BorrowedFd<'_>, path: &[u8]) {
         let flags = ioctl::file_flags(file).unwrap_or(0) & KEPT;
         if flags != 0 {
-            self.more.push((FLAGS, [format!("{flags} ").as_bytes(), path].concat()));
+            self.more.push(Record::Flags(flags, path.to_vec()));
         }
+    }
+
+    fn attribute(&mut self, name: CString, path: &[u8], value: Vec<u8>) {
+        let path = path.to_vec();
+        self.more.push(Record::Attribute(Attribute { name: name.into_bytes(), path, value }));
     }
 
     /// A global header: what does not know the records in it passes over them.
@@ -130,7 +142,7 @@ impl<W: Write> Packer<W> {
         if self.more.is_empty() {
             return Ok(());
         }
-        let records: Vec<u8> = self.more.iter().flat_map(|(key, value)| pax_record(key, value)).collect();
+        let records: Vec<u8> = self.more.iter().flat_map(Record::encode).collect();
         let mut header = Header::new_ustar();
         header.set_entry_type(EntryType::XGlobalHeader);
         header.set_mode(0o644);
@@ -147,7 +159,7 @@ impl<W: Write> Packer<W> {
         name: &CStr,
         file: Option<File>,
     ) -> Result<()> {
-        self.attributes(status, dir, name)?;
+        self.records(status, path, dir, name)?;
         let header = header(status);
         match (header.entry_type(), file) {
             (EntryType::Symlink, _) => {
@@ -165,33 +177,16 @@ impl<W: Write> Packer<W> {
     }
 
     /// The PAX records that an entry needs.
-    fn attributes(&mut self, status: &FileStat, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
-        let file = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
-            .during("cannot read the attributes", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
-        let file = magic_path(file.as_fd());
-        let names = match xattr::list(&file) {
-            Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EBADF) => Vec::new(),
-            names => {
-                names.during("cannot list the extended attributes", || format!("listxattr({file:?})"))?
-            }
-        };
+    fn records(&mut self, status: &FileStat, path: &[u8], dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
         let mut records: Vec<(String, Vec<u8>)> = Vec::new();
         if status.st_mtime_nsec != 0 {
             let time = format!("{}.{:09}", status.st_mtime, status.st_mtime_nsec);
             records.push(("mtime".into(), time.into_bytes()));
         }
-        for name in names {
-            let Ok(key) = CString::new(name) else { continue };
-            let value = match xattr::get(&file, &key) {
-                // Gone since it was listed, or of a module that denies it.
-                Err(Errno::ENODATA | Errno::EOPNOTSUPP) => continue,
-                value => value.during("cannot read the extended attribute", || {
-                    format!("getxattr({file:?}, {key:?})")
-                })?,
-            };
-            match key.to_str() {
-                Ok(key) => records.push((format!("{XATTR}{key}"), value)),
-                Err(_) => return Err(Error::new(format!("an extended attribute has the odd name {key:?}"))),
+        for (name, value) in attributes(dir, name)? {
+            match key(&name, &value) {
+                Some(key) => records.push((key, value)),
+                None => self.attribute(name, path, value),
             }
         }
         if records.is_empty() {
@@ -229,14 +224,34 @@ impl<W: Write> Packer<W> {
     }
 }
 
-/// `LENGTH KEY=VALUE`, where the length counts its own digits.
-fn pax_record(key: &str, value: &[u8]) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
+/// The extended attributes of a file.
+fn attributes(dir: BorrowedFd<'_>, name: &CStr) -> Result<Vec<(CString, Vec<u8>)>> {
+    let file = openat(dir, name, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty())
+        .during("cannot read the attributes", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
+    let file = magic_path(file.as_fd());
+    let names = match xattr::list(&file) {
+        Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EBADF) => Vec::new(),
+        names => names.during("cannot list the extended attributes", || format!("listxattr({file:?})"))?,
+    };
+    let mut attributes = Vec::new();
+    for name in names {
+        let Ok(key) = CString::new(name) else { continue };
+        let value = match xattr::get(&file, &key) {
+            // Gone since it was listed, or of a module that denies it.
+            Err(Errno::ENODATA | Errno::EOPNOTSUPP) => continue,
+            value => value
+                .during("cannot read the extended attribute", || format!("getxattr({file:?}, {key:?})"))?,
+        };
+        attributes.push((key, value));
     }
-    [format!("{length} {key}=").as_bytes(), value, b"\n"].concat()
+    Ok(attributes)
+}
+
+/// The key of a record for the attribute, if one can hold it so that every reader takes it for what it is: a key
+/// ends at its first `=`, and many readers end the value at its first newline.
+fn key(name: &CStr, value: &[u8]) -> Option<String> {
+    let name = name.to_str().ok().filter(|name| !name.contains(['=', '\n']))?;
+    (!value.contains(&b'\n')).then(|| format!("{XATTR}{name}"))
 }
 
 /// Puts a name into a header, and the whole of it into an entry of its own where it is too long.

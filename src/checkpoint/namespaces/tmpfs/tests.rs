@@ -1,5 +1,6 @@
 //! Contents to an archive and back, past GNU tar both ways.
 
+use std::ffi::CStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -26,6 +27,13 @@ fn fill(at: &Path) {
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"end", (32 << 20) - 3).unwrap();
     let file = File::open(at.join("dir/file")).unwrap();
     crate::sys::xattr::set(&magic_path(&file), c"trusted.mark", b"a\0b").unwrap();
+    // What a record of its own would not survive: a newline in the value, an equals sign in the name.
+    crate::sys::xattr::set(&magic_path(&file), c"trusted.lines", b"7 a=b\nc\n").unwrap();
+    crate::sys::xattr::set(&magic_path(&file), c"trusted.a=b", b"c").unwrap();
+    let dir = File::open(at.join("dir")).unwrap();
+    crate::sys::xattr::set(&magic_path(&dir), c"trusted.lines", b"\n").unwrap();
+    fs::write(at.join("two\nlines"), "x").unwrap();
+    std::os::unix::net::UnixListener::bind(at.join("socket\nof two lines")).unwrap();
     if nix::unistd::geteuid().is_root() {
         std::os::unix::fs::chown(at.join("dir"), Some(3_000_000), Some(7)).unwrap();
     }
@@ -35,12 +43,13 @@ fn fill(at: &Path) {
 fn same(a: &Path, b: &Path) {
     let list = |dir: &Path| -> Vec<String> {
         let out = Command::new("find")
-            .args([".", "-printf", "%P|%y|%m|%U|%G|%s|%n|%l|%T@\n"])
+            .args([".", "-printf", "%P|%y|%m|%U|%G|%s|%n|%l|%T@\\0"])
             .current_dir(dir)
             .output()
             .unwrap();
         let text = String::from_utf8(out.stdout).unwrap();
-        let mut lines: Vec<String> = text.lines().filter(|l| !l.contains("|s|")).map(str::to_owned).collect();
+        let mut lines: Vec<String> =
+            text.split_terminator('\0').filter(|l| !l.contains("|s|")).map(str::to_owned).collect();
         // The size of a directory is the file system's affair.
         lines.iter_mut().for_each(|l| {
             let mut parts: Vec<&str> = l.split('|').collect();
@@ -68,8 +77,15 @@ fn contents_come_back_as_they_were() {
     pack(File::open(from.path()).unwrap(), archive.reopen().unwrap()).unwrap();
     unpack(File::open(to.path()).unwrap(), archive.reopen().unwrap(), &Policy::default()).unwrap();
     same(from.path(), to.path());
-    let file = File::open(to.path().join("other name")).unwrap();
-    assert_eq!(crate::sys::xattr::get(&magic_path(&file), c"trusted.mark").unwrap(), b"a\0b");
+    let attribute = |path: &str, name: &CStr| {
+        let file = File::open(to.path().join(path)).unwrap();
+        crate::sys::xattr::get(&magic_path(&file), name).unwrap()
+    };
+    assert_eq!(attribute("other name", c"trusted.mark"), b"a\0b");
+    assert_eq!(attribute("other name", c"trusted.lines"), b"7 a=b\nc\n");
+    assert_eq!(attribute("dir/file", c"trusted.a=b"), b"c");
+    assert_eq!(attribute("dir", c"trusted.lines"), b"\n");
+    assert!(to.path().join("socket\nof two lines").symlink_metadata().is_ok());
     let socket = to.path().join("socket").symlink_metadata().unwrap();
     assert!(std::os::unix::fs::FileTypeExt::is_socket(&socket.file_type()));
     assert_eq!(socket.mode() & 0o7777, 0o710);

@@ -2,8 +2,7 @@
 //! followed, and no device appears that the container could not have made.
 
 use std::collections::BTreeSet;
-use std::ffi::{CString, OsStr};
-use std::fmt::Display;
+use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,7 +21,8 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use super::{FLAGS, KEPT, SOCKET, XATTR, magic_path};
+use super::records::{Attribute, Record, Socket};
+use super::{KEPT, XATTR, broken, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::UsernsEntry;
 use crate::checkpoint::namespaces::user;
@@ -63,10 +63,6 @@ pub fn verify(from: File) -> Result<()> {
     zeros(archive.into_inner())
 }
 
-fn broken(e: impl Display) -> Error {
-    Error::new(format!("the contents of the tmpfs are damaged: {e}"))
-}
-
 /// In a user namespace GNU tar fills the last block of what gzip has made, too.
 fn zeros(behind: impl Read) -> Result<()> {
     let mut rest = Vec::new();
@@ -82,13 +78,19 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = openat(&root, ".", flags, Mode::empty())
         .during("cannot fill the tmpfs", || "openat(_, \".\")".into())?;
-    let mut unpacker =
-        Unpacker { root, policy, seen: BTreeSet::new(), directories: Vec::new(), flags: Vec::new() };
+    let mut unpacker = Unpacker {
+        root,
+        policy,
+        seen: BTreeSet::new(),
+        directories: Vec::new(),
+        attributes: Vec::new(),
+        flags: Vec::new(),
+    };
     let mut archive = Archive::new(GzDecoder::new(BufReader::new(from)));
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
         if entry.header().entry_type() == EntryType::XGlobalHeader {
-            unpacker.sockets(&mut entry)?;
+            unpacker.records(&mut entry)?;
             continue;
         }
         let path = inward(&entry.path_bytes())?;
@@ -110,6 +112,12 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
     while let Some((path, meta)) = unpacker.directories.pop() {
         let at = unpacker.open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         meta.apply(at.as_fd()).map_err(|e| e.path(&path))?;
+    }
+    while let Some(Attribute { name, path, value }) = unpacker.attributes.pop() {
+        let path = inward(&path)?;
+        let file = unpacker.open(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+        let name = CString::new(name).map_err(|_| broken("an attribute has a zero byte in its name"))?;
+        set_attribute(&magic_path(file.as_fd()), &name, &value).map_err(|e| e.path(&path))?;
     }
     while let Some((path, flags)) = unpacker.flags.pop() {
         let file = unpacker.open(&path, OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK)?;
@@ -151,6 +159,8 @@ struct Unpacker<'a> {
     policy: &'a Policy,
     seen: BTreeSet<PathBuf>,
     directories: Vec<(PathBuf, Meta)>,
+    /// Attributes that stand behind all entries.
+    attributes: Vec<Attribute>,
     /// Flags of chattr(1), which are set when nothing is to be written any more.
     flags: Vec<(PathBuf, u32)>,
 }
@@ -238,56 +248,42 @@ impl Unpacker<'_> {
         }
     }
 
-    /// The sockets and flags that a global header tells of. Whoever is bound to one makes it anew.
-    fn sockets<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
-        let mut text = Vec::new();
-        if entry.take(GLOBAL_MAX).read_to_end(&mut text).map_err(broken)? as u64 == GLOBAL_MAX {
-            return Err(Error::new("the contents of the tmpfs are damaged: a header goes on and on"));
+    /// What the global header tells of. Attributes and flags are set when everything is in place.
+    fn records<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<()> {
+        let mut header = Vec::new();
+        if entry.take(GLOBAL_MAX).read_to_end(&mut header).map_err(broken)? as u64 == GLOBAL_MAX {
+            return Err(broken("a header goes on and on"));
         }
-        for record in tar::PaxExtensions::new(&text) {
-            let record = record.map_err(broken)?;
-            if record.key_bytes() == FLAGS.as_bytes() {
-                let mut words = record.value_bytes().splitn(2, |byte| *byte == b' ');
-                let number = words.next().and_then(|word| std::str::from_utf8(word).ok()?.parse().ok());
-                let odd = || Error::new("the contents of the tmpfs are damaged: flags have an odd record");
-                let (flags, path) = number.zip(words.next()).ok_or_else(odd)?;
-                self.flags.push((inward(path)?, flags));
-                continue;
+        for record in Record::decode(&header)? {
+            match record {
+                Record::Socket(socket) => self.socket(&socket)?,
+                Record::Flags(flags, path) => self.flags.push((inward(&path)?, flags)),
+                Record::Attribute(attribute) => self.attributes.push(attribute),
             }
-            if record.key_bytes() != SOCKET.as_bytes() {
-                continue;
-            }
-            let odd = || Error::new("the contents of the tmpfs are damaged: a socket has an odd record");
-            let mut words = record.value_bytes().splitn(5, |byte| *byte == b' ');
-            let mut number = |radix| {
-                let word = std::str::from_utf8(words.next()?).ok()?;
-                u32::from_str_radix(word, radix).ok()
-            };
-            let (mode, uid, gid) =
-                (number(8).ok_or_else(odd)?, number(10).ok_or_else(odd)?, number(10).ok_or_else(odd)?);
-            let seconds = number(10).ok_or_else(odd)?;
-            let path = inward(words.next().ok_or_else(odd)?)?;
-            let name = path.file_name().ok_or_else(odd)?;
-            let parent =
-                self.open(path.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-            if self.settle(parent.as_fd(), name, &path, SFlag::S_IFSOCK)?.is_none() {
-                mknodat(&parent, name, SFlag::S_IFSOCK, Mode::S_IRUSR, 0)
-                    .during("cannot fill the tmpfs", || format!("mknodat(_, {name:?}, S_IFSOCK)"))?;
-            }
-            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let file = openat(&parent, name, flags, Mode::empty())
-                .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
-            let (uid, gid) = self.policy.owner(uid, gid);
-            let meta = Meta {
-                uid,
-                gid,
-                mode: Mode::from_bits_truncate(mode),
-                modified: TimeSpec::new(seconds.into(), 0),
-                xattrs: Vec::new(),
-            };
-            meta.apply(file.as_fd()).map_err(|e| e.path(&path))?;
-            self.seen.insert(path);
         }
+        Ok(())
+    }
+
+    /// Whoever is bound to it makes it anew.
+    fn socket(&mut self, socket: &Socket) -> Result<()> {
+        let path = inward(&socket.path)?;
+        let name = path.file_name().ok_or_else(|| broken("a socket has no name"))?;
+        let parent = self.open(path.parent().unwrap_or(Path::new("")), OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+        if self.settle(parent.as_fd(), name, &path, SFlag::S_IFSOCK)?.is_none() {
+            mknodat(&parent, name, SFlag::S_IFSOCK, Mode::S_IRUSR, 0)
+                .during("cannot fill the tmpfs", || format!("mknodat(_, {name:?}, S_IFSOCK)"))?;
+        }
+        let file = self.open(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
+        let (uid, gid) = self.policy.owner(socket.uid, socket.gid);
+        let meta = Meta {
+            uid,
+            gid,
+            mode: Mode::from_bits_truncate(socket.mode),
+            modified: TimeSpec::new(socket.seconds.into(), 0),
+            xattrs: Vec::new(),
+        };
+        meta.apply(file.as_fd()).map_err(|e| e.path(&path))?;
+        self.seen.insert(path);
         Ok(())
     }
 
@@ -451,21 +447,24 @@ impl Meta {
                 .during("cannot set the mode", || format!("fchmodat(_, {:o})", self.mode))?;
         }
         for (name, value) in &self.xattrs {
-            match xattr::set(&path, name, value) {
-                Ok(()) => {}
-                // The label follows this machine's policy, and this machine may have another module or none.
-                Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EINVAL)
-                    if name.as_bytes() == b"security.selinux" => {}
-                Err(e) => {
-                    return Err(e)
-                        .during("cannot set the extended attribute", || format!("setxattr(_, {name:?})"));
-                }
-            }
+            set_attribute(&path, name, value)?;
         }
         let at = nix::fcntl::AT_FDCWD;
         let times = UtimensatFlags::FollowSymlink;
         utimensat(at, path.as_c_str(), &TimeSpec::UTIME_NOW, &self.modified, times)
             .during("cannot set the time", || "utimensat(_)".into())
+    }
+}
+
+fn set_attribute(file: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
+    match xattr::set(file, name, value) {
+        // The label follows this machine's policy, and this machine may have another module or none.
+        Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EINVAL) if name.to_bytes() == b"security.selinux" => {
+            Ok(())
+        }
+        result => result.during("cannot set the extended attribute", || {
+            format!("setxattr(_, {name:?}, {})", value.len())
+        }),
     }
 }
 
