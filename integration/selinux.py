@@ -54,6 +54,10 @@ def of_file(path):
     return os.getxattr(path, "security.selinux").decode().rstrip("\0")
 
 
+def inside(c, path):
+    return pathlib.Path("/proc", str(c.pid()), "root", path)
+
+
 def test_start(host):
     """The program, what exec starts, their keys and the mounts have config.json's labels; exec may have another."""
     enforced(host)
@@ -61,9 +65,8 @@ def test_start(host):
     c.run()
     until(lambda: "ermission denied" in c.text(), "the denial")
     check(BOX in c.text() and "told" not in c.text(), c.text())
-    root = pathlib.Path(f"/proc/{c.pid()}/root")
     for path in ("dev", "dev/shm", "dev/mqueue", "etc", "sys/firmware"):
-        equal(of_file(root / path), FILES, path)
+        equal(of_file(inside(c, path)), FILES, path)
     said = c.exec("cat", "/proc/self/attr/current", "/secret", ok=[1])
     check(BOX in said.stdout and "told" not in said.stdout, f"exec: {said.stdout}{said.stderr}")
     other = label("other")
@@ -73,9 +76,14 @@ def test_start(host):
     check("can't set key label" in said and "invalid argument" in said, said)
 
 
-def labelled(host, name, **labels):
-    c = box(host, name, "/labels", BOX, FILES, **labels)
-    program("labels", host.dir / name / "rootfs/labels")
+def labelled(host):
+    """A container that runs the program `labels` and has been denied its file."""
+    real_checkpoints()
+    enforced(host)
+    c = box(host, "c", "/labels", BOX, FILES)
+    program("labels", host.dir / "c/rootfs/labels")
+    c.run()
+    until(lambda: "denied" in c.text(), "the denial")
     return c
 
 
@@ -96,18 +104,14 @@ def look(c, process):
 
 def test_restored(host):
     """Restored processes have config.json's label in all their threads, and what they had asked for."""
-    real_checkpoints()
-    enforced(host)
-    c = labelled(host, "c")
-    c.run()
-    until(lambda: "denied" in c.text(), "the denial")
+    c = labelled(host)
     check(f"keyring {BOX}" in c.text(), c.text())
     look(c, BOX)
     for n in range(2):
         c.checkpoint(f"image{n}")
         c.restore(f"image{n}")
         look(c, BOX)
-        equal(of_file(f"/proc/{c.pid()}/root/dev/shm"), FILES, "/dev/shm after the restore")
+        equal(of_file(inside(c, "dev/shm")), FILES, "/dev/shm after the restore")
     check("told" not in c.text(), c.text())
     # A process without threads is put under its label last.
     c = box(host, "shell", "sh", "-c", "while :; do cat /secret; sleep 0.5; done")
@@ -121,11 +125,7 @@ def test_restored(host):
 
 def test_named(host):
     """restore --lsm-profile and --lsm-mount-context name what config.json does not, and nothing else."""
-    real_checkpoints()
-    enforced(host)
-    c = labelled(host, "c")
-    c.run()
-    until(lambda: "denied" in c.text(), "the denial")
+    c = labelled(host)
     c.checkpoint("image")
     other = label("other", "s0:c1,c2")
     c.restore("image", "--lsm-profile", f"selinux:{other}", ok=[1])
@@ -135,4 +135,4 @@ def test_named(host):
     c.restore("image", "--lsm-profile", f"selinux:{other}", "--lsm-mount-context", FILES)
     look(c, other)
     check("told" in c.text(), c.text())
-    equal(of_file(f"/proc/{c.pid()}/root/dev/shm"), FILES, "/dev/shm after the restore")
+    equal(of_file(inside(c, "dev/shm")), FILES, "/dev/shm after the restore")
