@@ -11,7 +11,6 @@ pub mod error;
 pub mod fcntl;
 pub mod fd;
 pub mod handle;
-pub mod ia32;
 pub mod inotify;
 pub mod io_uring;
 pub mod ioctl;

@@ -20,11 +20,11 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use super::ia32;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{SaEntry, ThreadInfoX86, UserDescT, UserX86RegsMode};
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::remote::ptrace::request;
-use crate::sys::ia32;
 
 /// The addresses of 32-bit programs.
 pub const ADDRESSES: u64 = 1 << 32;

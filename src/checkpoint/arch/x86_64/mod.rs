@@ -4,6 +4,7 @@ pub mod bridge;
 mod calls;
 pub mod compat;
 pub mod features;
+mod ia32;
 mod instructions;
 pub mod record;
 mod regs;
