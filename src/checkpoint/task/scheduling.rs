@@ -20,6 +20,9 @@ const PR_SET_IO_FLUSHER: u64 = 57;
 /// What the kernel's flags of such a thread have: PF_MEMALLOC_NOIO, PF_LOCAL_THROTTLE.
 const IO_FLUSHER: i64 = 0x0008_0000 | 0x0010_0000;
 const IOPRIO_WHO_PROCESS: u64 = 1;
+const PRIO_PROCESS: u64 = libc::PRIO_PROCESS as u64;
+/// What the system call getpriority(2) says of the nice value 0, and 1 of the highest.
+const NICE_ZERO: i32 = 20;
 const SCHED_DEADLINE: u32 = 6;
 pub(super) const MPOL_DEFAULT: u32 = 0;
 /// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
@@ -33,11 +36,13 @@ const CLAMP: u64 = 32 | 64;
 const CAPACITY: u32 = 1024;
 const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
+const SCHED_IDLE: u32 = 5;
 
 /// Asks how a thread is scheduled.
 #[derive(Debug)]
 pub struct Ask {
     attr: Out,
+    nice: Call,
     cpus: Out,
     size: Call,
     slack: Call,
@@ -53,6 +58,7 @@ impl Ask {
         batch.about("cannot read how the thread is scheduled");
         let (attr, cpus) = (batch.out(ATTR), batch.out(CPUS));
         batch.call(libc::SYS_sched_getattr, &[0.into(), attr.arg(), ATTR.into(), 0.into()]);
+        let nice = batch.call(libc::SYS_getpriority, &[PRIO_PROCESS.into(), 0.into()]);
         let size = batch.call(libc::SYS_sched_getaffinity, &[0.into(), CPUS.into(), cpus.arg()]);
         let slack = batch.call(libc::SYS_prctl, &[PR_GET_TIMERSLACK.into()]);
         let io = batch.call(libc::SYS_ioprio_get, &[IOPRIO_WHO_PROCESS.into(), 0.into()]);
@@ -62,7 +68,7 @@ impl Ask {
         let policy = batch.call(libc::SYS_get_mempolicy, &asked);
         // A kernel without NUMA has no policies.
         batch.tolerate(policy);
-        Self { attr, cpus, size, slack, io, mode, nodes, policy }
+        Self { attr, nice, cpus, size, slack, io, mode, nodes, policy }
     }
 
     /// Takes the answers.
@@ -78,7 +84,8 @@ impl Ask {
         }
         let reset = results.u64(self.attr, 8) & RESET_ON_FORK != 0;
         core.sched_policy = Some(policy | if reset { RESET_ON_FORK_POLICY } else { 0 });
-        core.sched_nice = Some(results.i32(self.attr, 16));
+        // Not from `attr`, which has none for a policy that does not go by it.
+        core.sched_nice = Some(NICE_ZERO - results.int(self.nice));
         core.sched_prio = Some(results.u32(self.attr, 20));
         (extra.least_use, extra.most_use) =
             clamps(policy, results.u32(self.attr, 48), results.u32(self.attr, 52));
@@ -154,7 +161,12 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
         batch.about("cannot restore how the thread is scheduled");
     }
     if let Some(policy) = core.sched_policy {
-        let attr = batch.data(&attr(policy, core.sched_nice.unwrap_or(0), core.sched_prio.unwrap_or(0)));
+        let nice = core.sched_nice.unwrap_or(0);
+        // Where sched_setattr(2) sets no nice value, the thread has that of whoever restores it.
+        if goes_not_by_nice(policy) {
+            batch.call(libc::SYS_setpriority, &[PRIO_PROCESS.into(), 0.into(), nice.into()]);
+        }
+        let attr = batch.data(&attr(policy, nice, core.sched_prio.unwrap_or(0)));
         batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
     }
     if let Some((least, most)) = extra.and_then(|e| e.least_use.zip(e.most_use)) {
@@ -177,6 +189,10 @@ fn clamps(policy: u32, least: u32, most: u32) -> (Option<u32>, Option<u32>) {
     let all = matches!(policy, SCHED_FIFO | SCHED_RR) && least == CAPACITY;
     let usual = (least, most) == (0, 0) || most == CAPACITY && (least == 0 || all);
     if usual { (None, None) } else { (Some(least), Some(most)) }
+}
+
+fn goes_not_by_nice(policy: u32) -> bool {
+    matches!(policy & !RESET_ON_FORK_POLICY, SCHED_FIFO | SCHED_RR | SCHED_IDLE)
 }
 
 fn attr(policy: u32, nice: i32, priority: u32) -> Vec<u8> {
