@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-import re
-import socket
 import os
+import pathlib
+import re
+import resource
+import socket
 import time
 
 from harness import (TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
@@ -356,3 +358,21 @@ def test_bwrap(host):
     """bubblewrap with everything unshared but the user namespace."""
     sandbox(host, "bwrap", ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",
                             "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"])
+
+
+def test_many_processes(host):
+    """More processes than the command may have descriptors at first, as in a shell: it makes room for itself alone."""
+    real_checkpoints()
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    script = "for i in $(seq 300); do sleep 1000 & done; ulimit -n; wait"
+    c = Container(host, "many", config(["sh", "-c", script], root=host.overlay("busybox", "many")))
+    c.run()
+    until(lambda: c.text(), "all to be there")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, most[1]))
+    host.undo.append(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, most))
+    for image in ("first", "second"):
+        c.checkpoint(image)
+        c.restore(image)
+    equal(len(c.exec("pidof", "sleep").stdout.split()), 300, "processes")
+    limits = pathlib.Path(f"/proc/{c.pid()}/limits").read_text()
+    check(re.search(r"Max open files +1024 +1024", limits), limits)

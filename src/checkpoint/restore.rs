@@ -46,6 +46,8 @@ pub fn restore(
     let mut log = Log::open(options, "restore.log");
     log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
     let (mut tree, mut threads) = (BTreeMap::new(), Vec::new());
+    // Each process is held by a few; the hooks that come later are not to have more.
+    let _room = sys::fd::Room::make();
     let result = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
         let restore = Restore { options, target, model: &model, images, made: Made::default() };
         run(&restore, &mut tree, &mut threads, ready)

@@ -31,6 +31,7 @@ use crate::checkpoint::{
 };
 use crate::init::mounts::Mount;
 use crate::sys::Context;
+use crate::sys::fd::Room;
 
 /// What a checkpoint or restore has to say besides its report.
 #[derive(Debug)]
@@ -51,10 +52,13 @@ pub fn checkpoint(store: &Store, id: &str, mut options: Options, rounds: u32) ->
     let mut warnings = configured(&container.state.annotations(), &mut options)?;
     let source = container.source()?;
     let mut cgroup = container.cgroup();
+    let room = Room::make();
     let report = match rounds {
         0 => dump::dump(&options, &source, &mut cgroup)?,
         rounds => precopy::dump(&options, &source, &mut cgroup, rounds)?,
     };
+    // Before there are hooks to be run.
+    drop(room);
     if !options.leave_running {
         // The checkpoint is good even so.
         warnings.extend(container.destroy().err().map(|e| e.to_string()));
@@ -70,6 +74,7 @@ pub fn pre_dump(store: &Store, id: &str, mut options: Options) -> Result<Outcome
     container.can_be_dumped()?;
     let warnings = configured(&container.state.annotations(), &mut options)?;
     let source = container.source()?;
+    let _room = Room::make();
     let (report, tracking) = predump::pre_dump(&options, &source, &mut container.cgroup())?;
     tracking.keep(container.dir.path(), source.init)?;
     Ok(Outcome { report, print: options.print_stats, warnings })
@@ -89,6 +94,7 @@ pub fn look(store: &Store, id: &str, mut options: Options) -> Result<outlook::Ou
     let container = Container::load(store, id)?;
     container.can_be_dumped()?;
     configured(&container.state.annotations(), &mut options)?;
+    let _room = Room::make();
     Ok(outlook::look(&options, &container.source()?, &container.cgroup()))
 }
 

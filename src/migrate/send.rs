@@ -24,6 +24,7 @@ use crate::checkpoint::{self as engine, precopy, processor};
 use crate::container::{Container, Error, Result, Store};
 use crate::migrate::wire::{Kind, LARGEST, Wire};
 use crate::sys::Context;
+use crate::sys::fd::Room;
 
 /// What is spoken. Another version is refused.
 pub(super) const VERSION: u32 = 1;
@@ -111,6 +112,7 @@ pub fn send(
     let options = Options { no_sync: true, ..options.clone() };
     let mut freezer = container.cgroup();
     let mut sender = Sender { wire: &wire, images: images.0.clone(), made: 0, sent: 0, committed: false };
+    let room = Room::make();
     let moved = precopy::rounds(&options, &source, &mut freezer, most, &mut |round| {
         let Made { pages, options, enough, .. } = round;
         sender.round(pages, &options)?;
@@ -122,6 +124,7 @@ pub fn send(
         let report = dump::dump_after(&rounds.options, &source, &mut freezer, before)?;
         Ok((rounds.made, report))
     });
+    drop(room);
     match moved {
         Ok((rounds, report)) => {
             let sent = sender.sent;

@@ -1,6 +1,7 @@
-//! close_range(2): all descriptors from a number on, at once.
+//! close_range(2): all descriptors from a number on, at once. And how many there may be.
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 use super::check;
 
@@ -22,11 +23,49 @@ fn close_range(first: u32, flags: libc::c_uint) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(drop)
 }
 
+/// While it lives, this process may have as many descriptors as its hard limit allows. Shells and services begin with a
+/// soft limit of 1024, for programs that use select(2): getrlimit(2), `RLIMIT_NOFILE`.
+#[derive(Debug)]
+pub struct Room(Option<(rlim_t, rlim_t)>);
+
+impl Room {
+    /// Raises the soft limit.
+    pub fn make() -> Self {
+        let raise = || {
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+            setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| (soft, hard))
+        };
+        // Who may not have more fails when he needs it.
+        Self(raise().ok())
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if let Some((soft, hard)) = self.0 {
+            // It takes nothing to lower it.
+            let _ = setrlimit(Resource::RLIMIT_NOFILE, soft, hard);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::sys::testing::in_child;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn there_is_room_for_a_while() {
+        in_child(0, || {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 99, hard).unwrap();
+            let room = Room::make();
+            assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard, hard));
+            drop(room);
+            assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (99, hard));
+        });
+    }
 
     #[test]
     fn close_from_closes_only_from_there_on() {
