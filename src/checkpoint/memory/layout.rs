@@ -8,6 +8,7 @@ use std::os::linux::fs::MetadataExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 
@@ -64,14 +65,21 @@ pub fn private(pid: i32) -> Result<Vec<VmaEntry>> {
     Ok(mappings.map(entry).collect())
 }
 
-/// Every mapping of a running task that is refused. What was seen of it is added to `looks`.
+/// Every mapping of a running task that is refused, unless it is gone already. What was seen of it is added to `looks`.
 pub fn refusals(pid: i32, watched: bool, looks: &mut Looks) -> Result<Vec<Error>> {
     let internal = internal_device()?;
     let found = unmarked(maps::read_with_flags(pid)?, watched);
     let check = |(mapping, flags): &(Mapping, VmFlags)| {
         file_facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
     };
-    let refused = found.iter().filter_map(|found| check(found).err()).collect();
+    let mut refused: Vec<(&Mapping, Error)> =
+        found.iter().filter_map(|found| check(found).err().map(|error| (&found.0, error))).collect();
+    refused.retain(|(_, error)| error.errno() != Some(Errno::ENOENT));
+    if !refused.is_empty() {
+        let now = maps::read(pid)?;
+        refused.retain(|(mapping, _)| now.contains(mapping));
+    }
+    let refused = refused.into_iter().map(|(_, error)| error).collect();
     looks.add(pid, found);
     Ok(refused)
 }
@@ -181,6 +189,33 @@ mod tests {
         assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
         assert!(link.is_absolute());
         assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn mappings_that_go_meanwhile_are_no_findings() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let order = std::sync::atomic::Ordering::Relaxed;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(order) {
+                    let len = 4096.try_into().unwrap();
+                    let (prot, flags) =
+                        (nix::sys::mman::ProtFlags::PROT_READ, nix::sys::mman::MapFlags::MAP_PRIVATE);
+                    // SAFETY: a new mapping at an address that the kernel chooses, which nobody else knows of.
+                    unsafe {
+                        let at = nix::sys::mman::mmap(None, len, prot, flags, file.as_file(), 0).unwrap();
+                        nix::sys::mman::munmap(at, 4096).unwrap();
+                    }
+                }
+            });
+            let pid = std::process::id().cast_signed();
+            let found: Vec<Error> =
+                (0..500).flat_map(|_| refusals(pid, false, &mut Looks::default()).unwrap()).collect();
+            done.store(true, order);
+            assert!(found.is_empty(), "{}: {}", found.len(), found[0]);
+        });
     }
 
     #[test]
