@@ -15,11 +15,13 @@
 //! that the container has frozen itself are thawed with it, and frozen again before it goes on.
 //!
 //! The parent of a vfork(2) sleeps until its child has exec'ed or exited, and stops for nobody: the child is let run
-//! up to that point. Zombies are in no cgroup's list: they are found as children of those that live.
+//! up to that point; of several parents of each other, first the last one's. Zombies are in no cgroup's list: they are found as children of those that live.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -98,6 +100,8 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const VFORK: Duration = Duration::from_secs(2);
 /// A program that still has new processes after so many passes needs the freezer.
 const PASSES: usize = 4;
+/// So often may a thread be none to be seized before it is given up.
+const DENIALS: usize = 3;
 
 /// All processes of a container, stopped.
 #[derive(Debug)]
@@ -132,6 +136,8 @@ struct Found {
     stopped: BTreeSet<i32>,
     /// Threads that had ended when their turn came, and wait to be reaped.
     ended: BTreeSet<i32>,
+    /// How often a thread could not be seized that nobody seems to trace.
+    denied: BTreeMap<i32, usize>,
 }
 
 impl Found {
@@ -213,7 +219,13 @@ impl Found {
                 // A zombie cannot be seized; nor can what a debugger holds.
                 Err(error) => match Status::of_thread(pid, tid) {
                     Ok(status) if !matches!(status.state, 'Z' | 'X') => {
-                        return Err(explain(error, self.inner(pid), &status));
+                        let times = self.denied.entry(tid).or_default();
+                        *times += 1;
+                        // Its tracer may just have ended, or itself.
+                        if status.tracer != 0 || *times > DENIALS {
+                            return Err(explain(error, self.inner(pid), &status));
+                        }
+                        new += 1;
                     }
                     Ok(_) => new += usize::from(self.ended.insert(tid)),
                     Err(_) => new += 1,
@@ -237,29 +249,38 @@ impl Found {
                 Err(error) => return Err(error),
             }
         }
-        for tid in late {
-            let Some((pid, thread)) = self.threads.get(&tid).cloned() else { continue };
-            self.release_vfork(pid, deadline)?;
-            match thread.wait_quiet(deadline) {
-                Ok(Stop::Exited(_)) => {}
-                Ok(_) => _ = self.stopped.insert(tid),
-                Err(error) => {
-                    return Err(error
-                        .pid(self.inner(pid))
-                        .remedy("try again when the process is not waiting in the kernel"));
+        while !late.is_empty() {
+            let mut still = Vec::new();
+            for tid in late {
+                let Some((pid, thread)) = self.threads.get(&tid).cloned() else { continue };
+                self.release_vfork(pid, tid, deadline)?;
+                match thread.wait_quiet(deadline.min(Instant::now() + PATIENCE)) {
+                    Ok(Stop::Exited(_)) => {}
+                    Ok(_) => _ = self.stopped.insert(tid),
+                    Err(error) if error.errno() == Some(Errno::ETIMEDOUT) && Instant::now() < deadline => {
+                        still.push(tid);
+                    }
+                    Err(error) => {
+                        return Err(error
+                            .pid(self.inner(pid))
+                            .remedy("try again when the process is not waiting in the kernel"));
+                    }
                 }
             }
+            late = still;
         }
         Ok(())
     }
 
-    /// If `parent` waits for a child that runs on its memory, lets that child run until it has exec'ed or exited.
-    fn release_vfork(&mut self, parent: i32, deadline: Instant) -> Result<()> {
+    /// If a thread of `parent` waits for a child, lets that child run until it has exec'ed or exited: one that runs on its
+    /// memory, and the last one that it has made with CLONE_VFORK alone.
+    fn release_vfork(&mut self, parent: i32, tid: i32, deadline: Instant) -> Result<()> {
         let deadline = deadline.min(Instant::now() + VFORK);
+        let last = if waits_for_child(parent, tid) { children_of(parent, tid).last().copied() } else { None };
         for child in children(parent) {
-            let shares = sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm);
+            let shares = || sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm);
             let Some((_, thread)) = self.threads.get(&child) else { continue };
-            if shares != Ok(std::cmp::Ordering::Equal) || !self.stopped.contains(&child) {
+            if !self.stopped.contains(&child) || last != Some(child) && shares() != Ok(Ordering::Equal) {
                 continue;
             }
             let options = thread.options();
@@ -456,12 +477,34 @@ pub fn group_stop(thread: &Thread) -> Result<Option<i32>> {
 
 /// Children of all threads of `pid`.
 pub fn children(pid: i32) -> Vec<i32> {
-    let mut all = Vec::new();
-    for tid in status::threads(pid).unwrap_or_default() {
-        let list = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
-        all.extend(list.split_ascii_whitespace().filter_map(|n| n.parse::<i32>().ok()));
+    status::threads(pid).unwrap_or_default().into_iter().flat_map(|tid| children_of(pid, tid)).collect()
+}
+
+/// Those of one thread, in the order in which it has got them.
+fn children_of(pid: i32, tid: i32) -> Vec<i32> {
+    let list = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect()
+}
+
+/// Whether a thread sleeps in a clone(2) or clone3(2) that ends when the child does, or its program. proc(5),
+/// `/proc/pid/syscall`
+fn waits_for_child(pid: i32, tid: i32) -> bool {
+    const VFORK: u64 = libc::CLONE_VFORK as u64;
+    // 56 0x4111 0x0 ...: number, arguments; `running` of one that does not sleep.
+    let call = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    let mut words = call.split_ascii_whitespace();
+    let number = words.next().and_then(|n| n.parse().ok());
+    let first = words.next().and_then(|a| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok());
+    match (number, first) {
+        (Some(libc::SYS_clone), Some(flags)) => flags & VFORK != 0,
+        (Some(libc::SYS_clone3), Some(args)) => {
+            let mut flags = [0; 8];
+            let read = fs::File::open(format!("/proc/{pid}/mem"))
+                .and_then(|mem| mem.read_exact_at(&mut flags, args));
+            read.is_ok() && u64::from_ne_bytes(flags) & VFORK != 0
+        }
+        _ => false,
     }
-    all
 }
 
 fn explain(error: Error, vpid: i32, status: &Status) -> Error {
