@@ -21,6 +21,7 @@ pub mod memory;
 pub mod mount;
 pub mod mqueue;
 pub mod namespace;
+pub mod netlink;
 pub mod network;
 mod newborn;
 pub mod pagemap;
