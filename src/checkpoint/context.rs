@@ -38,6 +38,10 @@ pub struct Options {
     pub keep_exec: bool,
     /// The network namespace is restored empty.
     pub empty_network: bool,
+    /// What is in the network namespace is kept.
+    pub keep_network: bool,
+    /// Devices outside that those of the container are connected to.
+    pub external: Vec<crate::checkpoint::namespaces::net::External>,
     /// Print the statistics of the operation.
     pub print_stats: bool,
     /// Where a trace of the operation is written.
@@ -137,6 +141,8 @@ pub struct Dump<'a> {
     pub frozen_groups: Vec<PathBuf>,
     /// What the container's own control groups are limited to, as far as it was read before the container stood still.
     pub limits: crate::checkpoint::namespaces::cgroup::Limits,
+    /// Network devices that go with the container.
+    pub network: crate::checkpoint::namespaces::net::Hold,
     /// The namespaces that the container has made.
     pub spaces: crate::checkpoint::namespaces::nested::Spaces,
     /// The next free id for files, pipes, sockets, inodes and shared memory. Starts at 1.
@@ -163,6 +169,7 @@ impl<'a> Dump<'a> {
             files: crate::checkpoint::files::Registry::default(),
             frozen_groups: Vec::new(),
             limits: BTreeMap::new(),
+            network: crate::checkpoint::namespaces::net::Hold::default(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,
         }

@@ -222,6 +222,8 @@ fn attempt(
             let connections = files::abandon_connections(&mut dump);
             freeze::kill(tasks)?;
             drop(connections);
+            // Whoever restores it may want the names.
+            std::mem::take(&mut dump.network).release();
         }
         Ok(()) => {}
         // What failed first is what matters.
@@ -343,6 +345,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     files::dump(dump)?;
     // A descriptor may be all that keeps a namespace.
     nested::contents(dump)?;
+    namespaces::net::keep(dump)?;
     nested::pids::show(dump)?;
     nested::check_threads(&dump.model)?;
     let (steps, pids) = (process::plan(&dump.model)?, nested::pids::Pids::of(&dump.model)?);

@@ -77,7 +77,7 @@ pub struct Model {
     pub utsns: BTreeMap<u32, UtsnsEntry>,
     /// ipcns-*-N.img.
     pub ipcns: BTreeMap<u32, IpcNamespace>,
-    /// netns-N.img and netdev-N.img.
+    /// netns-N.img, netdev-N.img, and what `ip addr save` and the like would write.
     pub netns: BTreeMap<u32, NetNamespace>,
     /// userns-N.img.
     pub userns: BTreeMap<u32, UsernsEntry>,
@@ -120,6 +120,15 @@ pub struct NetNamespace {
     pub entry: NetnsEntry,
     /// Its devices.
     pub devices: Vec<NetDeviceEntry>,
+    /// The messages in ifaddr-N.img, route-N.img, route6-N.img, rule-N.img.
+    pub dumps: BTreeMap<NetDump, Vec<u8>>,
+}
+
+impl NetNamespace {
+    /// Whether what is in it was kept.
+    pub fn is_kept(&self) -> bool {
+        !self.dumps.is_empty()
+    }
 }
 
 /// An established TCP connection.

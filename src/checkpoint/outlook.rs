@@ -170,7 +170,7 @@ fn slow(size: &Size) -> Vec<Finding> {
 
 fn lost(options: &Options, source: &Source) -> Vec<Finding> {
     let owned = Kind::Net.owned(source.init, &source.spec).unwrap_or(false);
-    if !owned || options.empty_network {
+    if !owned || options.empty_network || options.keep_network {
         return Vec::new();
     }
     let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", source.init)).unwrap_or_default();
@@ -179,8 +179,8 @@ fn lost(options: &Options, source: &Source) -> Vec<Finding> {
         return Vec::new();
     }
     let what = format!("the network devices {} are not saved", names.join(", "));
-    let remedy =
-        "whoever restores the container must attach it to its network again, as Docker and Podman do";
+    let remedy = "whoever restores the container must attach it to its network again, as Docker and Podman do; or keep them with \
+         checkpoint --keep-network";
     vec![Finding::note(Fate::Lost, what, remedy)]
 }
 

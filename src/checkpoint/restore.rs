@@ -23,6 +23,7 @@ use crate::checkpoint::image::{ImageDir, VmaEntry};
 use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::{self, Made, pids};
+use crate::checkpoint::namespaces::net::Hold;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::labels::Label;
@@ -45,12 +46,12 @@ pub fn restore(
 ) -> Result<RestoreReport> {
     let mut log = Log::open(options, "restore.log");
     log.line(format_args!("restore of container {} from {}", target.id, images.path().display()));
-    let (mut tree, mut threads) = (BTreeMap::new(), Vec::new());
+    let (mut tree, mut threads, mut network) = (BTreeMap::new(), Vec::new(), Hold::default());
     // Each process is held by a few; the hooks that come later are not to have more.
     let _room = sys::fd::Room::make();
     let result = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
         let restore = Restore { options, target, model: &model, images, made: Made::default() };
-        run(&restore, &mut tree, &mut threads, ready)
+        run(&restore, &mut tree, &mut threads, &mut network, ready)
     });
     match &result {
         Ok(report) => {
@@ -61,6 +62,7 @@ pub fn restore(
         Err(error) => {
             log.error(error);
             kill(target, tree, threads);
+            network.release();
         }
     }
     result
@@ -70,6 +72,7 @@ fn run(
     restore: &Restore<'_>,
     tree: &mut BTreeMap<i32, NewTask>,
     threads: &mut Vec<Thread>,
+    network: &mut Hold,
     ready: &mut dyn FnMut() -> Result<()>,
 ) -> Result<RestoreReport> {
     let mut phases = Phases::start();
@@ -84,6 +87,7 @@ fn run(
     let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
     nested::make(restore, &mut stub, &conduit)?;
+    let mut warnings = namespaces::net::restore(restore, network)?;
     for entrant in &target.entrants {
         let mut task = settle(restore, entrant.pid, &entrant.pidfd)?;
         limits::make_room(&mut task.injection, highest.into(), u64::from(highest) + ROOM)?;
@@ -158,7 +162,7 @@ fn run(
     phases.end("resume");
     let pages_restored = report::pages(restore.images.path());
     let tasks = model.pstree.len();
-    let warnings = memory::marks::lost(model, sys::prctl::can_name_memory())?.into_iter().collect();
+    warnings.extend(memory::marks::lost(model, sys::prctl::can_name_memory())?);
     let init = restore.target.init;
     Ok(RestoreReport { phases, tasks, threads: count, init, pages_restored, warnings })
 }

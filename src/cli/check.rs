@@ -24,6 +24,9 @@ pub struct Args {
     /// Keep processes that were started by exec, without their clients
     #[arg(long, conflicts_with = "drop_exec")]
     keep_exec: bool,
+    /// Keep what is in the network namespace
+    #[arg(long)]
+    keep_network: bool,
     /// Output format: text or json
     #[arg(long, short, value_name = "FORMAT", default_value = "text")]
     format: String,
@@ -49,7 +52,12 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
             let outlook = checkpoint::look(
                 &context.store,
                 id,
-                Options { drop_exec: args.drop_exec, keep_exec: args.keep_exec, ..options(&args.what)? },
+                Options {
+                    keep_network: args.keep_network,
+                    drop_exec: args.drop_exec,
+                    keep_exec: args.keep_exec,
+                    ..options(&args.what)?
+                },
             )?;
             (if json { encode(&outlook)? } else { tell(&outlook) }, outlook.possible)
         }

@@ -64,6 +64,9 @@ pub struct Args {
     /// Keep processes that were started by exec, without their clients
     #[arg(long, conflicts_with = "drop_exec")]
     keep_exec: bool,
+    /// Keep what is in the network namespace: devices, addresses, routes, sysctls
+    #[arg(long)]
+    keep_network: bool,
     /// Link unlinked files back where possible
     #[arg(long)]
     link_remap: bool,
@@ -110,6 +113,9 @@ impl Args {
         match missing.iter().find(|(given, _)| *given) {
             Some((_, flag)) => {
                 Err(Error::new(format!("checkpoint {flag} is not supported yet; leave it out")))
+            }
+            None if self.keep_network && !self.what.empty_ns.is_empty() => {
+                Err(Error::new("checkpoint --keep-network and --empty-ns network exclude each other"))
             }
             None if self.precopy.is_some() && (self.pre_dump || self.parent_path.is_some()) => {
                 Err(Error::new("checkpoint --precopy makes its own pre-dumps; give one or the other"))
@@ -189,6 +195,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         leave_running: args.leave_running,
         drop_exec: args.drop_exec,
         keep_exec: args.keep_exec,
+        keep_network: args.keep_network,
         print_stats: args.print_stats,
         trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::checkpoint::{What, any_processor, options, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
+use crate::checkpoint::namespaces::net::External;
 use crate::checkpoint::progress;
 use crate::container::foreground::Signals;
 use crate::container::{Error, Result, checkpoint};
@@ -57,6 +58,10 @@ pub struct Args {
     /// SELinux context for the mounts where config.json has no mountLabel
     #[arg(long, value_name = "CONTEXT")]
     lsm_mount_context: Option<String>,
+    /// What a network device of the checkpoint is connected to: veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on:
+    /// macvlan[IN]=OUT
+    #[arg(long, value_name = "DEVICE")]
+    external: Vec<External>,
     /// What becomes of processes that are wider than config.json allows: refuse or clamp
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     policy: String,
@@ -99,6 +104,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         any_processor: any_processor(&args.cpu_cap)?,
         lazy: args.lazy || args.lazy_pages,
         resume: args.resume || for_a_client(&args),
+        external: args.external,
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
         ..options(&args.what)?

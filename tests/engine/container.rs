@@ -188,6 +188,7 @@ impl<'a> Container<'a> {
             "--ext-unix-sk",
             "--shell-job",
             "--file-locks",
+            "--keep-network",
         ];
         command.args(self.fixture.checkpoint.iter().filter(|flag| known.contains(&flag.as_str())));
         command.arg(&self.id);

@@ -27,7 +27,7 @@ pub fn is(live: &Live) -> bool {
 /// Refuses namespaces that cannot be made again.
 pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
     let Some(source) = around.source else { return Ok(()) };
-    nested::check_door(source, &live.file).map_err(|e| live.name(e))
+    nested::check_door(around.options, source, &live.file).map_err(|e| live.name(e))
 }
 
 /// Records it, by the number of the namespace.

@@ -37,6 +37,41 @@ records! {
         text: required string = 2,
     }
 
+    /// The extension `network`: what is kept of network namespaces and CRIU has no place for.
+    NetworksExtra = "networks_extra" {
+        networks: repeated message(NetworkExtra) = 1,
+    }
+
+    /// One network namespace, by its number. `sysctls` are all below /proc/sys/net; the others are messages of netlink(7).
+    NetworkExtra = "network_extra" {
+        id: required uint32 = 1,
+        links: repeated message(LinkExtra) = 2,
+        sysctls: repeated message(NetSysctl) = 3,
+        nexthops: optional bytes = 4,
+        neighbours: optional bytes = 5,
+        filters: optional bytes = 6,
+    }
+
+    /// One device. `kind` is the kernel's word for it, `data` and `port` are attributes of that kind and of a port of its
+    /// bridge, `attributes` those of any device; `lower` the device of this namespace that it lies on, `outer` the peer or
+    /// lower device in the namespace of the runtime. One that is `given` was moved in by config.json.
+    LinkExtra = "link_extra" {
+        ifindex: required uint32 = 1,
+        kind: optional string = 2,
+        data: optional bytes = 3,
+        port: optional bytes = 4,
+        attributes: optional bytes = 5,
+        lower: optional uint32 = 6,
+        outer: optional string = 7,
+        given: optional bool = 8,
+    }
+
+    /// One sysctl below /proc/sys/net.
+    NetSysctl = "net_sysctl" {
+        name: required string = 1,
+        value: required string = 2,
+    }
+
     /// The extension `io_uring`: rings. Their descriptors are external files to CRIU, which it does not restore.
     RingsExtra = "rings_extra" {
         rings: repeated message(RingExtra) = 1,

@@ -17,6 +17,45 @@ pub enum NdType {
     Sit = 8,
 }
 
+/// An image in the format of iproute2's `save`: a word that tells what it is, then messages of netlink(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NetDump {
+    /// Addresses of devices.
+    Addresses,
+    /// Routes of IPv4.
+    Routes,
+    /// Routes of IPv6.
+    Routes6,
+    /// Rules, which choose a table of routes.
+    Rules,
+}
+
+impl NetDump {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Addresses, Self::Routes, Self::Routes6, Self::Rules];
+
+    /// Its image's name, for a namespace.
+    pub fn image(self, id: u32) -> String {
+        let name = match self {
+            Self::Addresses => "ifaddr",
+            Self::Routes => "route",
+            Self::Routes6 => "route6",
+            Self::Rules => "rule",
+        };
+        format!("{name}-{id}.img")
+    }
+
+    /// The word that it begins with.
+    pub fn magic(self) -> [u8; 4] {
+        let word: u32 = match self {
+            Self::Addresses => 0x4736_1222,
+            Self::Routes | Self::Routes6 => 0x4531_1224,
+            Self::Rules => 0x7170_6986,
+        };
+        word.to_ne_bytes()
+    }
+}
+
 /// Which of the two values a sysctl has.
 #[allow(missing_docs)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]

@@ -10,11 +10,19 @@ use crate::checkpoint::memory::{aio, marks};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
+use crate::checkpoint::namespaces::net;
 use crate::checkpoint::task::sessions;
 
 /// The critical extensions.
-const CRITICAL: &[&str] =
-    &[pipe::PACKETS, pids::EXTENSION, late::EXTENSION, marks::EXTENSION, sessions::EXTENSION, aio::EXTENSION];
+const CRITICAL: &[&str] = &[
+    pipe::PACKETS,
+    pids::EXTENSION,
+    late::EXTENSION,
+    marks::EXTENSION,
+    sessions::EXTENSION,
+    aio::EXTENSION,
+    net::EXTENSION,
+];
 
 impl Model {
     /// The bytes of an extension.
@@ -28,6 +36,13 @@ impl Model {
         let all = &mut self.extension.get_or_insert_default().extensions;
         all.retain(|x| x.name != name);
         all.push(Extension { name: name.to_owned(), critical: false, data });
+    }
+
+    /// The same for what CRIU would restore wrong without: it refuses the whole set.
+    pub fn set_critical_extension_data(&mut self, name: &str, data: Vec<u8>) {
+        self.set_extension_data(name, data);
+        let all = &mut self.extension.get_or_insert_default().extensions;
+        all.iter_mut().filter(|x| x.name == name).for_each(|x| x.critical = true);
     }
 
     /// The version of the set: one that CRIU refuses, if it would restore it wrong.
@@ -63,9 +78,9 @@ impl Model {
 
     /// The same for what CRIU would restore wrong without: it refuses the whole set.
     pub fn set_critical_extension<T: Serialize>(&mut self, name: &str, what: &T) -> Result<()> {
-        self.set_extension(name, what)?;
-        let all = &mut self.extension.get_or_insert_default().extensions;
-        all.iter_mut().filter(|x| x.name == name).for_each(|x| x.critical = true);
+        let data = serde_json::to_vec(what)
+            .map_err(|e| Error::new(format!("cannot write extension {name}: {e}")))?;
+        self.set_critical_extension_data(name, data);
         Ok(())
     }
 }

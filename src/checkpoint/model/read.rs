@@ -3,8 +3,9 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 
-use crate::checkpoint::error::{Error, Result};
+use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
 use crate::checkpoint::namespaces::nested::{EXTENSION, Space};
@@ -149,7 +150,19 @@ impl Model {
         for id in self.distinct(|ids| ids.net_ns_id) {
             if let Some(entry) = one(dir, Kind::Netns, &format!("netns-{id}.img"))? {
                 let devices = many(dir, Kind::Netdev, &format!("netdev-{id}.img"))?.unwrap_or_default();
-                self.netns.insert(id, NetNamespace { entry, devices });
+                let mut dumps = BTreeMap::new();
+                for dump in NetDump::ALL {
+                    let name = dump.image(id);
+                    let bytes = raw(dir, &name)?;
+                    // CRIU leaves an empty one where `ip` cannot save.
+                    if !bytes.is_empty() {
+                        let messages = bytes.strip_prefix(&dump.magic()).ok_or_else(|| {
+                            Error::new("the image is not what `ip` saves").path(dir.path().join(&name))
+                        })?;
+                        dumps.insert(dump, messages.to_vec());
+                    }
+                }
+                self.netns.insert(id, NetNamespace { entry, devices, dumps });
             }
         }
         for id in self.distinct(|ids| ids.user_ns_id) {
@@ -176,6 +189,19 @@ fn insert<T>(map: &mut BTreeMap<u32, T>, id: u32, value: Option<T>) {
     if let Some(value) = value {
         map.insert(id, value);
     }
+}
+
+/// An image without records, which need not be there.
+fn raw(dir: &ImageDir, name: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if dir.exists(name) {
+        let read = dir.raw_open(name)?.take(RECORD_MAX as u64 + 1).read_to_end(&mut bytes);
+        read.during("cannot read the image", || format!("read({name:?})"))?;
+        if bytes.len() > RECORD_MAX {
+            return Err(Error::new("the image is too long").path(dir.path().join(name)));
+        }
+    }
+    Ok(bytes)
 }
 
 /// An image of one record, which need not be there.

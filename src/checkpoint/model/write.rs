@@ -1,6 +1,8 @@
 //! The model becomes images.
 
-use crate::checkpoint::error::Result;
+use std::io::Write;
+
+use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{Model, TcpStream, seal};
 
@@ -91,6 +93,12 @@ impl Model {
         for (id, net) in &self.netns {
             dir.write(Kind::Netns, &format!("netns-{id}.img"), std::slice::from_ref(&net.entry))?;
             dir.write(Kind::Netdev, &format!("netdev-{id}.img"), &net.devices)?;
+            for (dump, bytes) in &net.dumps {
+                let name = dump.image(*id);
+                dir.raw_create(&name)?
+                    .write_all(&[&dump.magic()[..], bytes].concat())
+                    .during("cannot write the image", || format!("write({name:?}, _, {})", bytes.len()))?;
+            }
         }
         for (id, user) in &self.userns {
             dir.write(Kind::Userns, &format!("userns-{id}.img"), std::slice::from_ref(user))?;

@@ -34,8 +34,8 @@ pub use enter::within;
 pub use kind::Kind;
 
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
-pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
-    let mut found = nested::check(source, pids);
+pub fn check(options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
+    let mut found = nested::check(options, source, pids);
     found.extend(user::check(source).err());
     let init = source.init.to_string();
     if let (Ok(theirs), Ok(ours)) = (Kind::Mnt.of(&init), Kind::Mnt.of("self"))
@@ -46,11 +46,12 @@ pub fn check(_options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
                 .remedy("give it one of its own: {\"type\": \"mount\"} in linux.namespaces"),
         );
     }
-    match mount::check(source) {
+    match mount::check(options, source) {
         Ok(mounts) => found.extend(mounts),
         Err(e) => found.push(e),
     }
     found.extend(ipc::check(source, pids));
+    found.extend(net::check(options, source));
     found
 }
 

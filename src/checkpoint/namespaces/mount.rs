@@ -31,7 +31,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
 
-use crate::checkpoint::context::{Dump, Source};
+use crate::checkpoint::context::{Dump, Options, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
@@ -60,7 +60,7 @@ const RENEWABLE: [&str; 14] = [
 ];
 
 /// Every mount that cannot be saved.
-pub fn check(source: &Source) -> Result<Vec<Error>> {
+pub fn check(options: &Options, source: &Source) -> Result<Vec<Error>> {
     let mounts = classify(source)?;
     let mapped = user::private(source)?;
     let mut found = Vec::new();
@@ -73,7 +73,7 @@ pub fn check(source: &Source) -> Result<Vec<Error>> {
         let root = root_of(source.init)?;
         found.extend(places(&root, &mounts, false).err());
         found.extend(lost(&root, &mounts).err());
-        found.extend(late::check(source, &root, &mounts));
+        found.extend(late::check(options, source, &root, &mounts));
     }
     Ok(found)
 }

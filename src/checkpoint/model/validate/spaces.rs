@@ -4,6 +4,7 @@ use crate::checkpoint::error::Result;
 use crate::checkpoint::image::{CgroupDirEntry, CgroupEntry, MntEntry};
 use crate::checkpoint::model::validate::{require, unique};
 use crate::checkpoint::model::{IpcNamespace, Model};
+use crate::checkpoint::namespaces::net;
 
 /// Longest seccomp program, in bytes: BPF_MAXINSNS instructions.
 const FILTER_MAX: usize = 4096 * 8;
@@ -29,6 +30,7 @@ pub(super) fn check(model: &Model) -> Result<()> {
     for (id, ipc) in &model.ipcns {
         check_ipc(ipc, *id)?;
     }
+    net::validate(model)?;
     for (id, clocks) in &model.timens {
         let sane = [&clocks.monotonic, &clocks.boottime].iter().all(|t| t.tv_nsec < 1_000_000_000);
         require(sane, &format!("timens-{id}.img"), || {

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 
 use super::class::Class;
 use super::open_mount;
-use crate::checkpoint::context::{Dump, Restore, Source};
+use crate::checkpoint::context::{Dump, Options, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::model::Model;
@@ -115,10 +115,15 @@ fn keeps(mount: &Mount, class: &Class) -> bool {
 }
 
 /// Everything about these mounts of a namespace, seen from its root, that cannot be made again.
-pub(super) fn check(source: &Source, root: &OwnedFd, mounts: &[(Mount, Class)]) -> Vec<Error> {
+pub(super) fn check(
+    options: &Options,
+    source: &Source,
+    root: &OwnedFd,
+    mounts: &[(Mount, Class)],
+) -> Vec<Error> {
     let one = |(mount, class): &(Mount, Class)| match (keeps(mount, class), is_proc(mount, class)) {
         (true, _) => held(root, mount)
-            .and_then(|door| nested::check_door(source, &door).map_err(|e| e.path(&mount.point)))
+            .and_then(|door| nested::check_door(options, source, &door).map_err(|e| e.path(&mount.point)))
             .err(),
         // One that another lies over shows nobody anything.
         (_, true) if open_mount(root, mount).is_ok() => shown(root, mount).err(),

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use super::spaces::{copy, kind_of, outside};
-use crate::checkpoint::context::Source;
+use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::link;
@@ -14,7 +14,7 @@ use crate::checkpoint::namespaces::{Kind, ipc, mount, net, vpid};
 use crate::sys::kcmp::{What, kcmp};
 
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
-pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
+pub fn check(options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     let (mut found, mut inside) = (Vec::new(), BTreeMap::new());
     for pid in pids {
         if let Err(e) = process(source, *pid, &mut inside) {
@@ -26,7 +26,7 @@ pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     }
     for ((kind, _), pids) in &inside {
         let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
-        found.extend(contents(source, *kind, &door, pids));
+        found.extend(contents(options, source, *kind, &door, pids));
         if *kind == Kind::Mnt {
             found.extend(sharing(source.init, pids).err());
         }
@@ -129,22 +129,22 @@ fn sharing(init: i32, pids: &[i32]) -> Result<()> {
 }
 
 /// What is in a namespace that the container has made.
-fn contents(source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+fn contents(options: &Options, source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
     match kind {
         Kind::Mnt => copy(door)
             .and_then(mount::nested::look)
-            .and_then(|tree| mount::nested::check(source, &tree))
+            .and_then(|tree| mount::nested::check(options, source, &tree))
             .unwrap_or_else(|e| vec![e]),
         Kind::Ipc => ipc::check_inside(source.init, door, pids),
         Kind::Net => {
-            copy(door).and_then(|door| net::check_inside(vec![(door, kind)])).err().into_iter().collect()
+            copy(door).map_or_else(|e| vec![e], |door| net::check_inside(options, vec![(door, kind)]))
         }
         _ => Vec::new(),
     }
 }
 
 /// Refuses a descriptor of a namespace that cannot be made again.
-pub fn check_door(source: &Source, door: &OwnedFd) -> Result<()> {
+pub fn check_door(options: &Options, source: &Source, door: &OwnedFd) -> Result<()> {
     let (kind, init) = (kind_of(door)?, source.init);
     let inode = |fd: &OwnedFd| {
         nix::sys::stat::fstat(fd)
@@ -163,5 +163,5 @@ pub fn check_door(source: &Source, door: &OwnedFd) -> Result<()> {
     if of(std::process::id().cast_signed())? {
         return Err(outside(kind));
     }
-    contents(source, kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
+    contents(options, source, kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
 }

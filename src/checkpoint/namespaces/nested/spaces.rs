@@ -104,6 +104,12 @@ impl Spaces {
         &self.procs
     }
 
+    /// The network namespaces, by their numbers.
+    pub fn networks(&self) -> Result<Vec<(u32, OwnedFd)>> {
+        let met = self.met.iter().filter(|met| met.space.kind == Kind::Net);
+        met.map(|met| Ok((met.space.id, copy(&met.door)?))).collect()
+    }
+
     /// The mount namespaces.
     pub fn trees(&self) -> Vec<Arc<Tree>> {
         self.met.iter().filter_map(|met| met.tree.clone()).collect()

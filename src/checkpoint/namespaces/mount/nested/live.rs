@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
-use crate::checkpoint::context::{Dump, Source};
+use crate::checkpoint::context::{Dump, Options, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::through;
 use crate::checkpoint::namespaces::kind::Kind;
@@ -64,7 +64,7 @@ fn classes(source: &Source, tree: &Tree) -> Result<(Classes, Classes)> {
 }
 
 /// Every mount of such a namespace that cannot be saved.
-pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
+pub fn check(options: &Options, source: &Source, tree: &Tree) -> Result<Vec<Error>> {
     let (inside, all) = classes(source, tree)?;
     let mut found: Vec<Error> = Vec::new();
     for (mount, class) in &inside {
@@ -72,7 +72,7 @@ pub fn check(source: &Source, tree: &Tree) -> Result<Vec<Error>> {
     }
     if found.is_empty() {
         let own = own(&inside, &all);
-        found.extend(late::check(source, &tree.root, &showing(&inside, &all)));
+        found.extend(late::check(options, source, &tree.root, &showing(&inside, &all)));
         found.extend(mount::places(&tree.root, &own, true).err());
         found.extend(mount::lost(&tree.root, &own).err());
     }

@@ -3,8 +3,32 @@
 //! joins goes on by itself; CRIU is told so by the key that runc uses.
 //!
 //! One that the container has made itself comes back with its loopback device, up or down; others are refused.
+//!
+//! `checkpoint --keep-network` keeps all that is in them, and a restore puts it back:
+//!
+//! ```text
+//!   devices, for CRIU, too   netdev-N, conf of each        what CRIU has no place for: extension `network`, critical if
+//!   sysctls                  netns-N                       CRIU would restore it wrong
+//!   addresses, routes, rules ifaddr-N, route-N, route6-N, rule-N, as iproute2 saves them
+//!
+//!   restore, of all namespaces   devices, down ── sysctls ── addresses ── up ── routes, rules, neighbours
+//! ```
+//!
+//! What has its other end outside is removed with a container that is stopped: its name is free for the restore.
 
-use crate::checkpoint::context::{Dump, Restore};
+mod inet;
+mod keep;
+mod link;
+mod make;
+mod peers;
+mod sysctl;
+
+pub use keep::{EXTENSION, Hold, check, keep, restore, validate};
+pub use peers::External;
+
+use std::collections::BTreeSet;
+
+use crate::checkpoint::context::{Dump, Options, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{NdType, NetDeviceEntry, NetnsEntry};
 use crate::checkpoint::model::NetNamespace;
@@ -13,24 +37,26 @@ use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::network::{loopback_is_up, loopback_up};
 use crate::sys::route::{Route, index};
 
+use link::NEW;
+
 /// The key of a joined network namespace.
 pub const JOINED: &str = "extRootNetNS";
 
 /// Notes which of the two it is; nothing where the container uses the host's.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
+    if dump.options.keep_network {
+        return keep::permitted(dump.source);
+    }
     if Kind::Net.private(dump.source.init)? {
         let joined = Kind::Net.joined(&dump.source.spec).is_some();
         let entry = NetnsEntry { ext_key: joined.then(|| JOINED.into()), ..NetnsEntry::default() };
         let devices = if joined { vec![] } else { vec![loopback(true)] };
-        dump.model.netns.insert(Kind::Net.id(true), NetNamespace { entry, devices });
+        dump.model
+            .netns
+            .insert(Kind::Net.id(true), NetNamespace { entry, devices, ..NetNamespace::default() });
     }
     Ok(())
 }
-
-/// Devices that a new network namespace has by itself, as far as the kernel's modules are there.
-const NEW: [&str; 11] = [
-    "lo", "tunl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "sit0", "ip6tnl0", "ip6gre0", "teql0",
-];
 
 /// Refuses what cannot be kept of a network namespace that the container has made. Runs inside; tells whether the
 /// loopback device is up.
@@ -40,35 +66,46 @@ fn look() -> Result<bool> {
     let names = devices.iter().map(|device| device.name().to_string_lossy().into_owned());
     if let Some(name) = names.into_iter().find(|name| !NEW.contains(&name.as_str())) {
         return Err(Error::new(format!(
-            "a network namespace that the container has made has the device {name}, which cannot be checkpointed yet"
+            "a network namespace that the container has made has the device {name}, which is not kept"
         ))
-        .remedy("remove the device, or end what is in the namespace"));
+        .remedy("keep it with --keep-network, remove the device, or end what is in the namespace"));
     }
     let addresses = Route::open().and_then(|route| route.addresses(index("lo")?));
     if !addresses.during("cannot list the addresses", || "RTM_GETADDR".into())?.is_empty() {
         return Err(Error::new(
             "the loopback device of a network namespace that the container has made has an address of its own",
         )
-        .remedy("remove the address"));
+        .remedy("keep it with --keep-network, or remove the address"));
     }
     loopback_is_up().during(what, || "ioctl(_, SIOCGIFFLAGS, lo)".into())
 }
 
 /// Refuses what cannot be kept of a network namespace that the container has made.
-pub fn check_inside(doors: Doors) -> Result<()> {
-    through(doors, || look().map(drop))
+pub fn check_inside(options: &Options, doors: Doors) -> Vec<Error> {
+    match options.keep_network {
+        true => keep::look(doors, &BTreeSet::new()),
+        false => through(doors, || look().map(drop)).err().into_iter().collect(),
+    }
 }
 
 /// Saves what is in a network namespace that the container has made.
 pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors) -> Result<()> {
+    if dump.options.keep_network {
+        // At the end, when all of them are known.
+        return Ok(());
+    }
     let up = through(doors, look)?;
     let devices = vec![loopback(up)];
-    dump.model.netns.insert(id, NetNamespace { entry: NetnsEntry::default(), devices });
+    dump.model.netns.insert(id, NetNamespace { devices, ..NetNamespace::default() });
     Ok(())
 }
 
 /// Brings the loopback device up, where it was.
 pub fn put_back(restore: &Restore<'_>, id: u32, doors: Doors) -> Result<()> {
+    if restore.model.netns.get(&id).is_some_and(NetNamespace::is_kept) {
+        // When all of them are there.
+        return Ok(());
+    }
     let devices = restore.model.netns.get(&id).map_or(&[][..], |net| &net.devices);
     if let Some(other) = devices.iter().find(|d| !NEW.contains(&d.name.as_str())) {
         return Err(Error::new(format!(

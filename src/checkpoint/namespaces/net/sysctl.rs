@@ -1,0 +1,275 @@
+//! Sysctls of a network namespace: all that can be written below /proc/sys/net. CRIU keeps some of them, by their place
+//! in lists that it shares with nobody; these are filled in for it, and read where it has made the images.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use oci_spec::runtime::Spec;
+
+use crate::checkpoint::error::{Context, Result};
+use crate::checkpoint::image::{NetSysctl, SysctlEntry, SysctlType};
+use crate::checkpoint::model::NetNamespace;
+
+const ROOT: &str = "/proc/sys/net";
+
+/// Values by their names below /proc/sys/net.
+pub type Sysctls = BTreeMap<String, String>;
+
+/// CRIU's list for a device, of IPv4.
+const CONF4: [&str; 30] = [
+    "accept_local",
+    "accept_redirects",
+    "accept_source_route",
+    "arp_accept",
+    "arp_announce",
+    "arp_filter",
+    "arp_ignore",
+    "arp_notify",
+    "bootp_relay",
+    "disable_policy",
+    "disable_xfrm",
+    "force_igmp_version",
+    "forwarding",
+    "igmpv2_unsolicited_report_interval",
+    "igmpv3_unsolicited_report_interval",
+    "log_martians",
+    "medium_id",
+    "promote_secondaries",
+    "proxy_arp",
+    "proxy_arp_pvlan",
+    "route_localnet",
+    "rp_filter",
+    "secure_redirects",
+    "send_redirects",
+    "shared_media",
+    "src_valid_mark",
+    "tag",
+    "ignore_routes_with_linkdown",
+    "drop_gratuitous_arp",
+    "drop_unicast_in_l2_multicast",
+];
+
+/// The same of IPv6.
+const CONF6: [&str; 42] = [
+    "accept_dad",
+    "accept_ra",
+    "accept_ra_defrtr",
+    "accept_ra_from_local",
+    "accept_ra_min_hop_limit",
+    "accept_ra_mtu",
+    "accept_ra_pinfo",
+    "accept_ra_rt_info_max_plen",
+    "accept_ra_rtr_pref",
+    "accept_redirects",
+    "accept_source_route",
+    "autoconf",
+    "dad_transmits",
+    "disable_ipv6",
+    "drop_unicast_in_l2_multicast",
+    "drop_unsolicited_na",
+    "force_mld_version",
+    "force_tllao",
+    "forwarding",
+    "hop_limit",
+    "ignore_routes_with_linkdown",
+    "keep_addr_on_down",
+    "max_addresses",
+    "max_desync_factor",
+    "mldv1_unsolicited_report_interval",
+    "mldv2_unsolicited_report_interval",
+    "mtu",
+    "ndisc_notify",
+    "optimistic_dad",
+    "proxy_ndp",
+    "regen_max_retry",
+    "router_probe_interval",
+    "router_solicitation_delay",
+    "router_solicitation_interval",
+    "router_solicitations",
+    STABLE_SECRET,
+    "suppress_frag_ndisc",
+    "temp_prefered_lft",
+    "temp_valid_lft",
+    "use_oif_addrs_only",
+    "use_optimistic",
+    "use_tempaddr",
+];
+
+const STABLE_SECRET: &str = "stable_secret";
+const UNIX: [&str; 1] = ["max_dgram_qlen"];
+const IPV4: [&str; 1] = ["ping_group_range"];
+
+/// Reads all. Runs in the namespace.
+pub fn read() -> Result<Sysctls> {
+    let mut all = Sysctls::new();
+    gather(Path::new(ROOT), &mut all)?;
+    Ok(all)
+}
+
+fn gather(dir: &Path, all: &mut Sysctls) -> Result<()> {
+    let what = "cannot read the sysctls of the network";
+    let entries = fs::read_dir(dir).during(what, || format!("open({dir:?})"))?;
+    for entry in entries {
+        let entry = entry.during(what, || format!("getdents({dir:?})"))?;
+        let path = entry.path();
+        let meta = entry.metadata().during(what, || format!("stat({path:?})"))?;
+        if meta.is_dir() {
+            gather(&path, all)?;
+        } else if meta.permissions().mode() & 0o200 != 0
+            // One that has no value, or is a command, cannot be read.
+            && let Ok(value) = fs::read_to_string(&path)
+            && let Ok(name) = path.strip_prefix(ROOT)
+        {
+            all.insert(name.to_string_lossy().into_owned(), value.trim_end().to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// As records of ours.
+pub fn records(all: &Sysctls) -> Vec<NetSysctl> {
+    all.iter().map(|(name, value)| NetSysctl { name: name.clone(), value: value.clone() }).collect()
+}
+
+/// As CRIU has them.
+pub fn describe(net: &mut NetNamespace, all: &Sysctls) {
+    let conf = |version: &str, device: &str| {
+        let names: &[&str] = if version == "ipv4" { &CONF4 } else { &CONF6 };
+        list(all, &format!("{version}/conf/{device}"), names)
+    };
+    net.entry.def_conf4 = conf("ipv4", "default");
+    net.entry.all_conf4 = conf("ipv4", "all");
+    net.entry.def_conf6 = conf("ipv6", "default");
+    net.entry.all_conf6 = conf("ipv6", "all");
+    net.entry.unix_conf = list(all, "unix", &UNIX);
+    net.entry.ipv4_sysctl = list(all, "ipv4", &IPV4);
+    for device in &mut net.devices {
+        device.conf4 = conf("ipv4", &device.name);
+        device.conf6 = conf("ipv6", &device.name);
+    }
+}
+
+fn list(all: &Sysctls, dir: &str, names: &[&str]) -> Vec<SysctlEntry> {
+    let entry = |name: &&str| {
+        let value = all.get(&format!("{dir}/{name}"));
+        if is_text(name) {
+            let r#type = SysctlType::CtlStr as i32;
+            SysctlEntry { r#type, iarg: None, sarg: value.cloned() }
+        } else {
+            let iarg = value.and_then(|value| value.parse().ok());
+            SysctlEntry { r#type: SysctlType::Ctl32 as i32, iarg, sarg: None }
+        }
+    };
+    names.iter().map(entry).collect()
+}
+
+fn is_text(name: &str) -> bool {
+    name == STABLE_SECRET || IPV4.contains(&name)
+}
+
+/// Those of images that CRIU has made.
+pub fn of_criu(net: &NetNamespace) -> Sysctls {
+    let mut all = Sysctls::new();
+    let mut take = |dir: &str, names: &[&str], entries: &[SysctlEntry]| {
+        for (name, entry) in names.iter().zip(entries) {
+            let value = entry.iarg.map(|n| n.to_string()).or_else(|| entry.sarg.clone());
+            all.extend(value.map(|value| (format!("{dir}/{name}"), value)));
+        }
+    };
+    let entry = &net.entry;
+    take("ipv4/conf/all", &CONF4, &entry.all_conf4);
+    take("ipv4/conf/default", &CONF4, &entry.def_conf4);
+    take("ipv6/conf/all", &CONF6, &entry.all_conf6);
+    take("ipv6/conf/default", &CONF6, &entry.def_conf6);
+    take("unix", &UNIX, &entry.unix_conf);
+    take("ipv4", &IPV4, &entry.ipv4_sysctl);
+    for device in &net.devices {
+        take(&format!("ipv4/conf/{}", device.name), &CONF4, &device.conf4);
+        take(&format!("ipv6/conf/{}", device.name), &CONF6, &device.conf6);
+    }
+    all
+}
+
+/// Writes those that differ and that config.json does not set. Some change others, so all are looked at once more. Returns
+/// the names of those that could not be set. Runs in the namespace.
+pub fn restore(wanted: &Sysctls, spec: Option<&Spec>) -> Vec<String> {
+    let ours = spec.and_then(|spec| spec.linux().as_ref()?.sysctl().clone()).unwrap_or_default();
+    let ours: Vec<String> = ours.keys().map(|name| crate::init::sysctl::path(name)).collect();
+    let mut names: Vec<&String> =
+        wanted.keys().filter(|name| !ours.contains(&format!("net/{name}"))).collect();
+    names.sort_by_key(|name| rank(name));
+    let differs = |name: &str| {
+        let value = fs::read_to_string(format!("{ROOT}/{name}"));
+        !value.is_ok_and(|value| value.split_whitespace().eq(wanted[name].split_whitespace()))
+    };
+    for _ in 0..3 {
+        names.retain(|name| {
+            let other = differs(name);
+            if other {
+                // What fails is seen below.
+                let _ = fs::write(format!("{ROOT}/{name}"), format!("{}\n", wanted[name.as_str()]));
+            }
+            other || name.contains("/conf/")
+        });
+    }
+    names.retain(|name| differs(name));
+    names.into_iter().cloned().collect()
+}
+
+/// What changes others comes first, what is changed by others last.
+fn rank(name: &str) -> u32 {
+    let all = if name.contains("/conf/all/") { 1 } else { 3 };
+    let all = if name.contains("/conf/default/") { 2 } else { all };
+    match name.rsplit('/').next() {
+        Some("ip_forward") => 0,
+        Some("forwarding" | "disable_ipv6") => all * 10,
+        Some("accept_redirects") => all * 10 + 2,
+        _ => all * 10 + 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::testing::in_child;
+
+    #[test]
+    fn what_was_changed_comes_back() {
+        in_child(libc::CLONE_NEWNET, || {
+            let fresh = read().unwrap();
+            assert!(fresh.contains_key("ipv4/conf/lo/rp_filter"), "{fresh:?}");
+            let set = |name: &str, value: &str| fs::write(format!("{ROOT}/{name}"), value).unwrap();
+            set("ipv4/ip_forward", "1");
+            set("ipv4/conf/lo/accept_redirects", "1");
+            set("ipv4/tcp_rmem", "5000 60000 700000");
+            set("ipv6/conf/all/disable_ipv6", "1");
+            set("ipv6/conf/lo/disable_ipv6", "0");
+            set("ipv6/conf/default/stable_secret", "2001:db8::1");
+            let changed = read().unwrap();
+            assert_eq!(restore(&fresh, None), Vec::<String>::new());
+            assert_eq!(restore(&changed, None), Vec::<String>::new());
+            assert_eq!(read().unwrap(), changed);
+            let spec = r#"{"ociVersion": "1.0.2", "linux": {"sysctl": {"net.ipv4.ip_forward": "1"}}}"#;
+            let spec = serde_json::from_str(spec).unwrap();
+            let wanted = Sysctls::from([("ipv4/ip_forward".into(), "0".into()), ("none".into(), "1".into())]);
+            assert_eq!(restore(&wanted, Some(&spec)), ["none"]);
+            assert_eq!(read().unwrap()["ipv4/ip_forward"], "1");
+        });
+    }
+
+    #[test]
+    fn criu_finds_its_own() {
+        let all = Sysctls::from([
+            ("ipv4/conf/all/rp_filter".into(), "2".into()),
+            ("ipv6/conf/default/stable_secret".into(), "2001:db8::1".into()),
+            ("ipv4/ping_group_range".into(), "0\t7".into()),
+            ("unix/max_dgram_qlen".into(), "9".into()),
+        ]);
+        let mut net = NetNamespace::default();
+        describe(&mut net, &all);
+        assert_eq!(net.entry.all_conf4[21].iarg, Some(2));
+        assert_eq!(of_criu(&net), all);
+    }
+}
