@@ -64,7 +64,7 @@ pub struct Args {
     /// Keep processes that were started by exec, without their clients
     #[arg(long, conflicts_with = "drop_exec")]
     keep_exec: bool,
-    /// Keep what is in the network namespace: devices, addresses, routes, sysctls
+    /// Keep what is in the network namespace: devices, addresses, routes, packet filters, sysctls
     #[arg(long)]
     keep_network: bool,
     /// Link unlinked files back where possible

@@ -23,6 +23,7 @@ const DUMP: u16 = libc::NLM_F_DUMP as u16;
 const INTERRUPTED: u16 = libc::NLM_F_DUMP_INTR as u16;
 /// Says in a kind of attribute that it holds attributes; another bit says that numbers are big-endian.
 const KIND: u16 = 0x3fff;
+const NESTED: u16 = 0x8000;
 
 /// Asks for an answer even if all goes well.
 pub const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -103,6 +104,11 @@ pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// An attribute that holds attributes.
+pub fn nested(kind: u16, value: &[u8]) -> Vec<u8> {
+    attribute(kind | NESTED, value)
+}
+
 /// An attribute that holds a string.
 pub fn text(kind: u16, value: &str) -> Vec<u8> {
     attribute(kind, &[value.as_bytes(), b"\0"].concat())
@@ -166,14 +172,19 @@ impl Netlink {
         Err(Errno::EAGAIN)
     }
 
-    /// Sends what may be long, and hears of the first failure, or that the last message was done.
-    pub fn batch(&self, bytes: &[u8]) -> nix::Result<()> {
-        let room = i32::try_from(bytes.len().saturating_mul(2)).unwrap_or(i32::MAX / 2);
+    /// Sends what may be long, and hears of the first failure and what kind of message it was, or that the one that asked
+    /// for an answer was done.
+    pub fn batch(&self, all: &[Message]) -> Result<(), (Errno, u16)> {
+        let one = |m: &Message| Message { flags: m.flags | REQUEST, ..m.clone() }.bytes();
+        let bytes: Vec<u8> = all.iter().flat_map(one).collect();
+        let (mut sent, mut kind) = (Ok(()), 0);
         if bytes.len() > 64 << 10 {
-            set_int(&self.0, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
+            let room = i32::try_from(bytes.len().saturating_mul(2)).unwrap_or(i32::MAX / 2);
+            sent = set_int(&self.0, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room);
         }
-        send(self.0.as_raw_fd(), bytes, MsgFlags::empty())?;
-        self.answers(&mut |_| false).map(drop)
+        sent.and_then(|()| send(self.0.as_raw_fd(), &bytes, MsgFlags::empty()).map(drop))
+            .and_then(|()| self.hear(&mut |_| false, &mut kind).map(drop))
+            .map_err(|errno| (errno, kind))
     }
 
     fn ask(&self, kind: u16, flags: u16, body: &[u8]) -> nix::Result<()> {
@@ -183,6 +194,11 @@ impl Netlink {
 
     /// Takes answers until `take` says that there are no more, or the kernel does. False: they may contradict each other.
     fn answers(&self, take: &mut dyn FnMut(Message) -> bool) -> nix::Result<bool> {
+        self.hear(take, &mut 0)
+    }
+
+    /// As [`Self::answers`]; `of` becomes the kind of the message that failed.
+    fn hear(&self, take: &mut dyn FnMut(Message) -> bool, of: &mut u16) -> nix::Result<bool> {
         let mut buffer = vec![0; 256 << 10];
         let mut sound = true;
         loop {
@@ -192,6 +208,7 @@ impl Netlink {
                 match message.kind {
                     ERROR | DONE => {
                         let code = u32_at(&message.body, 0).unwrap_or(0).cast_signed();
+                        *of = u16_at(&message.body, 8).unwrap_or(0);
                         return if code < 0 { Err(Errno::from_raw(code.wrapping_neg())) } else { Ok(sound) };
                     }
                     _ if take(message) => return Ok(sound),

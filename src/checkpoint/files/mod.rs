@@ -64,7 +64,8 @@ pub use opener::Files;
 pub use registry::Registry;
 pub use regular::register_path;
 pub use tcp::{
-    abandon_connections, accept, heal_network, lock_network, lock_restored, unlock_network, unlock_restored,
+    abandon_connections, accept, heal_network, lock_network, lock_restored, lock_table, unlock_network,
+    unlock_restored,
 };
 
 use std::os::fd::OwnedFd;

@@ -32,7 +32,7 @@ pub fn new_id() -> Result<String> {
 }
 
 /// The table of a run.
-fn table(id: &str) -> String {
+pub fn table(id: &str) -> String {
     format!("CRIU-{id}")
 }
 

@@ -182,6 +182,11 @@ pub fn describe(dump: &mut Dump<'_>) {
     }
 }
 
+/// The table of nftables that the network lock of this dump is.
+pub fn lock_table(dump: &Dump<'_>) -> Option<String> {
+    dump.files.tcp.id.as_deref().map(lock::table)
+}
+
 /// Unlocks the network: the container goes on. Nothing where it is not locked.
 pub fn unlock_network(dump: &mut Dump<'_>) -> Result<()> {
     dump.files.tcp.sockets.clear();

@@ -17,7 +17,7 @@ use crate::checkpoint::model::NetNamespace;
 use crate::checkpoint::namespaces::net::link::FIXED;
 use crate::checkpoint::namespaces::net::make::Space;
 use crate::sys::netlink::{
-    APPEND, CREATE, Message, Netlink, REPLACE, attribute, attributes, text_of, u16_at, u32_at,
+    APPEND, CREATE, Message, Netlink, REPLACE, attribute, attributes, nested, text_of, u16_at, u32_at,
 };
 use crate::sys::route::link;
 
@@ -74,6 +74,8 @@ const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const NHA_GROUP: u16 = 2;
 const NHA_OIF: u16 = 5;
+const NHA_ENCAP: u16 = 8;
+const NHA_RES_GROUP: u16 = 12;
 const PERMANENT: u16 = 0x80;
 const NOARP: u16 = 0x40;
 const NTF_MASTER: u8 = 0x04;
@@ -145,22 +147,24 @@ pub fn save(socket: &Netlink, net: &mut NetNamespace, extra: &mut NetworkExtra) 
     keep(NetDump::Routes, routes(socket, V4)?);
     keep(NetDump::Routes6, routes(socket, V6)?);
     keep(NetDump::Rules, rules(socket)?);
-    let bytes = |all: Vec<Message>| -> Option<Vec<u8>> {
-        let bytes: Vec<u8> = all.iter().flat_map(Message::bytes).collect();
-        (!bytes.is_empty()).then_some(bytes)
-    };
     let mut nexthops = list(socket, "nexthops", RTM_GETNEXTHOP, &[0; NEXTHOP])?;
     // Groups are made of those before them.
     nexthops.sort_by_key(|m| m.attribute(NEXTHOP, NHA_GROUP).is_some());
-    extra.nexthops = bytes(nexthops);
+    extra.nexthops = bytes(&nexthops);
     let mut neighbours = Vec::new();
     for (family, flags) in [(0, 0), (0, NTF_PROXY), (AF_BRIDGE, 0)] {
         let mut body = vec![0; NEIGHBOUR];
         (body[0], body[10]) = (family, flags);
         neighbours.extend(list(socket, "neighbours", libc::RTM_GETNEIGH, &body)?.into_iter().filter(ours));
     }
-    extra.neighbours = bytes(neighbours.into_iter().filter_map(|m| set_by_hand(&m)).collect());
+    extra.neighbours = bytes(&neighbours.iter().filter_map(set_by_hand).collect::<Vec<_>>());
     Ok(())
+}
+
+/// Messages one after the other; none where there are none.
+pub fn bytes(all: &[Message]) -> Option<Vec<u8>> {
+    let bytes: Vec<u8> = all.iter().flat_map(Message::bytes).collect();
+    (!bytes.is_empty()).then_some(bytes)
 }
 
 /// A neighbour that was not learnt, as the kernel takes it.
@@ -304,7 +308,8 @@ pub fn restore_rest(space: &Space<'_>) -> Result<()> {
             .copy_from_slice(&(u32_at(&m.body, 4).unwrap_or(0) & ONLINK).to_ne_bytes());
         for (kind, value) in m.attributes(NEXTHOP) {
             let value = if kind == NHA_OIF { moved(value, indexes) } else { value.to_vec() };
-            body.extend(attribute(kind, &value));
+            let full = [NHA_ENCAP, NHA_RES_GROUP].contains(&kind);
+            body.extend(if full { nested(kind, &value) } else { attribute(kind, &value) });
         }
         let done = socket.change(RTM_NEWNEXTHOP, CREATE | REPLACE, &body);
         done.during("cannot make a nexthop", || "RTM_NEWNEXTHOP".into())?;

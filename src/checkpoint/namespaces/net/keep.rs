@@ -7,9 +7,10 @@ use prost::Message as _;
 
 use super::link::{self, Link};
 use super::make::{Maker, Space};
-use super::{JOINED, inet, peers, sysctl};
+use super::{JOINED, inet, nftables, peers, sysctl};
 use crate::checkpoint::context::{Dump, Options, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::files;
 use crate::checkpoint::image::{LinkExtra, NdType, NetDeviceEntry, NetnsEntry, NetworkExtra, NetworksExtra};
 use crate::checkpoint::model::{Model, NetNamespace};
 use crate::checkpoint::namespaces::enter::{Doors, door, through};
@@ -53,6 +54,7 @@ pub fn look(doors: Doors, given: &BTreeSet<String>) -> Vec<Error> {
         let socket = open()?;
         let (_, mut refused) = link::all(&socket, given)?;
         refused.extend(inet::queueing(&socket)?);
+        refused.extend(nftables::save(None)?.refused);
         Ok(refused)
     });
     look.unwrap_or_else(|e| vec![e])
@@ -124,7 +126,7 @@ pub fn keep(dump: &mut Dump<'_>) -> Result<()> {
     }
     let mut doors = vec![(Kind::Net.id(true), door(dump.source.init, Kind::Net)?)];
     doors.extend(dump.spaces.networks()?);
-    let around = Around { home: home()?, outside: open()?, doors: &doors };
+    let around = Around { home: home()?, outside: open()?, doors: &doors, lock: files::lock_table(dump) };
     let (mut extras, mut plain, mut held) = (NetworksExtra::default(), true, Vec::new());
     let from = given_from(dump.source);
     for (id, door) in &doors {
@@ -156,6 +158,8 @@ struct Around<'a> {
     home: OwnedFd,
     outside: Netlink,
     doors: &'a [(u32, OwnedFd)],
+    /// The table of the network lock.
+    lock: Option<String>,
 }
 
 impl Around<'_> {
@@ -163,7 +167,8 @@ impl Around<'_> {
     fn save(&self, id: u32, given: &BTreeSet<String>) -> Result<(Netlink, NetNamespace, NetworkExtra)> {
         let socket = open()?;
         let (links, refused) = link::all(&socket, given)?;
-        if let Some(e) = refused.into_iter().chain(inet::queueing(&socket)?).next() {
+        let filters = nftables::save(self.lock.as_deref())?;
+        if let Some(e) = refused.into_iter().chain(inet::queueing(&socket)?).chain(filters.refused).next() {
             return Err(e);
         }
         // Namespaces get their numbers when devices are listed.
@@ -191,6 +196,7 @@ impl Around<'_> {
             extra.links.push(link);
         }
         inet::save(&socket, &mut net, &mut extra)?;
+        extra.filters = inet::bytes(&filters.messages);
         sysctl::describe(&mut net, &sysctls);
         Ok((socket, net, extra))
     }
@@ -223,6 +229,7 @@ pub fn validate(model: &Model) -> Result<()> {
     for (id, net) in model.netns.iter().filter(|(_, net)| net.is_kept()) {
         let extra = extra_of(&extras, *id, net)?;
         inet::validate(net, &extra)?;
+        nftables::read(extra.filters.as_deref().unwrap_or_default())?;
         let sane = |device: &NetDeviceEntry| crate::container::net_devices::is_valid(&device.name);
         if let Some(device) = net.devices.iter().find(|device| !sane(device)) {
             return Err(Error::new(format!("{:?} of netdev-{id}.img is no network device", device.name)));
@@ -290,7 +297,11 @@ fn fill(restore: &Restore<'_>, maker: &Maker<'_>, spaces: &mut [Space<'_>], own:
         let wanted = space.extra.sysctls.iter().map(|s| (s.name.clone(), s.value.clone())).collect();
         let spec = (space.id == own).then_some(&restore.target.spec);
         let door = vec![(copy(&space.door)?, Kind::Net)];
-        left.extend(through(door, || Ok(sysctl::restore(&wanted, spec)))?);
+        let filters = nftables::read(space.extra.filters.as_deref().unwrap_or_default())?;
+        left.extend(through(door, || {
+            nftables::restore(&filters)?;
+            Ok(sysctl::restore(&wanted, spec))
+        })?);
         inet::restore_addresses(space)?;
     }
     for space in spaces.iter() {

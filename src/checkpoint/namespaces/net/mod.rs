@@ -11,7 +11,7 @@
 //!   sysctls                  netns-N                       CRIU would restore it wrong
 //!   addresses, routes, rules ifaddr-N, route-N, route6-N, rule-N, as iproute2 saves them
 //!
-//!   restore, of all namespaces   devices, down ── sysctls ── addresses ── up ── routes, rules, neighbours
+//!   restore, of all namespaces   devices, down ── filters ── sysctls ── addresses ── up ── routes, rules, neighbours
 //! ```
 //!
 //! What has its other end outside is removed with a container that is stopped: its name is free for the restore.
@@ -20,6 +20,7 @@ mod inet;
 mod keep;
 mod link;
 mod make;
+mod nftables;
 mod peers;
 mod sysctl;
 
