@@ -17,6 +17,7 @@ use crate::checkpoint::files::inside::giving_birth_in;
 use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::opener::{Files, Opener};
 use crate::checkpoint::image::{FdTypes, FileEntry, PidfdEntry};
+use crate::checkpoint::namespaces::Kind;
 use crate::checkpoint::task::status::Status;
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
@@ -47,17 +48,30 @@ pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
     if around.pids.contains_key(&pid) {
         return Ok(());
     }
-    match Status::of(pid) {
-        // A zombie; or it is gone by now.
-        Ok(status) if status.state == 'Z' => Ok(()),
-        Err(_) => Ok(()),
-        Ok(_) if is_thread(pid, around) => Err(live
-            .name(Error::new("a pidfd is a handle on a thread that is not the first of its process"))
-            .remedy("such a handle cannot be restored; let the program close it")),
-        Ok(_) => Err(live
-            .name(Error::new(format!("a pidfd is a handle on a process outside the container, {pid}")))
-            .remedy("let the program close it")),
+    // Born since the container's processes were listed; or its end has been since.
+    if ended(pid) || is_inside(pid, live.pid) || ended(pid) {
+        return Ok(());
     }
+    if is_thread(pid, around) {
+        return Err(live
+            .name(Error::new("a pidfd is a handle on a thread that is not the first of its process"))
+            .remedy("such a handle cannot be restored; let the program close it"));
+    }
+    Err(live
+        .name(Error::new(format!("a pidfd is a handle on a process outside the container, {pid}")))
+        .remedy("let the program close it"))
+}
+
+/// Is a process gone, or a zombie?
+fn ended(pid: i32) -> bool {
+    Status::of(pid).map_or(true, |status| matches!(status.state, 'Z' | 'X'))
+}
+
+/// Is a process in a pid namespace that it shares with one of the container's, and not with us?
+fn is_inside(pid: i32, holder: i32) -> bool {
+    let space = |pid: i32| Kind::Pid.of(&pid.to_string());
+    let shared = || -> Result<bool> { Ok(space(pid)? == space(holder)? && Kind::Pid.private(holder)?) };
+    shared().unwrap_or(false)
 }
 
 /// Is it a thread of one of the container's processes?

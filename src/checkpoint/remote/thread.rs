@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
@@ -31,15 +31,27 @@ impl Drop for Seized {
             return;
         }
         // Running: stop it, as only a stopped thread can be let go. A failure means that it is dead.
-        let deadline = Instant::now() + std::time::Duration::from_millis(500);
+        let began = Instant::now();
+        let left = STUCK.saturating_sub(WAITED.get());
         if ptrace::interrupt(self.tid).is_ok() {
+            let deadline = began + left.min(Duration::from_millis(500));
             let signal = match wait::wait(self.tid, deadline) {
                 Ok(Stop::Signal(signal)) => signal,
                 _ => 0,
             };
             let _ = ptrace::detach(self.tid, signal);
+            WAITED.set(WAITED.get() + began.elapsed());
         }
     }
+}
+
+/// So long are threads waited for in all which do not stop and are to be let go. The kernel lets go of the others when
+/// this process ends.
+const STUCK: Duration = Duration::from_secs(2);
+
+thread_local! {
+    /// How long they have been waited for.
+    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
 }
 
 /// A restartable-sequence registration, as `rseq(2)` was given it.
