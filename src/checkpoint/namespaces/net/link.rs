@@ -18,7 +18,7 @@ const IFLA_XDP_ATTACHED: u16 = 2;
 const MACVLAN_MODE: u16 = 1;
 const MACVLAN_FLAGS: u16 = 2;
 /// A macvlan that takes packets of listed senders only.
-const MACVLAN_SOURCE: u32 = 8;
+const MACVLAN_SOURCE: u32 = 16;
 const BRIDGE_VLAN_FILTERING: u16 = 7;
 const BRIDGE_SWITCHES: u16 = 46;
 pub const BRIDGE: &str = "bridge";

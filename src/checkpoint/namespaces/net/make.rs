@@ -19,7 +19,7 @@ use super::peers::{External, numbered};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{LinkExtra, NetDeviceEntry, NetworkExtra};
 use crate::checkpoint::model::NetNamespace;
-use crate::sys::netlink::{CREATE, EXCLUSIVE, Netlink, attribute, text, text_of, u32_at};
+use crate::sys::netlink::{CREATE, EXCLUSIVE, Message, Netlink, attribute, text, text_of, u32_at};
 use crate::sys::route::link;
 
 const VETH_INFO_PEER: u16 = 1;
@@ -92,16 +92,14 @@ impl Space<'_> {
             let extra = self.link(device.ifindex);
             let loopback = device.flags & libc::IFF_LOOPBACK.unsigned_abs() != 0;
             let flags = if loopback { 0 } else { FLAGS };
-            let mut body = link(*index, device.flags & flags, flags);
-            // That of an ipvlan is the one below's.
-            let own = extra.is_none_or(|extra| extra.kind.as_deref() != Some("ipvlan"));
-            if let Some(address) = device.address.as_ref().filter(|_| own) {
-                body.extend(attribute(libc::IFLA_ADDRESS, address));
-            }
-            body.extend(attribute(libc::IFLA_MTU, &device.mtu.to_ne_bytes()));
             let any = extra.and_then(|extra| extra.attributes.as_deref()).unwrap_or_default();
             let later: Vec<u16> = ANY.into_iter().filter(|kind| !AT_BIRTH.contains(kind)).collect();
-            body.extend(only(any, &later));
+            let mut wanted = own_address(device, extra);
+            wanted.extend(attribute(libc::IFLA_MTU, &device.mtu.to_ne_bytes()));
+            wanted.extend(only(any, &later));
+            let now = self.look(device, *index)?;
+            let now = now.body.get(FIXED..).unwrap_or_default();
+            let body = [link(*index, device.flags & flags, flags), differing(&wanted, now, false)].concat();
             self.set(device, "set up", &body)?;
             if let Some(data) =
                 extra.filter(|x| x.kind.as_deref() == Some(BRIDGE)).and_then(|x| x.data.as_ref())
@@ -127,6 +125,11 @@ impl Space<'_> {
         Ok(())
     }
 
+    fn look(&self, device: &NetDeviceEntry, index: u32) -> Result<Message> {
+        let now = self.socket.get(libc::RTM_GETLINK, &link(index, 0, 0));
+        now.during("cannot look at a network device", || format!("RTM_GETLINK({})", device.name))
+    }
+
     /// Sets what of a bridge, or of its port, is other than in a new one.
     fn set_info(
         &self,
@@ -135,9 +138,7 @@ impl Space<'_> {
         (kind, data): (u16, u16),
         wanted: &[u8],
     ) -> Result<()> {
-        let now = self.socket.get(libc::RTM_GETLINK, &link(index, 0, 0));
-        let now =
-            now.during("cannot look at a network device", || format!("RTM_GETLINK({})", device.name))?;
+        let now = self.look(device, index)?;
         let differing = differing(wanted, info(&now, data).unwrap_or_default(), data == INFO_DATA);
         if differing.is_empty() {
             return Ok(());
@@ -221,6 +222,7 @@ impl Maker<'_> {
         let mut body = link(free(space, device.ifindex)?, 0, 0);
         body.extend(text(libc::IFLA_IFNAME, name));
         body.extend(attribute(libc::IFLA_MTU, &device.mtu.to_ne_bytes()));
+        body.extend(own_address(device, Some(&extra)));
         body.extend(only(extra.attributes.as_deref().unwrap_or_default(), &AT_BIRTH));
         let mut data = match kind {
             // Set afterwards.
@@ -349,12 +351,20 @@ impl Maker<'_> {
     }
 }
 
+/// The link-layer address of a device, which some take only when they are made. That of an ipvlan is the one below's.
+fn own_address(device: &NetDeviceEntry, extra: Option<&LinkExtra>) -> Vec<u8> {
+    let own = extra.is_none_or(|extra| extra.kind.as_deref() != Some("ipvlan"));
+    let address = device.address.as_ref().filter(|address| own && !address.is_empty());
+    address.map(|address| attribute(libc::IFLA_ADDRESS, address)).unwrap_or_default()
+}
+
 /// The other end of a pair, in a namespace of the images.
 fn inner_peer(space: &Space<'_>, index: u32) -> Result<Vec<u8>> {
     let peer = space.device(index).filter(|_| !space.indexes.contains_key(&index));
     let peer = peer.ok_or_else(|| Error::new("two network devices of the images have the same other end"))?;
     let mut info = link(free(space, index)?, 0, 0);
     info.extend(text(libc::IFLA_IFNAME, &peer.name));
+    info.extend(own_address(peer, None));
     info.extend(attribute(libc::IFLA_NET_NS_FD, &space.door.as_raw_fd().to_ne_bytes()));
     Ok(info)
 }
