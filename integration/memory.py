@@ -265,6 +265,39 @@ def test_lazy_from_a_chain_of_pre_dumps(host):
     c.right()
 
 
+def test_what_is_touched_first_comes_first_the_next_time(host):
+    real_checkpoints()
+    root = host.overlay("busybox", "c")
+    program("scattered", root)
+    c = Container(host, "c", config(["/scattered", "256"], root=root), output="null")
+    status, touched = root / "status", host.dir / "a/stasis-touched.json"
+
+    def faults():
+        """How often the program waits for memory after a lazy restore."""
+        c.restore("a", "--lazy")
+        filled(c)
+        before = status.read_text()
+        until(lambda: status.read_text() != before, "the program goes on")
+        check("BAD" not in status.read_text(), f"the program has found wrong memory: {status.read_text()}")
+        c.delete()
+        return json.loads(touched.read_text())["faults"]
+
+    c.run()
+    until(lambda: status.exists() and "round" in status.read_text(), "the program begins")
+    c.checkpoint("a")
+    first = faults()
+    check(first > 64, f"each page that it looks at is waited for: {first}")
+    # On a busy machine some are waited for before their turn.
+    until(lambda: faults() < first / 2, f"fewer waits than {first}")
+    equal(json.loads(c.call("image", "verify", "--format", "json", host.dir / "a").stdout)["whole"], True, "the images are whole")
+    for hostile in ("[[", '{"faults": 0, "pages": [[1, 18446744073709551615], [-7, 4096], [1, 0]]}'):
+        touched.write_text(hostile)
+        faults()
+    c.run()
+    c.checkpoint("a")
+    check(not touched.exists(), "the record goes with the images that it is about")
+
+
 def half_filled(c):
     """A container whose memory is being filled, and who fills it: the guard and the filler."""
     for _ in range(20):

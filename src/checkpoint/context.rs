@@ -62,6 +62,8 @@ pub struct Options {
     pub resume: bool,
     /// The memory of a restored container is filled while it already runs.
     pub lazy: bool,
+    /// What is touched first then is recorded beside the images, and comes first the next time.
+    pub record_touched: bool,
     /// The processes' label of a Linux security module, TYPE:NAME, where config.json has none.
     pub lsm_profile: Option<String>,
     /// The SELinux label of the mounts, where config.json has none.

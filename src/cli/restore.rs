@@ -103,6 +103,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         },
         any_processor: any_processor(&args.cpu_cap)?,
         lazy: args.lazy || args.lazy_pages,
+        record_touched: true,
         resume: args.resume || for_a_client(&args),
         external: args.external,
         lsm_profile: args.lsm_profile,

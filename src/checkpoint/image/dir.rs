@@ -37,6 +37,8 @@ use crate::checkpoint::image::stream::{Reader, Writer};
 pub const INVENTORY: &str = "inventory.img";
 /// Name of the link to the set that this one builds on.
 pub(super) const PARENT: &str = "parent";
+/// Name of the record of what was touched first, which is about one set and no part of it.
+pub const TOUCHED: &str = "stasis-touched.json";
 /// How staging directories begin.
 const STAGING: &str = ".stasis-";
 /// Files that are flushed at the same time.
@@ -107,6 +109,11 @@ impl ImageDir {
     /// The directory, as the caller named it.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directory itself.
+    pub fn directory(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
     }
 
     /// Where files are at the moment.
@@ -248,7 +255,7 @@ impl ImageDir {
                 remove(self.dir.as_fd(), INVENTORY)?;
                 flush(self.dir.as_fd())?;
             }
-            let replaced = |old: &&String| old.ends_with(".img") || *old == PARENT;
+            let replaced = |old: &&String| old.ends_with(".img") || [PARENT, TOUCHED].contains(&old.as_str());
             for old in names(self.dir.as_fd())?.iter().filter(replaced) {
                 remove(self.dir.as_fd(), old)?;
             }

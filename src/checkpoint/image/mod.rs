@@ -56,7 +56,7 @@ pub use self::cgroup::*;
 pub use self::core::*;
 pub use self::cpuinfo::*;
 pub use self::creds::*;
-pub use self::dir::{INVENTORY, ImageDir};
+pub use self::dir::{INVENTORY, ImageDir, TOUCHED};
 pub use self::extra::*;
 pub use self::file::*;
 pub use self::fsnotify::*;

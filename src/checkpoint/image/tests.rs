@@ -281,6 +281,7 @@ fn publishing_replaces_an_older_set_and_spares_other_files() {
     assert!(!at.join(INVENTORY).exists());
     one.publish(true).unwrap();
     std::fs::write(at.join("descriptors.json"), "[]").unwrap();
+    std::fs::write(at.join(TOUCHED), "{}").unwrap();
     assert!(at.join("seccomp.img").exists() && one.exists(INVENTORY));
 
     let two = ImageDir::create(&at).unwrap();

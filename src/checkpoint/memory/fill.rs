@@ -147,7 +147,13 @@ pub fn fill(pid: i32, uffd: Option<&OwnedFd>, pages: &Pages, goals: &Goals) -> R
 }
 
 /// Fills what has to be there before the program runs; the rest is left to `lazy`. The task is stopped.
-pub fn fill_later(pid: i32, uffd: OwnedFd, pages: Pages, goals: &Goals, lazy: &mut Lazy) -> Result<()> {
+pub fn fill_later(
+    (pid, vpid): (i32, i32),
+    uffd: OwnedFd,
+    pages: Pages,
+    goals: &Goals,
+    lazy: &mut Lazy,
+) -> Result<()> {
     goals.check(&pages)?;
     let later = goals.parts(&pages, &[Way::Later]);
     let now = Pages { runs: goals.parts(&pages, &[Way::Copy, Way::Write]), files: pages.files };
@@ -177,7 +183,7 @@ pub fn fill_later(pid: i32, uffd: OwnedFd, pages: Pages, goals: &Goals, lazy: &m
             }
         }
     }
-    lazy.add(uffd, left.into_iter(), now.files);
+    lazy.add(vpid, uffd, left.into_iter(), now.files);
     Ok(())
 }
 

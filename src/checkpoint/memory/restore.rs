@@ -97,7 +97,8 @@ impl<'a> Memories<'a> {
 
     /// Starts what fills the memory later.
     pub fn start(self) -> Result<lazy::Hold> {
-        self.lazy.start(self.restore.target)
+        let images = self.restore.options.record_touched.then(|| self.restore.images.directory());
+        self.lazy.start(self.restore.target, images)
     }
 
     fn fill(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<()> {
@@ -152,7 +153,9 @@ impl<'a> Memories<'a> {
         let later = if self.restore.options.lazy { lazy::userfaultfd(task, conduit)? } else { None };
         let goals = Goals::new(&mm.vmas, later.is_some());
         match later {
-            Some(later) => fill::fill_later(task.pid, later, pages, &goals, &mut self.lazy)?,
+            Some(later) => {
+                fill::fill_later((task.pid, task.vpid), later, pages, &goals, &mut self.lazy)?;
+            }
             None => fill::fill(task.pid, uffd.as_ref(), &pages, &goals)?,
         }
         Ok(plan)

@@ -4,12 +4,14 @@
 //!   ┌─> events: fault   the part around the page is filled, who waited goes on
 //!   │           fork    the child's memory is one more space, with the same parts left
 //!   │           remap, remove, unmap    the table follows
+//!   ├── what was touched first after an earlier restore
 //!   └── the next piece of what is left, once the restore has let the program go
 //! ```
 //!
 //! One thread, so that events and copies have an order: while an event of an address space is unread the kernel refuses
 //! to copy into it, so no page is put where the program has just unmapped or given back memory.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -21,6 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::memory::lazy::table::Table;
+use crate::checkpoint::memory::lazy::touched::Touched;
 use crate::checkpoint::memory::pagemap::Run;
 use crate::checkpoint::memory::pages::PAGE;
 use crate::sys::memory::Anonymous;
@@ -30,6 +33,8 @@ use crate::sys::userfaultfd::{self, Event};
 const AROUND: u64 = 64 << 10;
 /// Bytes filled between one look at the events and the next.
 const PIECE: u64 = 512 << 10;
+/// Pages touched first earlier that are filled, with what lies around them, before the restore lets the program go.
+const EARLY: usize = 128;
 /// How often the progress is told.
 const INTERVAL: Duration = Duration::from_millis(100);
 
@@ -42,12 +47,16 @@ pub struct Space {
     pub table: Table,
     /// Pages that somebody waits for, and that could not be filled because an event came between.
     pub waiting: Vec<u64>,
+    /// The process whose images fill it.
+    vpid: i32,
+    /// Pages that were touched first after an earlier restore, and come before all that nobody waits for.
+    ahead: VecDeque<u64>,
 }
 
 impl Space {
     /// A space of which all of `table` is left.
-    pub fn new(uffd: OwnedFd, table: Table) -> Self {
-        Self { uffd, table, waiting: Vec::new() }
+    pub fn new(uffd: OwnedFd, table: Table, vpid: i32) -> Self {
+        Self { uffd, table, waiting: Vec::new(), vpid, ahead: VecDeque::new() }
     }
 }
 
@@ -61,11 +70,13 @@ enum Copied {
     Dead,
 }
 
-/// Fills all spaces: while nothing has closed the other end of the pipe `hold`, only what somebody waits for. Ends early with an error when `guard`, a pidfd, says that nobody watches over it any more: the spaces
-/// are the caller's to close, once nobody can look at what is missing in them.
+/// Fills all spaces: while nothing has closed the other end of the pipe `hold`, only what somebody waits for, and a little
+/// of what was `touched` first earlier. Ends early with an error when `guard`, a pidfd, says that nobody watches over it any
+/// more: the spaces are the caller's to close, once nobody can look at what is missing in them.
 pub fn run(
     spaces: &mut Vec<Space>,
     files: &[File],
+    touched: &mut Touched,
     guard: BorrowedFd<'_>,
     mut hold: Option<BorrowedFd<'_>>,
     mut report: impl FnMut(u64),
@@ -75,20 +86,34 @@ pub fn run(
         Anonymous::buffer(size).during("cannot allocate a buffer", || format!("mmap(NULL, {PIECE}, ...)"))?;
     let buffer = buffer.as_mut_slice();
     let mut told = Instant::now();
+    let mut earlier = touched.earlier();
+    for space in spaces.iter_mut() {
+        space.ahead = earlier.remove(&space.vpid).unwrap_or_default();
+    }
+    let mut early = EARLY;
     while spaces.iter().any(|space| space.table.bytes() > 0 || !space.waiting.is_empty()) {
-        let ready = ready(spaces, guard, hold)?;
+        let ready = ready(spaces, guard, hold, early > 0)?;
         for index in ready.spaces {
-            events(spaces, index, files, buffer)?;
+            events(spaces, index, files, touched, buffer)?;
         }
         if ready.released {
             hold = None;
         }
         for space in spaces.iter_mut() {
             for page in std::mem::take(&mut space.waiting) {
-                fault(space, page, files, buffer)?;
+                fault(space, page, files, touched, buffer)?;
             }
         }
+        if hold.is_some() && early == 0 {
+            continue;
+        }
+        if let Some(space) = spaces.iter_mut().find(|space| !space.ahead.is_empty()) {
+            ahead(space, files, buffer)?;
+            early = early.saturating_sub(1);
+            continue;
+        }
         if hold.is_some() {
+            early = 0;
             continue;
         }
         if let Some(space) = spaces.iter_mut().find(|space| space.table.bytes() > 0) {
@@ -112,12 +137,17 @@ struct Ready {
     released: bool,
 }
 
-/// Looks at the descriptors; while the filler is held back, waits for one of them.
-fn ready(spaces: &[Space], guard: BorrowedFd<'_>, hold: Option<BorrowedFd<'_>>) -> Result<Ready> {
+/// Looks at the descriptors; while the filler is held back and has nothing to do `early`, waits for one of them.
+fn ready(
+    spaces: &[Space],
+    guard: BorrowedFd<'_>,
+    hold: Option<BorrowedFd<'_>>,
+    early: bool,
+) -> Result<Ready> {
     let mut fds: Vec<PollFd<'_>> =
         vec![PollFd::new(guard, PollFlags::POLLIN), PollFd::new(hold.unwrap_or(guard), PollFlags::POLLIN)];
     fds.extend(spaces.iter().map(|space| PollFd::new(space.uffd.as_fd(), PollFlags::POLLIN)));
-    let idle = hold.is_some() && spaces.iter().all(|space| space.waiting.is_empty());
+    let idle = hold.is_some() && !early && spaces.iter().all(|space| space.waiting.is_empty());
     match poll(&mut fds, if idle { PollTimeout::NONE } else { PollTimeout::ZERO }) {
         Err(Errno::EINTR) => return Ok(Ready { spaces: Vec::new(), released: false }),
         done => done.during("cannot wait for events of the memory", || "poll(uffds)".into())?,
@@ -132,7 +162,13 @@ fn ready(spaces: &[Space], guard: BorrowedFd<'_>, hold: Option<BorrowedFd<'_>>) 
 }
 
 /// Reads all events of a space.
-fn events(spaces: &mut Vec<Space>, index: usize, files: &[File], buffer: &mut [u8]) -> Result<()> {
+fn events(
+    spaces: &mut Vec<Space>,
+    index: usize,
+    files: &[File],
+    touched: &mut Touched,
+    buffer: &mut [u8],
+) -> Result<()> {
     loop {
         let Some(space) = spaces.get_mut(index) else { return Ok(()) };
         let event = userfaultfd::event(space.uffd.as_fd())
@@ -140,9 +176,12 @@ fn events(spaces: &mut Vec<Space>, index: usize, files: &[File], buffer: &mut [u
         let table = &mut space.table;
         match event {
             None => return Ok(()),
-            Some(Event::Fault(page)) => fault(space, page & !(PAGE - 1), files, buffer)?,
+            Some(Event::Fault(page)) => {
+                touched.fault();
+                fault(space, page & !(PAGE - 1), files, touched, buffer)?;
+            }
             Some(Event::Fork(uffd)) => {
-                let child = Space::new(uffd, table.clone());
+                let child = Space::new(uffd, table.clone(), space.vpid);
                 spaces.push(child);
             }
             Some(Event::Remap { from, to, len }) => table.remap(from, to, len),
@@ -155,8 +194,15 @@ fn events(spaces: &mut Vec<Space>, index: usize, files: &[File], buffer: &mut [u
 }
 
 /// Somebody waits for a page.
-fn fault(space: &mut Space, page: u64, files: &[File], buffer: &mut [u8]) -> Result<()> {
+fn fault(
+    space: &mut Space,
+    page: u64,
+    files: &[File],
+    touched: &mut Touched,
+    buffer: &mut [u8],
+) -> Result<()> {
     if let Some(part) = space.table.around(page, AROUND) {
+        touched.add(space.vpid, page);
         if fill(space, part, files, buffer)? == Copied::Interrupted {
             space.waiting.push(page);
         }
@@ -173,6 +219,17 @@ fn fault(space: &mut Space, page: u64, files: &[File], buffer: &mut [u8]) -> Res
         Err(errno) => Err(Error::new("cannot fill the memory")
             .call(format!("ioctl(uffd, UFFDIO_ZEROPAGE, {{{page:#x}, {PAGE}}})"), errno)),
     }
+}
+
+/// Fills the next part that was touched first earlier.
+fn ahead(space: &mut Space, files: &[File], buffer: &mut [u8]) -> Result<()> {
+    let Some(page) = space.ahead.pop_front() else { return Ok(()) };
+    if let Some(part) = space.table.around(page & !(PAGE - 1), AROUND) {
+        if fill(space, part, files, buffer)? == Copied::Interrupted {
+            space.ahead.push_front(page);
+        }
+    }
+    Ok(())
 }
 
 fn wake(space: &Space, page: u64) -> Result<()> {
@@ -242,7 +299,10 @@ mod tests {
         let handle = pidfd::open(std::process::id().cast_signed(), 0).unwrap();
         let (hold, release) = nix::unistd::pipe().unwrap();
         let filler = std::thread::spawn(move || {
-            run(&mut vec![Space::new(uffd, table)], &[file], handle.as_fd(), Some(hold.as_fd()), |_| {})
+            let mut touched = Touched::default();
+            let mut spaces = vec![Space::new(uffd, table, 1)];
+            run(&mut spaces, &[file], &mut touched, handle.as_fd(), Some(hold.as_fd()), |_| {})?;
+            Ok::<_, Error>(touched)
         });
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         let first_is_there = || {
@@ -272,8 +332,10 @@ mod tests {
         userfaultfd::api(uffd.as_fd(), 0).unwrap();
         let mut table = Table::default();
         table.add(Run { range: memory.address()..memory.address() + PAGE, file: 0, offset: 0 });
-        let mut spaces = vec![Space::new(uffd, table)];
-        let error = run(&mut spaces, &[], handle.as_fd(), None, |_| {}).unwrap_err().to_string();
+        let mut spaces = vec![Space::new(uffd, table, 1)];
+        let error = run(&mut spaces, &[], &mut Touched::default(), handle.as_fd(), None, |_| {})
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("died"), "{error}");
         assert_eq!(spaces[0].table.bytes(), PAGE, "still there, for the caller to close");
     }

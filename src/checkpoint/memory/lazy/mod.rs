@@ -15,15 +15,17 @@
 //! |----------|-------------------------------------------------------------------|
 //! | `table`  | what is left, following the program's mappings                    |
 //! | `filler` | the loop                                                          |
+//! | `touched` | what comes first, because it was touched first earlier           |
 //! | `status` | fill.json                                                         |
 
 mod filler;
 pub mod status;
 mod table;
+mod touched;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
@@ -40,6 +42,7 @@ use crate::sys::{pidfd, userfaultfd};
 use self::filler::Space;
 use self::status::Status;
 use self::table::Table;
+use self::touched::Touched;
 
 const FEATURES: u64 = userfaultfd::FEATURE_EVENT_FORK
     | userfaultfd::FEATURE_EVENT_REMAP
@@ -61,18 +64,19 @@ pub struct Hold(#[allow(dead_code)] Option<OwnedFd>);
 
 impl Lazy {
     /// Adds the memory of a process: its userfaultfd, the parts that are left, and the files that have them.
-    pub fn add(&mut self, uffd: OwnedFd, runs: impl Iterator<Item = Run>, files: Vec<File>) {
+    pub fn add(&mut self, vpid: i32, uffd: OwnedFd, runs: impl Iterator<Item = Run>, files: Vec<File>) {
         let first = self.files.len();
         let mut table = Table::default();
         runs.for_each(|run| table.add(Run { file: run.file + first, ..run }));
         if table.bytes() > 0 {
-            self.spaces.push(Space::new(uffd, table));
+            self.spaces.push(Space::new(uffd, table, vpid));
             self.files.extend(files);
         }
     }
 
-    /// Starts the filling, before anything looks at the memory.
-    pub fn start(self, target: &Target) -> Result<Hold> {
+    /// Starts the filling, before anything looks at the memory. `images`: the directory where what is touched first is
+    /// recorded for the next restore, if there is to be one.
+    pub fn start(self, target: &Target, images: Option<BorrowedFd<'_>>) -> Result<Hold> {
         if self.spaces.is_empty() {
             return Ok(Hold(None));
         }
@@ -83,7 +87,7 @@ impl Lazy {
             nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).during(what, || "pipe2()".into())?;
         // SAFETY: the threads that copied pages have ended, and the child ends by _exit.
         match unsafe { clone3(Fork::default()) }.during(what, || "clone3({exit_signal=SIGCHLD})".into())? {
-            Side::Child => self.guard(target, &hold),
+            Side::Child => self.guard(target, &hold, images),
             Side::Parent(..) => {
                 drop(tell);
                 // End of file: fill.json is there.
@@ -95,7 +99,7 @@ impl Lazy {
     }
 
     /// The guard, from its first instruction to its last.
-    fn guard(mut self, target: &Target, hold: &OwnedFd) -> ! {
+    fn guard(mut self, target: &Target, hold: &OwnedFd, images: Option<BorrowedFd<'_>>) -> ! {
         let pid = std::process::id().cast_signed();
         let total = self.spaces.iter().map(|space| space.table.bytes()).sum();
         let start = status::start_time(pid).unwrap_or(-1);
@@ -112,6 +116,8 @@ impl Lazy {
         let mut keep: Vec<i32> = self.files.iter().map(AsRawFd::as_raw_fd).collect();
         keep.extend(self.spaces.iter().map(|space| space.uffd.as_raw_fd()));
         keep.extend([target.init_pidfd.as_raw_fd(), hold.as_raw_fd()]);
+        keep.extend(images.map(|images| images.as_raw_fd()));
+        let mut touched = images.map_or_else(Touched::default, Touched::read);
         // SAFETY: what is used from here on is kept; nothing else is dropped, for this process ends by _exit.
         let detached = unsafe { detach(&keep) };
         let _ = nix::sys::prctl::set_name(c"stasis-fill");
@@ -124,9 +130,14 @@ impl Lazy {
         match unsafe { clone3(fork) } {
             Ok(Side::Child) => {
                 let progress = |left| victim.tell(&Status { left, ..status.clone() });
-                match filler::run(&mut self.spaces, &self.files, handle.as_fd(), Some(hold.as_fd()), progress)
-                {
-                    Ok(()) => exit_now(0),
+                let (spaces, files) = (&mut self.spaces, &self.files);
+                match filler::run(spaces, files, &mut touched, handle.as_fd(), Some(hold.as_fd()), progress) {
+                    Ok(()) => {
+                        if let Some(images) = images {
+                            touched.write(images);
+                        }
+                        exit_now(0)
+                    }
                     Err(error) => victim.end(status, error.to_string()),
                 }
             }
