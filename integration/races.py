@@ -16,7 +16,8 @@ import subprocess
 import time
 
 from cli import busybox
-from harness import PATIENCE, RUNTIME, Failed, Skip, check, equal, real_checkpoints, remove_cgroup, sh, until
+from harness import (PATIENCE, RUNTIME, Container, Failed, Skip, check, config, equal, program, real_checkpoints,
+                     remove_cgroup, sh, until)
 
 
 class Race:
@@ -370,3 +371,30 @@ def test_full_disk(host):
     else:
         raise Failed(f"never enough room\n{failures[-1]}")
     check(any("state.json" in text for text in failures), f"no failure was about state.json:\n{''.join(failures)}")
+
+
+def test_kinds(host):
+    """Processes that make, use and drop resources of all kinds all the time are never refused, and always go on rightly."""
+    real_checkpoints()
+    root = host.overlay("busybox", "kinds")
+    program("kinds", root / "kinds")
+    spec = config(["/kinds", 8], root=root, mounts=[
+        {"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}])
+    c = Container(host, "kinds", spec)
+    keep = ["--file-locks", "--tcp-established", "--ext-unix-sk"]
+
+    def rounds():
+        text = (root / "status").read_text()
+        check(not text.startswith("BAD"), text)
+        return int(text)
+
+    c.run()
+    until((root / "status").exists, "the program begins")
+    for n in range(18):
+        before = until(rounds, "the program has done something")
+        c.call("check", *keep, "--tcp-skip-in-flight", c.id)
+        more = ["--leave-running"] if n % 3 else []
+        c.checkpoint(f"image{n}", *keep, "--tcp-skip-in-flight", *more)
+        if not more:
+            c.restore(f"image{n}", *keep)
+        until(lambda before=before: rounds() > before, "the program goes on")

@@ -3,6 +3,9 @@
 //! Every room has a `check` that only looks: through `/proc`, at a container that goes on running. All findings are
 //! collected, so that the operator sees the whole list at once. What changes between this look and the freeze is seen
 //! again by the dump itself, which refuses in the same words.
+//!
+//! A program may close, rename or end anything between two steps of a look, and what was half gone looks as if it could
+//! not be kept. So a finding counts only when it is there again whenever the container is looked at.
 
 use std::collections::BTreeSet;
 
@@ -16,9 +19,31 @@ use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::task::{keys, scheduling, sessions};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
+/// So often is a container looked at in which something is found.
+const LOOKS: usize = 3;
+
 /// Everything that keeps this container from being dumped; empty when it can be. `watched`: its writes are noted by the
 /// caller. What was seen of its mappings is added to `looks`.
 pub fn check(
+    options: &Options,
+    source: &Source,
+    freezer: &dyn Freezer,
+    watched: bool,
+    looks: &mut Looks,
+) -> Vec<Error> {
+    let mut look = || look(options, source, freezer, watched, looks);
+    let mut found = look();
+    for _ in 1..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        let again: BTreeSet<String> = look().iter().map(ToString::to_string).collect();
+        found.retain(|error| again.contains(&error.to_string()));
+    }
+    found
+}
+
+fn look(
     options: &Options,
     source: &Source,
     freezer: &dyn Freezer,
