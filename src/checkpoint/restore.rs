@@ -135,6 +135,7 @@ fn run(
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
             files.finish(task, &conduit)?;
+            namespaces::ipc::restore_undo(task, model).map_err(|e| e.pid(task.vpid))?;
         }
     }
     let users = nested::hand(restore, tree, &conduit)?;

@@ -6,17 +6,18 @@
 //!                               POSIX queues, through a mount of our own             extension `mqueue`, `mqueue-N`
 //! ```
 //!
-//! Objects come back under their ids: the kernel takes the next id from `*_next_id`. What only a process of the
-//! container could do again (operations to undo at its exit, a wish to be notified) cannot be seen from outside, or
-//! not made: such processes are refused.
+//! Objects come back under their ids: the kernel takes the next id from `*_next_id`. What a process has to undo at its exit
+//! it is asked for itself ([`undo`]); its wish to be notified could not be made again, and is refused.
 
 mod mq;
 mod msg;
 mod sem;
 mod shm;
+mod undo;
 mod var;
 
 pub use shm::finish;
+pub use undo::restore as restore_undo;
 
 use std::os::fd::OwnedFd;
 
@@ -31,14 +32,7 @@ use crate::sys::sysv::Perm;
 /// What of the namespace cannot be saved, looked at while the container runs.
 pub fn check(source: &Source, pids: &[i32]) -> Vec<Error> {
     match Kind::Ipc.owned(source.init, &source.spec) {
-        Ok(true) => {
-            let mut found = match doors(source.init, &[Kind::Ipc]) {
-                Ok(doors) => sem::check(source.init, doors, &inhabitants(source.init, pids)),
-                Err(e) => vec![e],
-            };
-            found.extend(within(source.init, &[Kind::Ipc], mq::check).err());
-            found
-        }
+        Ok(true) => within(source.init, &[Kind::Ipc], mq::check).err().into_iter().collect(),
         Ok(false) => shm::check_joined(source.init, pids),
         Err(e) => vec![e],
     }
@@ -63,13 +57,8 @@ fn inhabitants(init: i32, pids: &[i32]) -> Vec<i32> {
 }
 
 /// What of a namespace that the container has made cannot be saved.
-pub fn check_inside(init: i32, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
-    let look = || -> Result<Vec<Error>> {
-        let mut found = sem::check(init, enter_by(door)?, pids);
-        found.extend(through(enter_by(door)?, mq::check).err());
-        Ok(found)
-    };
-    look().unwrap_or_else(|e| vec![e])
+pub fn check_inside(door: &OwnedFd) -> Result<()> {
+    through(enter_by(door)?, mq::check)
 }
 
 fn enter_by(door: &OwnedFd) -> Result<Doors> {
@@ -80,9 +69,7 @@ fn enter_by(door: &OwnedFd) -> Result<Doors> {
 /// Saves everything in a namespace; `pids` are in it.
 pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<()> {
     let [(door, _)] = &doors[..] else { return Ok(()) };
-    if let Some(e) = sem::check(dump.source.init, enter_by(door)?, pids).into_iter().next() {
-        return Err(e);
-    }
+    let again = enter_by(door)?;
     let (namespace, segments, queues) = through(doors, || {
         let (shm, files) = shm::dump()?;
         let (var, sem, msg) = (Some(var::dump()?), sem::dump()?, msg::dump()?);
@@ -92,6 +79,7 @@ pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<
         dump.model.set_extension(&mq::extension(id), &queues)?;
     }
     shm::write(dump, id, segments)?;
+    undo::dump(dump, &namespace.sem, again, pids)?;
     dump.model.ipcns.insert(id, namespace);
     Ok(())
 }

@@ -26,7 +26,7 @@ pub fn check(options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     }
     for ((kind, _), pids) in &inside {
         let Some(Ok(door)) = pids.first().map(|pid| door(*pid, *kind)) else { continue };
-        found.extend(contents(options, source, *kind, &door, pids));
+        found.extend(contents(options, source, *kind, &door));
         if *kind == Kind::Mnt {
             found.extend(sharing(source.init, pids).err());
         }
@@ -129,13 +129,13 @@ fn sharing(init: i32, pids: &[i32]) -> Result<()> {
 }
 
 /// What is in a namespace that the container has made.
-fn contents(options: &Options, source: &Source, kind: Kind, door: &OwnedFd, pids: &[i32]) -> Vec<Error> {
+fn contents(options: &Options, source: &Source, kind: Kind, door: &OwnedFd) -> Vec<Error> {
     match kind {
         Kind::Mnt => copy(door)
             .and_then(mount::nested::look)
             .and_then(|tree| mount::nested::check(options, source, &tree))
             .unwrap_or_else(|e| vec![e]),
-        Kind::Ipc => ipc::check_inside(source.init, door, pids),
+        Kind::Ipc => ipc::check_inside(door).err().into_iter().collect(),
         Kind::Net => {
             copy(door).map_or_else(|e| vec![e], |door| net::check_inside(options, vec![(door, kind)]))
         }
@@ -163,5 +163,5 @@ pub fn check_door(options: &Options, source: &Source, door: &OwnedFd) -> Result<
     if of(std::process::id().cast_signed())? {
         return Err(outside(kind));
     }
-    contents(options, source, kind, door, &[]).into_iter().next().map_or(Ok(()), Err)
+    contents(options, source, kind, door).into_iter().next().map_or(Ok(()), Err)
 }
