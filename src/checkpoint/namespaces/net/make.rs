@@ -19,10 +19,14 @@ use super::peers::{External, numbered};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{LinkExtra, NetDeviceEntry, NetworkExtra};
 use crate::checkpoint::model::NetNamespace;
-use crate::sys::netlink::{CREATE, EXCLUSIVE, Message, Netlink, attribute, text, text_of, u32_at};
+use crate::sys::netlink::{
+    CREATE, EXCLUSIVE, Message, Netlink, attribute, attributes, text, text_of, u32_at,
+};
 use crate::sys::route::link;
 
 const VETH_INFO_PEER: u16 = 1;
+const VLAN_FLAGS: u16 = 2;
+const VLAN_REORDER: u32 = 1;
 const VETH: &str = "veth";
 const UP: u32 = libc::IFF_UP as u32;
 /// Flags that are set by hand.
@@ -211,8 +215,7 @@ impl Maker<'_> {
         let name = &device.name;
         let space = &spaces[place];
         let extra = space.link(device.ifindex).cloned().unwrap_or_default();
-        let Some((kind, attributes)) = extra.kind.as_deref().and_then(|kind| Some((kind, made_of(kind)?)))
-        else {
+        let Some((kind, kinds)) = extra.kind.as_deref().and_then(|kind| Some((kind, made_of(kind)?))) else {
             return Err(Error::new(format!(
                 "the network device {name} of the checkpoint is not there, and cannot be made"
             ))
@@ -227,7 +230,8 @@ impl Maker<'_> {
         let mut data = match kind {
             // Set afterwards.
             BRIDGE => Vec::new(),
-            _ => only(extra.data.as_deref().unwrap_or_default(), attributes),
+            "vlan" => vlan(&only(extra.data.as_deref().unwrap_or_default(), kinds)),
+            _ => only(extra.data.as_deref().unwrap_or_default(), kinds),
         };
         match &other {
             Some(Other::Inside(at, index)) if kind == VETH => {
@@ -349,6 +353,18 @@ impl Maker<'_> {
         }
         Ok(())
     }
+}
+
+/// The flags of a vlan mean those that are on, and the one that a new vlan has; the kernel tells that all are meant, and
+/// does not take it.
+fn vlan(data: &[u8]) -> Vec<u8> {
+    let one = |(kind, value): (u16, &[u8])| match u32_at(value, 0) {
+        Some(flags) if kind == VLAN_FLAGS => {
+            attribute(kind, &[flags.to_ne_bytes(), (flags | VLAN_REORDER).to_ne_bytes()].concat())
+        }
+        _ => attribute(kind, value),
+    };
+    attributes(data).flat_map(one).collect()
 }
 
 /// The link-layer address of a device, which some take only when they are made. That of an ipvlan is the one below's.
