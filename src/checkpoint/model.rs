@@ -122,6 +122,8 @@ pub struct NetNamespace {
     pub devices: Vec<NetDeviceEntry>,
     /// The messages in ifaddr-N.img, route-N.img, route6-N.img, rule-N.img.
     pub dumps: BTreeMap<NetDump, Vec<u8>>,
+    /// An image of CRIU's that has packet filters in the language of `nft` or `iptables`.
+    pub text: Option<String>,
 }
 
 impl NetNamespace {

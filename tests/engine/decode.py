@@ -13,7 +13,7 @@ for name in sorted(os.listdir(directory)):
         continue
     if name.endswith(".gz.img"):
         continue  # tmpfs contents: a plain gzip'ed tar
-    if name.startswith(("ifaddr-", "route-", "route6-", "rule-")):
+    if name.startswith(("ifaddr-", "route-", "route6-", "rule-", "netns-ct-")):
         continue  # what iproute2 saves
     with open(path, "rb") as image:
         try:

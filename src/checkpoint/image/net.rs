@@ -17,7 +17,7 @@ pub enum NdType {
     Sit = 8,
 }
 
-/// An image in the format of iproute2's `save`: a word that tells what it is, then messages of netlink(7).
+/// An image without records, in the format of iproute2's `save`: a word that tells what it is, then messages of netlink(7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NetDump {
     /// Addresses of devices.
@@ -28,11 +28,13 @@ pub enum NetDump {
     Routes6,
     /// Rules, which choose a table of routes.
     Rules,
+    /// Connections that packet filters know: the messages alone.
+    Connections,
 }
 
 impl NetDump {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Addresses, Self::Routes, Self::Routes6, Self::Rules];
+    pub const ALL: [Self; 5] = [Self::Addresses, Self::Routes, Self::Routes6, Self::Rules, Self::Connections];
 
     /// Its image's name, for a namespace.
     pub fn image(self, id: u32) -> String {
@@ -41,18 +43,20 @@ impl NetDump {
             Self::Routes => "route",
             Self::Routes6 => "route6",
             Self::Rules => "rule",
+            Self::Connections => "netns-ct",
         };
         format!("{name}-{id}.img")
     }
 
     /// The word that it begins with.
-    pub fn magic(self) -> [u8; 4] {
+    pub fn magic(self) -> Vec<u8> {
         let word: u32 = match self {
             Self::Addresses => 0x4736_1222,
             Self::Routes | Self::Routes6 => 0x4531_1224,
             Self::Rules => 0x7170_6986,
+            Self::Connections => return Vec::new(),
         };
-        word.to_ne_bytes()
+        word.to_ne_bytes().to_vec()
     }
 }
 

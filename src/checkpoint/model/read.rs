@@ -150,19 +150,21 @@ impl Model {
         for id in self.distinct(|ids| ids.net_ns_id) {
             if let Some(entry) = one(dir, Kind::Netns, &format!("netns-{id}.img"))? {
                 let devices = many(dir, Kind::Netdev, &format!("netdev-{id}.img"))?.unwrap_or_default();
+                let texts = ["nftables", "iptables", "ip6tables"].map(|name| format!("{name}-{id}.img"));
+                let text = texts.into_iter().find(|name| raw(dir, name).is_ok_and(|text| !text.is_empty()));
                 let mut dumps = BTreeMap::new();
                 for dump in NetDump::ALL {
                     let name = dump.image(id);
                     let bytes = raw(dir, &name)?;
                     // CRIU leaves an empty one where `ip` cannot save.
                     if !bytes.is_empty() {
-                        let messages = bytes.strip_prefix(&dump.magic()).ok_or_else(|| {
+                        let messages = bytes.strip_prefix(&dump.magic()[..]).ok_or_else(|| {
                             Error::new("the image is not what `ip` saves").path(dir.path().join(&name))
                         })?;
                         dumps.insert(dump, messages.to_vec());
                     }
                 }
-                self.netns.insert(id, NetNamespace { entry, devices, dumps });
+                self.netns.insert(id, NetNamespace { entry, devices, dumps, text });
             }
         }
         for id in self.distinct(|ids| ids.user_ns_id) {

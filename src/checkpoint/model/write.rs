@@ -96,7 +96,7 @@ impl Model {
             for (dump, bytes) in &net.dumps {
                 let name = dump.image(*id);
                 dir.raw_create(&name)?
-                    .write_all(&[&dump.magic()[..], bytes].concat())
+                    .write_all(&[&dump.magic(), &bytes[..]].concat())
                     .during("cannot write the image", || format!("write({name:?}, _, {})", bytes.len()))?;
             }
         }

@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{NetDump, NetworkExtra};
 use crate::checkpoint::model::NetNamespace;
+use crate::checkpoint::namespaces::net::conntrack;
 use crate::checkpoint::namespaces::net::link::FIXED;
 use crate::checkpoint::namespaces::net::make::Space;
 use crate::sys::netlink::{
@@ -70,6 +71,9 @@ const RTA_NH_ID: u16 = 30;
 /// FIB_RULE_INVERT, likewise.
 const INVERT: u32 = 2;
 const FRA_PAD: u16 = 18;
+const FRA_PROTOCOL: u16 = 21;
+/// The kernel's own rules of IPv6.
+const NEW_RULES6: usize = 2;
 const RTM_NEWNEXTHOP: u16 = 104;
 const RTM_GETNEXTHOP: u16 = 106;
 const NHA_GROUP: u16 = 2;
@@ -104,14 +108,16 @@ fn routes(socket: &Netlink, family: u8) -> Result<Vec<Message>> {
     Ok(all.into_iter().filter(set).collect())
 }
 
-fn rules(socket: &Netlink) -> Result<Vec<Message>> {
-    let mut all = Vec::new();
-    for family in [V4, V6] {
-        let mut body = vec![0; RULE];
-        body[0] = family;
-        all.extend(list(socket, "rules", libc::RTM_GETRULE, &body)?);
-    }
-    Ok(all)
+fn rules(socket: &Netlink, family: u8) -> Result<Vec<Message>> {
+    let mut body = vec![0; RULE];
+    body[0] = family;
+    list(socket, "rules", libc::RTM_GETRULE, &body)
+}
+
+/// Whether a route comes and goes with an address.
+fn is_automatic(m: &Message) -> bool {
+    let table = m.attribute(ROUTE, RTA_TABLE).and_then(|value| u32_at(value, 0));
+    m.body.get(5) == Some(&BY_KERNEL) && table == Some(LOCAL_TABLE)
 }
 
 /// Refuses what devices hold packets up with, unless they came with it.
@@ -144,9 +150,15 @@ pub fn save(socket: &Netlink, net: &mut NetNamespace, extra: &mut NetworkExtra) 
         net.dumps.insert(dump, all.iter().flat_map(Message::bytes).collect());
     };
     keep(NetDump::Addresses, addresses(socket)?.into_iter().filter(ours).collect());
-    keep(NetDump::Routes, routes(socket, V4)?);
-    keep(NetDump::Routes6, routes(socket, V6)?);
-    keep(NetDump::Rules, rules(socket)?);
+    let set = |all: Vec<Message>| all.into_iter().filter(|m| !is_automatic(m)).collect();
+    keep(NetDump::Routes, set(routes(socket, V4)?));
+    keep(NetDump::Routes6, set(routes(socket, V6)?));
+    // CRIU has IPv4's only: those of IPv6 come twice there, so they are left out where they are the kernel's own.
+    let mut six = rules(socket, V6)?;
+    if six.len() == NEW_RULES6 && six.iter().all(|m| m.attribute(RULE, FRA_PROTOCOL) == Some(&[BY_KERNEL])) {
+        six.clear();
+    }
+    keep(NetDump::Rules, [rules(socket, V4)?, six].concat());
     let mut nexthops = list(socket, "nexthops", RTM_GETNEXTHOP, &[0; NEXTHOP])?;
     // Groups are made of those before them.
     nexthops.sort_by_key(|m| m.attribute(NEXTHOP, NHA_GROUP).is_some());
@@ -197,6 +209,7 @@ fn messages(net: &NetNamespace, dump: NetDump) -> Result<Option<Vec<Message>>> {
         NetDump::Addresses => libc::RTM_NEWADDR,
         NetDump::Routes | NetDump::Routes6 => libc::RTM_NEWROUTE,
         NetDump::Rules => libc::RTM_NEWRULE,
+        NetDump::Connections => return conntrack::read(bytes).map(Some),
     };
     let done = libc::NLMSG_DONE as u16;
     if all.iter().any(|m| m.kind != kind && m.kind != done || m.kind == kind && m.body.len() < ADDRESS) {
@@ -330,8 +343,6 @@ pub fn restore_rest(space: &Space<'_>) -> Result<()> {
         change.all(&wanted, &there)?;
     }
     if let Some(wanted) = messages(space.net, NetDump::Rules)? {
-        let wanted: Vec<_> = wanted.iter().map(rule).collect();
-        let there: Vec<_> = rules(socket)?.iter().map(rule).collect();
         let change = Change {
             socket,
             what: "rule",
@@ -340,7 +351,14 @@ pub fn restore_rest(space: &Space<'_>) -> Result<()> {
             how: CREATE,
             passing: None,
         };
-        change.all(&wanted, &there)?;
+        for family in [V4, V6] {
+            let wanted: Vec<_> =
+                wanted.iter().filter(|m| m.body.first() == Some(&family)).map(rule).collect();
+            if !wanted.is_empty() {
+                let there: Vec<_> = rules(socket, family)?.iter().map(rule).collect();
+                change.all(&wanted, &there)?;
+            }
+        }
     }
     for mut m in own(extra.neighbours.as_deref(), libc::RTM_NEWNEIGH, "neighbours")? {
         move_fixed(&mut m, indexes);
@@ -382,8 +400,7 @@ fn route(m: &Message, indexes: &BTreeMap<u32, u32>) -> Wanted {
         };
         body.extend(attribute(kind, &value));
     }
-    let table = m.attribute(ROUTE, RTA_TABLE).and_then(|value| u32_at(value, 0));
-    Wanted { body, automatic: m.body.get(5) == Some(&BY_KERNEL) && table == Some(LOCAL_TABLE) }
+    Wanted { body, automatic: is_automatic(m) }
 }
 
 /// The ways of a route that has several.

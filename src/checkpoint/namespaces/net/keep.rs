@@ -7,11 +7,13 @@ use prost::Message as _;
 
 use super::link::{self, Link};
 use super::make::{Maker, Space};
-use super::{JOINED, inet, nftables, peers, sysctl};
+use super::{JOINED, conntrack, inet, nftables, peers, refuse, sysctl};
 use crate::checkpoint::context::{Dump, Options, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::files;
-use crate::checkpoint::image::{LinkExtra, NdType, NetDeviceEntry, NetnsEntry, NetworkExtra, NetworksExtra};
+use crate::checkpoint::image::{
+    LinkExtra, NdType, NetDeviceEntry, NetDump, NetnsEntry, NetworkExtra, NetworksExtra,
+};
 use crate::checkpoint::model::{Model, NetNamespace};
 use crate::checkpoint::namespaces::enter::{Doors, door, through};
 use crate::checkpoint::namespaces::kind::Kind;
@@ -55,6 +57,7 @@ pub fn look(doors: Doors, given: &BTreeSet<String>) -> Vec<Error> {
         let (_, mut refused) = link::all(&socket, given)?;
         refused.extend(inet::queueing(&socket)?);
         refused.extend(nftables::save(None)?.refused);
+        refused.extend(refuse::all()?);
         Ok(refused)
     });
     look.unwrap_or_else(|e| vec![e])
@@ -168,7 +171,8 @@ impl Around<'_> {
         let socket = open()?;
         let (links, refused) = link::all(&socket, given)?;
         let filters = nftables::save(self.lock.as_deref())?;
-        if let Some(e) = refused.into_iter().chain(inet::queueing(&socket)?).chain(filters.refused).next() {
+        let mut refused = refused.into_iter().chain(inet::queueing(&socket)?).chain(filters.refused);
+        if let Some(e) = refused.next().or(refuse::all()?.into_iter().next()) {
             return Err(e);
         }
         // Namespaces get their numbers when devices are listed.
@@ -196,6 +200,12 @@ impl Around<'_> {
             extra.links.push(link);
         }
         inet::save(&socket, &mut net, &mut extra)?;
+        // Where nothing filters, nothing asks for them.
+        if !filters.messages.is_empty()
+            && let Some(connections) = inet::bytes(&conntrack::save()?)
+        {
+            net.dumps.insert(NetDump::Connections, connections);
+        }
         extra.filters = inet::bytes(&filters.messages);
         sysctl::describe(&mut net, &sysctls);
         Ok((socket, net, extra))
@@ -263,6 +273,12 @@ pub fn restore(restore: &Restore<'_>, hold: &mut Hold) -> Result<Vec<String>> {
             ))
             .remedy("leave them out: --empty-ns network"));
         }
+        if let Some(text) = &net.text {
+            return Err(Error::new(format!(
+                "the images have packet filters as a text, {text}, which only CRIU's tools can put back"
+            ))
+            .remedy("restore them with CRIU, or leave the network out: --empty-ns network"));
+        }
         let door = if inits { door(target.init, Kind::Net)? } else { inner(restore, *id)? };
         let socket = through(vec![(copy(&door)?, Kind::Net)], open)?;
         let (indexes, order, made) = (BTreeMap::new(), Vec::new(), Vec::new());
@@ -298,8 +314,11 @@ fn fill(restore: &Restore<'_>, maker: &Maker<'_>, spaces: &mut [Space<'_>], own:
         let spec = (space.id == own).then_some(&restore.target.spec);
         let door = vec![(copy(&space.door)?, Kind::Net)];
         let filters = nftables::read(space.extra.filters.as_deref().unwrap_or_default())?;
+        let connections = space.net.dumps.get(&NetDump::Connections);
+        let connections = conntrack::read(connections.map_or(&[][..], Vec::as_slice))?;
         left.extend(through(door, || {
             nftables::restore(&filters)?;
+            conntrack::restore(&connections)?;
             Ok(sysctl::restore(&wanted, spec))
         })?);
         inet::restore_addresses(space)?;

@@ -10,18 +10,21 @@
 //!   devices, for CRIU, too   netdev-N, conf of each        what CRIU has no place for: extension `network`, critical if
 //!   sysctls                  netns-N                       CRIU would restore it wrong
 //!   addresses, routes, rules ifaddr-N, route-N, route6-N, rule-N, as iproute2 saves them
+//!   tracked connections      netns-ct-N
 //!
 //!   restore, of all namespaces   devices, down ── filters ── sysctls ── addresses ── up ── routes, rules, neighbours
 //! ```
 //!
 //! What has its other end outside is removed with a container that is stopped: its name is free for the restore.
 
+mod conntrack;
 mod inet;
 mod keep;
 mod link;
 mod make;
 mod nftables;
 mod peers;
+mod refuse;
 mod sysctl;
 
 pub use keep::{EXTENSION, Hold, check, keep, restore, validate};
