@@ -15,6 +15,9 @@ use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
 use crate::sys::pidfd;
 
+/// File system of memfd_secret(2).
+const SECRETMEM_MAGIC: i64 = 0x5345_434d;
+
 /// Everything about the descriptors of these processes (pid on this host, pid inside) that can't be checkpointed.
 /// A process or descriptor that vanishes meanwhile is no finding.
 pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Error> {
@@ -97,6 +100,11 @@ pub fn leads_out(source: &Source, mounts: &BTreeSet<i32>, live: &Live) -> Result
     }
     let memfd = live.link.as_os_str().as_encoded_bytes().starts_with(b"/memfd:");
     let by_path = live.link.is_absolute() && !memfd;
+    if by_path && !inside && live.fs == SECRETMEM_MAGIC {
+        return Err(live
+            .name(Error::new("secret memory (memfd_secret) can be read by nobody but the program"))
+            .remedy("let the program close it"));
+    }
     if by_path && !inside && !device::is_null(live) {
         return Err(live
             .name(Error::new("an open file lies outside the container's mounts"))

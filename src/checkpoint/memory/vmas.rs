@@ -217,6 +217,8 @@ fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()>
         "a mapping of device memory"
     } else if name.starts_with(b"anon_inode:") {
         "a mapping of a kernel object"
+    } else if mapping.shared && name == b"/secretmem (deleted)" && flags.has(b"dd") {
+        "secret memory, which only the program can read (memfd_secret)"
     } else {
         return Ok(());
     };
@@ -361,6 +363,7 @@ mod tests {
             Some(FileFacts { mode: libc::S_IFCHR, device: 5, special: 0x1234, block: 4096, access: 2 });
         let cases = [
             ("anon_inode:[perf_event]", "rd wr", None, "kernel object"),
+            ("/secretmem (deleted)", "rd wr sh lo dd", None, "secret memory"),
             ("", "rd wr um", None, "userfaultfd"),
             ("/anon_hugepage (deleted)", "rd wr ht", None, "huge pages"),
             ("", "rd wr ss", None, "shadow stack"),
