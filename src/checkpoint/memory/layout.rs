@@ -176,45 +176,51 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+    use crate::sys::testing::in_child;
 
+    // Alone, for other tests map and watch memory, too.
     #[test]
     fn this_process_has_code_heap_stack_and_vdso() {
-        let pid = std::process::id().cast_signed();
-        let vmas = read(pid, &[], false, &mut Looks::default()).unwrap();
-        let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
-        assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
-        assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
-        let code = vmas.iter().find(|v| v.entry.prot & 4 != 0 && v.entry.fdflags.is_some()).unwrap();
-        let (file, link) = named(pid, code).unwrap();
-        assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
-        assert!(link.is_absolute());
-        assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
+        in_child(0, || {
+            let pid = std::process::id().cast_signed();
+            let vmas = read(pid, &[], false, &mut Looks::default()).unwrap();
+            let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
+            assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
+            assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
+            let code = vmas.iter().find(|v| v.entry.prot & 4 != 0 && v.entry.fdflags.is_some()).unwrap();
+            let (file, link) = named(pid, code).unwrap();
+            assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
+            assert!(link.is_absolute());
+            assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
+        });
     }
 
     #[test]
     fn mappings_that_go_meanwhile_are_no_findings() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        file.as_file().set_len(4096).unwrap();
-        let done = std::sync::atomic::AtomicBool::new(false);
-        let order = std::sync::atomic::Ordering::Relaxed;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !done.load(order) {
-                    let len = 4096.try_into().unwrap();
-                    let (prot, flags) =
-                        (nix::sys::mman::ProtFlags::PROT_READ, nix::sys::mman::MapFlags::MAP_PRIVATE);
-                    // SAFETY: a new mapping at an address that the kernel chooses, which nobody else knows of.
-                    unsafe {
-                        let at = nix::sys::mman::mmap(None, len, prot, flags, file.as_file(), 0).unwrap();
-                        nix::sys::mman::munmap(at, 4096).unwrap();
+        in_child(0, || {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(4096).unwrap();
+            let done = std::sync::atomic::AtomicBool::new(false);
+            let order = std::sync::atomic::Ordering::Relaxed;
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(order) {
+                        let len = 4096.try_into().unwrap();
+                        let (prot, flags) =
+                            (nix::sys::mman::ProtFlags::PROT_READ, nix::sys::mman::MapFlags::MAP_PRIVATE);
+                        // SAFETY: a new mapping at an address that the kernel chooses, which nobody else knows of.
+                        unsafe {
+                            let at = nix::sys::mman::mmap(None, len, prot, flags, file.as_file(), 0).unwrap();
+                            nix::sys::mman::munmap(at, 4096).unwrap();
+                        }
                     }
-                }
+                });
+                let pid = std::process::id().cast_signed();
+                let found: Vec<Error> =
+                    (0..500).flat_map(|_| refusals(pid, false, &mut Looks::default()).unwrap()).collect();
+                done.store(true, order);
+                assert!(found.is_empty(), "{}: {}", found.len(), found[0]);
             });
-            let pid = std::process::id().cast_signed();
-            let found: Vec<Error> =
-                (0..500).flat_map(|_| refusals(pid, false, &mut Looks::default()).unwrap()).collect();
-            done.store(true, order);
-            assert!(found.is_empty(), "{}: {}", found.len(), found[0]);
         });
     }
 
