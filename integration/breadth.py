@@ -3,6 +3,7 @@
 The least of some rounds counts, for a disturbance only adds. What the machine does not allow (processes, descriptors,
 mappings of one process), and what a runtime cannot do, is said aloud and left out.
 """
+import itertools
 import os
 import resource
 import shutil
@@ -99,7 +100,7 @@ class Many:
         spec = config(["/program", kind, str(count)], root=root)
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": min(hard, 1024), "hard": hard}]
-        self.name, self.host = name, host
+        self.name, self.host, self.sets = name, host, itertools.count()
         self.c = Container(host, label, spec, output="none")
         self.c.command = lambda *words: [runtime, "--root", str(host.dir / f"{name}.root"), *map(str, words)]
         self.c.run()
@@ -107,15 +108,12 @@ class Many:
 
     def round(self):
         """Milliseconds: standing still in a checkpoint that leaves it running, a checkpoint that stops it, a restore."""
-        images = self.host.dir / f"{self.c.id}.images"
-
-        def checkpoint(*flags):
-            shutil.rmtree(images, ignore_errors=True)
-            return self.c.checkpoint(images.name, *flags, timeout=PATIENCE).seconds * 1000
-
-        checkpoint("--leave-running")
-        freeze = freeze_ms(self.host.dir / f"{images.name}.work", images)
-        stop = checkpoint()
+        # Each in a directory of its own, which stays until the end: for some seconds ext4 searches long for the number of a
+        # new file where many have just been removed.
+        first, images = (self.host.dir / f"{self.c.id}.images{next(self.sets)}" for _ in range(2))
+        self.c.checkpoint(first.name, "--leave-running", timeout=PATIENCE)
+        freeze = freeze_ms(self.host.dir / f"{first.name}.work", first)
+        stop = self.c.checkpoint(images.name, timeout=PATIENCE).seconds * 1000
         deadline = time.monotonic() + 10
         while self.c.state() not in ("", "stopped") and time.monotonic() < deadline:
             time.sleep(0.01)

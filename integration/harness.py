@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import select
 import shutil
 import signal
 import socket
@@ -73,6 +74,19 @@ def sh(*command, ok=(0,), timeout=120, stdin=None, env=None, **more):
     if ok is not None and done.returncode not in ok:
         raise Failed(f"$ {' '.join(command)}\nstatus {done.returncode}\n{done.stdout}{done.stderr}")
     return done
+
+
+def ended(process, timeout):
+    """The status of a process, once it has ended. `Popen.wait(timeout)` looks only now and then, up to 50 ms late."""
+    handle = os.pidfd_open(process.pid)
+    try:
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        if not poll.poll(timeout * PATIENCE * 1000):
+            raise subprocess.TimeoutExpired(process.args, timeout * PATIENCE)
+    finally:
+        os.close(handle)
+    return process.wait()
 
 
 def until(condition, what, seconds=30):
@@ -243,7 +257,7 @@ class Container:
             process = subprocess.Popen(self.command(*words, self.id), stdin=subprocess.DEVNULL, stdout=out,
                                        stderr=e if self.output == "null" else out)
             try:
-                status = process.wait(120 * PATIENCE)
+                status = ended(process, 120)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
