@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Instant;
 
-use super::batch::{Arg, Batch};
+use super::batch::{Arg, Batch, Call};
 use super::injection::Injection;
 use super::memory::{Memory, Status};
 use super::thread::Thread;
@@ -48,28 +48,16 @@ impl Injection {
     /// In a live task the child is a copy of the program (a snapshot of its memory): it dies with the driver, and
     /// never runs the program.
     pub fn clone_child(&mut self, args: &CloneArgs) -> Result<(Thread, Self)> {
+        let mut made = Vec::new();
+        let mut injections = self.clone_children(std::slice::from_ref(args), &mut made)?;
+        made.pop().zip(injections.pop()).ok_or_else(|| Error::new("the new child is not traced"))
+    }
+
+    /// As [`Self::clone_child`], for several in one batch. `made` also gets those that were made before a failure.
+    pub fn clone_children(&mut self, all: &[CloneArgs], made: &mut Vec<Thread>) -> Result<Vec<Self>> {
         let mut batch = Batch::new();
         batch.about("cannot make the child");
-        let fields = batch.words(&[
-            args.flags,
-            0, // pidfd
-            args.child_tid,
-            args.parent_tid,
-            i64::from(args.exit_signal).cast_unsigned(),
-            0, // stack
-            0, // its size
-            args.tls,
-            0, // set_tid
-            args.set_tid.len() as u64,
-            args.cgroup.map_or(0, |fd| i64::from(fd).cast_unsigned()),
-        ]);
-        if !args.set_tid.is_empty() {
-            let bytes: Vec<u8> = args.set_tid.iter().flat_map(|tid| tid.to_ne_bytes()).collect();
-            let tids = batch.data(&bytes);
-            batch.link(fields, 8 * 8, tids);
-        }
-        let call = batch.call(libc::SYS_clone3, &[fields, Arg::from(8 * 11)]);
-        batch.birth(call);
+        let calls: Vec<Call> = all.iter().map(|args| call(&mut batch, args)).collect();
 
         let options = self.thread.options();
         if options & ptrace::O_BIRTHS != ptrace::O_BIRTHS {
@@ -79,11 +67,23 @@ impl Injection {
         if !self.thread.is_gone() && options != self.thread.options() {
             self.thread.set_options(options)?;
         }
-        let in_parent = run.map_err(|error| describe(error, args))?.int(call);
-        let [tid] = self.births[..] else {
+        let first = made.len();
+        made.extend(self.births.iter().map(|tid| Thread::adopt(*tid, options | ptrace::O_BIRTHS)));
+        let born = &made[first..];
+        let run = run.map_err(|error| match all.get(born.len()) {
+            Some(args) => describe(error, args),
+            None => error,
+        })?;
+        if born.len() != all.len() {
             return Err(Error::new("the new child is not traced"));
-        };
-        let thread = Thread::adopt(tid, options | ptrace::O_BIRTHS);
+        }
+        let children = all.iter().zip(calls).zip(born);
+        children.map(|((args, call), thread)| self.adopted(args, run.int(call), thread, options)).collect()
+    }
+
+    /// A child that was born: stopped, and ready for batches. `in_parent`: what its parent calls it.
+    fn adopted(&self, args: &CloneArgs, in_parent: i32, thread: &Thread, options: i32) -> Result<Self> {
+        let tid = thread.tid();
         match thread.wait_stop(Instant::now() + self.patience)? {
             Stop::Trap => {}
             Stop::Exited(status) => return Err(Error::new(format!("the new child died ({status:#x})"))),
@@ -108,7 +108,7 @@ impl Injection {
         if args.flags & libc::CLONE_SETTLS as u64 != 0 {
             template.set_tls(args.tls);
         }
-        let child = Self {
+        Ok(Self {
             thread: thread.clone(),
             memory: Memory::new(tid),
             code: self.code,
@@ -123,8 +123,7 @@ impl Injection {
             births: Vec::new(),
             patience: self.patience,
             processor: self.processor,
-        };
-        Ok((thread, child))
+        })
     }
 
     /// Ends a process of a restore (or a snapshot). It stays a zombie until its parent waits for it.
@@ -162,6 +161,30 @@ impl Injection {
             }
         }
     }
+}
+
+/// Adds clone3(2) with these arguments to a batch.
+fn call(batch: &mut Batch, args: &CloneArgs) -> Call {
+    let fields = batch.words(&[
+        args.flags,
+        0, // pidfd
+        args.child_tid,
+        args.parent_tid,
+        i64::from(args.exit_signal).cast_unsigned(),
+        0, // stack
+        0, // its size
+        args.tls,
+        0, // set_tid
+        args.set_tid.len() as u64,
+        args.cgroup.map_or(0, |fd| i64::from(fd).cast_unsigned()),
+    ]);
+    if !args.set_tid.is_empty() {
+        let bytes: Vec<u8> = args.set_tid.iter().flat_map(|tid| tid.to_ne_bytes()).collect();
+        let tids = batch.data(&bytes);
+        batch.link(fields, 8 * 8, tids);
+    }
+    let call = batch.call(libc::SYS_clone3, &[fields, Arg::from(8 * 11)]);
+    batch.birth(call)
 }
 
 /// Adds the flags and pids that stand in the structure which clone3(2) reads.

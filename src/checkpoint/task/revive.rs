@@ -47,6 +47,8 @@ const THREAD: u64 = (libc::CLONE_VM
     | libc::CLONE_SIGHAND
     | libc::CLONE_THREAD
     | libc::CLONE_SYSVSEM) as u64;
+/// Threads that a process makes without a stop of its own in between, but for those that their births are.
+const AT_ONCE: usize = 128;
 /// How long a thread may take to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -307,11 +309,17 @@ impl<'a> Revival<'a> {
             label.restore_before_threads(&mut injection, door)?;
         }
         let mut threads: Vec<(u32, Injection)> = Vec::new();
-        for vtid in entry.threads.iter().filter(|vtid| **vtid != entry.pid) {
-            let thread = match inside {
-                false => self.make_thread(&mut injection, entry.pid, *vtid)?,
-                true => self.make_thread_by_turn(&mut injection, *vtid)?,
-            };
+        let others: Vec<u32> = entry.threads.iter().copied().filter(|vtid| *vtid != entry.pid).collect();
+        for some in others.chunks(AT_ONCE).filter(|_| !inside) {
+            threads.extend(some.iter().copied().zip(self.make_threads(
+                &mut injection,
+                entry.pid,
+                some,
+                made,
+            )?));
+        }
+        for vtid in others.iter().filter(|_| inside) {
+            let thread = self.make_thread_by_turn(&mut injection, *vtid)?;
             made.push(thread.thread().clone());
             threads.push((*vtid, thread));
         }
@@ -396,11 +404,20 @@ impl<'a> Revival<'a> {
         Ok(injection)
     }
 
-    fn make_thread(&self, leader: &mut Injection, pid: u32, vtid: u32) -> Result<Injection> {
-        let set_tid = self.pids.set_tid(vtid.cast_signed(), self.pids.space(pid.cast_signed()));
-        let args = CloneArgs { flags: THREAD, set_tid, ..CloneArgs::default() };
-        let (_, injection) = leader.clone_child(&args).map_err(|e| named(e, vtid))?;
-        Ok(injection)
+    /// Makes some threads of a process. `made` also gets those that were made before a failure.
+    fn make_threads(
+        &self,
+        leader: &mut Injection,
+        pid: u32,
+        vtids: &[u32],
+        made: &mut Vec<Thread>,
+    ) -> Result<Vec<Injection>> {
+        let space = self.pids.space(pid.cast_signed());
+        let args = |vtid: &u32| {
+            let set_tid = self.pids.set_tid(vtid.cast_signed(), space);
+            CloneArgs { flags: THREAD, set_tid, ..CloneArgs::default() }
+        };
+        leader.clone_children(&vtids.iter().map(args).collect::<Vec<_>>(), made)
     }
 
     /// Asks for the parts of the processor's state that the process had asked for.
@@ -422,7 +439,6 @@ impl<'a> Revival<'a> {
         let empty = ThreadCoreEntry::default();
         let thread = core.thread_core.as_ref().unwrap_or(&empty);
         let (pid, tid) = (self.pids.own(vpid(entry)), self.pids.own(vtid.cast_signed()));
-        scheduling::restore(injection, thread, self.extra(vtid))?;
         let compat = core.thread_info.as_ref().filter(|info| compat::is_compat(info));
         if let Some(info) = compat {
             compat::restore_segments(injection.thread().tid(), &info.tls)?;
@@ -430,6 +446,7 @@ impl<'a> Revival<'a> {
         }
 
         let mut batch = Batch::new();
+        scheduling::restore(&mut batch, thread, self.extra(vtid));
         batch.about("cannot restore the thread's state");
         let clear = core.thread_info.as_ref().map_or(0, |i| i.clear_tid_addr);
         batch.call(libc::SYS_set_tid_address, &[clear.into()]);

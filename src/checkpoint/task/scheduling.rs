@@ -2,7 +2,7 @@
 //! the utilisation that it is taken to have, the NUMA policy of memory to come. All of a thread.
 
 use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
-use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
+use crate::checkpoint::remote::{Batch, Call, Out, Results};
 use crate::checkpoint::task::status::{self, Stat};
 use crate::checkpoint::{Error, Result};
 
@@ -123,8 +123,7 @@ pub fn is_io_flusher(pid: i32, tid: i32) -> Result<bool> {
 
 /// Puts a thread's scheduling back. Processors that do not exist here, or are not in the destination's cpuset, are left
 /// out by the kernel; if none is left, the thread stays where the container may run.
-pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<&ThreadExtra>) -> Result<()> {
-    let mut batch = Batch::new();
+pub fn restore(batch: &mut Batch, core: &ThreadCoreEntry, extra: Option<&ThreadExtra>) {
     batch.about("cannot restore how the thread is scheduled");
     if let Some(extra) = extra {
         if let Some(cpus) = extra.affinity.as_ref().filter(|cpus| cpus.len() <= CPUS) {
@@ -180,7 +179,6 @@ pub fn restore(injection: &mut Injection, core: &ThreadCoreEntry, extra: Option<
         let attr = batch.data(&raw);
         batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
     }
-    injection.run(&batch).map(|_| ())
 }
 
 /// The bounds of what a thread is taken to use, if they are not those that it has anyway. Kernels that know of none tell 0.

@@ -250,6 +250,15 @@ fn an_emptied_task_makes_children_threads_and_zombies() {
     // Both take turns in the same scratch.
     assert_eq!(in_son.syscall(libc::SYS_gettid, &[]).unwrap(), i64::from(son.tid()));
 
+    let mut made = Vec::new();
+    let mut several = in_thread.clone_children(&[threads.clone(), threads.clone()], &mut made).unwrap();
+    for (injection, thread) in several.iter_mut().zip(&made) {
+        assert_eq!(injection.syscall(libc::SYS_gettid, &[]).unwrap(), i64::from(thread.tid()));
+    }
+    let taken = CloneArgs { set_tid: vec![thread.tid()], ..threads.clone() };
+    let error = in_thread.clone_children(&[threads.clone(), taken, threads.clone()], &mut made).unwrap_err();
+    assert!(error.to_string().contains(&format!("set_tid=[{}]", thread.tid())), "{error}");
+    assert_eq!(made.len(), 3, "the one before is there");
     // Other tests run beside this one, and may take a number that is free now.
     let (free, (grandson, in_grandson)) = (thread.tid() + 77..thread.tid() + 177)
         .find_map(|free| {
