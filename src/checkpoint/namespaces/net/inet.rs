@@ -315,7 +315,8 @@ pub fn restore_rest(space: &Space<'_>) -> Result<()> {
     let (socket, indexes, extra) = (&space.socket, &space.indexes, &space.extra);
     for m in own(extra.nexthops.as_deref(), RTM_NEWNEXTHOP, "nexthops")? {
         let mut body = m.body.get(..NEXTHOP).unwrap_or_default().to_vec();
-        // What flags tell is found out.
+        // What flags tell, and the scope, are found out.
+        body.get_mut(1..2).unwrap_or_default().fill(0);
         body.get_mut(4..8)
             .unwrap_or_default()
             .copy_from_slice(&(u32_at(&m.body, 4).unwrap_or(0) & ONLINK).to_ne_bytes());
