@@ -9,6 +9,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{IpcNamespace, Model, NetNamespace, TcpStream, seal};
 use crate::checkpoint::namespaces::nested::{EXTENSION, Space};
+use crate::checkpoint::namespaces::net;
 use crate::checkpoint::task::process::DEAD;
 
 /// Most processes and threads of a set: the kernel's own limit.
@@ -151,7 +152,10 @@ impl Model {
             if let Some(entry) = one(dir, Kind::Netns, &format!("netns-{id}.img"))? {
                 let devices = many(dir, Kind::Netdev, &format!("netdev-{id}.img"))?.unwrap_or_default();
                 let texts = ["nftables", "iptables", "ip6tables"].map(|name| format!("{name}-{id}.img"));
-                let text = texts.into_iter().find(|name| raw(dir, name).is_ok_and(|text| !text.is_empty()));
+                let filters = |name: &String| {
+                    raw(dir, name).map_or(true, |text| !net::is_lock(&String::from_utf8_lossy(&text)))
+                };
+                let text = texts.into_iter().find(filters);
                 let mut dumps = BTreeMap::new();
                 for dump in NetDump::ALL {
                     let name = dump.image(id);

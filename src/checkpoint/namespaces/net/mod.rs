@@ -28,6 +28,7 @@ mod refuse;
 mod sysctl;
 
 pub use keep::{EXTENSION, Hold, check, keep, restore, validate};
+pub use nftables::is_lock;
 pub use peers::External;
 
 use std::collections::BTreeSet;

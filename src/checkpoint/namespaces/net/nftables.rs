@@ -216,6 +216,31 @@ fn compat(rule: &Message) -> Vec<u8> {
     nested(COMPAT, &parts.concat())
 }
 
+/// Whether what `nft list ruleset` or `iptables-save` has written for CRIU is nothing but the lock under which it was: chains
+/// called CRIU and the ways there, or a table called so.
+pub fn is_lock(text: &str) -> bool {
+    let mut own_table = false;
+    text.lines().map(str::trim).all(|line| {
+        if let Some(table) = line.strip_prefix("table ") {
+            own_table = table.split(' ').nth(1).is_some_and(|name| name.starts_with("CRIU-"));
+            return true;
+        }
+        let passing = |line: &str| {
+            let marked = line.starts_with("meta mark 0x0000c114 ") && line.ends_with(" accept");
+            let dropped = line.starts_with("counter packets ") && line.ends_with(" drop");
+            let led = line.starts_with("counter packets ") && line.ends_with(" jump CRIU");
+            let hooked = line.starts_with("type filter hook ") && line.ends_with(" policy accept;");
+            let opened =
+                ["chain CRIU {", "chain INPUT {", "chain OUTPUT {", "}", "", "COMMIT"].contains(&line);
+            let saved = line.starts_with(['#', '*']) || line.starts_with(':') && !line.contains(" DROP ");
+            let rule = ["-A INPUT -j CRIU", "-A OUTPUT -j CRIU", "-A CRIU -j DROP"].contains(&line)
+                || line.starts_with("-A CRIU -m mark --mark 0xc114 ");
+            marked || dropped || led || hooked || opened || saved || rule
+        };
+        own_table || passing(line)
+    })
+}
+
 /// The packet filters of an image.
 pub fn read(bytes: &[u8]) -> Result<Vec<Message>> {
     let bad = || Error::new("the packet filters in the extension network of stasis.img make no sense");
@@ -344,6 +369,23 @@ mod tests {
             rule("iptables-nft", "-t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to 10.0.0.1:8080")?;
             rule("ip6tables-nft", "-A FORWARD -p udp -m udp --sport 53 -j REJECT")
         });
+    }
+
+    #[test]
+    fn the_lock_of_criu_is_no_filter() {
+        let table = "table ip filter {\n\tchain CRIU {\n\t\tmeta mark 0x0000c114 counter packets 0 bytes 0 accept\n\t\t\
+                     counter packets 0 bytes 0 drop\n\t}\n\n\tchain INPUT {\n\t\ttype filter hook input priority filter; \
+                     policy accept;\n\t\tcounter packets 0 bytes 0 jump CRIU\n\t}\n}\n";
+        assert!(is_lock(table) && is_lock(""));
+        assert!(is_lock(
+            "table inet CRIU-7 {\n\tchain input {\n\t\ttype filter hook input priority filter; policy drop;\n\t}\n}"
+        ));
+        assert!(is_lock(
+            "*filter\n:INPUT ACCEPT [0:0]\n:CRIU - [0:0]\n-A INPUT -j CRIU\n-A CRIU -j DROP\nCOMMIT\n"
+        ));
+        assert!(!is_lock(&table.replace("policy accept", "policy drop")));
+        assert!(!is_lock(&table.replace("jump CRIU", "jump mine")));
+        assert!(!is_lock("*filter\n:INPUT DROP [0:0]\nCOMMIT\n"));
     }
 
     #[test]
