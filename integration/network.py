@@ -107,6 +107,29 @@ def test_pair_under_its_old_name(host: Host):
     end(c, all_streams)
 
 
+def test_migrate(host: Host):
+    """The network goes along, to a host on the same bridge."""
+    peer = Peer(host)
+    c, d = container(host, peer, label="c"), container(host, peer, label="d")
+    d.store = host.dir / "d.root"
+    c.run()
+    connect(c)
+    until(lambda: "ready" in c.text(), "the server")
+    all_streams = streams(peer)
+    flowing(all_streams)
+    before = told(c)
+    for n, (source, destination) in enumerate(((c, d), (d, c))):
+        process, address = destination.receive("--external", f"veth[eth0]=q{n}@br0")
+        done = source.call("migrate", "--tcp-established", "--keep-network", "--to", address, source.id)
+        check("has moved" in done.stdout, done.stdout)
+        equal(process.wait(60), 0, "the other side's status")
+        equal({name for name in names(peer) if name[0] in "pq"}, {f"q{n}"}, "the other ends")
+        equal(told(destination), before, "the network of the container")
+        flowing(all_streams)
+    for s in all_streams:
+        s.finish()
+
+
 def test_device_of_config_json(host: Host):
     """A device that netDevices moves in goes back with the container, and comes again with what it had."""
     peer = Peer(host)

@@ -41,6 +41,9 @@ pub struct Args {
     /// Keep processes that were started by exec, without their clients
     #[arg(long, conflicts_with = "drop_exec")]
     keep_exec: bool,
+    /// Take along what is in the network namespace: devices, addresses, routes, packet filters, sysctls
+    #[arg(long)]
+    keep_network: bool,
     #[command(flatten)]
     what: What,
     /// Name of the container
@@ -61,6 +64,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         drop_exec: args.drop_exec,
         keep_exec: args.keep_exec,
+        keep_network: args.keep_network,
         ..options(&args.what)?
     };
     let patience = Duration::from_secs(args.timeout.into());

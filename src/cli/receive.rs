@@ -10,6 +10,7 @@ use nix::sys::stat::Mode;
 use super::checkpoint::any_processor;
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
+use crate::checkpoint::namespaces::net::External;
 use crate::checkpoint::progress;
 use crate::container::Result;
 use crate::init::process::Purpose;
@@ -30,6 +31,10 @@ pub struct Args {
     /// What the processor must have: ins, all instructions of that of the source, or none
     #[arg(long, value_name = "CAP", default_value = "ins")]
     cpu_cap: String,
+    /// What a network device of the container is connected to here: veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on:
+    /// macvlan[IN]=OUT
+    #[arg(long, value_name = "DEVICE")]
+    external: Vec<External>,
     /// How long the other side may say nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     timeout: u32,
@@ -64,6 +69,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         work_path: args.work_path.as_deref().map(absolute).transpose()?.or_else(|| Some(images.clone())),
         lazy: !args.eager,
         any_processor: any_processor(&args.cpu_cap)?,
+        external: args.external,
         ..Options::default()
     };
     let flags = new::Flags {
