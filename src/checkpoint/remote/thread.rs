@@ -164,11 +164,14 @@ impl Thread {
     }
 
     /// The second half of [`Self::stop`], for callers that interrupt many threads before they wait for any.
+    ///
+    /// Any other stop takes the interruption with it, if it was on its way already (`ptrace_stop` in the kernel).
     pub fn wait_quiet(&self, deadline: Instant) -> Result<Stop> {
+        let go_on = |signal: i32| self.interrupt().and_then(|()| self.cont(signal));
         loop {
             match self.wait_stop(deadline)? {
-                Stop::Signal(signal) => self.cont(signal)?,
-                Stop::Event(..) | Stop::Syscall => self.cont(0)?,
+                Stop::Signal(signal) => go_on(signal)?,
+                Stop::Event(..) | Stop::Syscall => go_on(0)?,
                 stop @ Stop::Exited(_) => return Ok(stop),
                 stop @ (Stop::Trap | Stop::Group(_)) => {
                     if !super::start::is_in_stub(self)? {

@@ -87,6 +87,41 @@ extern "C" fn pauses(_: *mut libc::c_void) -> i32 {
 }
 
 /// More stubs than the tail of a vdso has room for: the others stand on section headers, which come back.
+extern "C" fn ignore(_: libc::c_int) {}
+
+/// Gets more signals than it can handle.
+fn storm() -> Child {
+    Child::fork(|| {
+        // SAFETY: zeroes are valid in all of them, and each outlives its call.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = ignore as *const () as usize;
+            libc::sigaction(libc::SIGALRM, &raw const action, null_mut());
+            let every = libc::timespec { tv_sec: 0, tv_nsec: 1000 };
+            let every = libc::itimerspec { it_interval: every, it_value: every };
+            let mut timer = std::mem::zeroed();
+            libc::timer_create(libc::CLOCK_MONOTONIC, null_mut(), &raw mut timer);
+            libc::timer_settime(timer, 0, &raw const every, null_mut());
+        }
+        loop {
+            pause();
+        }
+    })
+}
+
+/// More of them than processors: what comes between two steps of the kernel is what this is about.
+#[test]
+fn threads_in_a_storm_of_signals_stop() {
+    let storms: [Child; 8] = std::array::from_fn(|_| storm());
+    for round in 0..100 {
+        std::thread::sleep(Duration::from_millis(1));
+        let thread = Thread::seize(storms[round % storms.len()].0).unwrap();
+        let stopped = thread.stop(Instant::now() + Duration::from_secs(20));
+        assert!(matches!(stopped, Ok(Stop::Trap)), "round {round}: {stopped:?}");
+        thread.detach().unwrap();
+    }
+}
+
 #[test]
 fn several_threads_of_a_process_have_stubs_at_once() {
     const THREADS: usize = 4;
