@@ -24,6 +24,8 @@ const INTERRUPTED: u16 = libc::NLM_F_DUMP_INTR as u16;
 /// Says in a kind of attribute that it holds attributes; another bit says that numbers are big-endian.
 const KIND: u16 = 0x3fff;
 const NESTED: u16 = 0x8000;
+/// A length of two bytes counts itself and the kind.
+const LONGEST: usize = u16::MAX as usize - 4;
 
 /// Asks for an answer even if all goes well.
 pub const ACK: u16 = libc::NLM_F_ACK as u16;
@@ -95,8 +97,9 @@ pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// One attribute.
+/// One attribute. A value longer than any can be is cut: its end would pass for attributes of their own.
 pub fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let value = &value[..value.len().min(LONGEST)];
     let mut bytes = ((4 + value.len()) as u16).to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(value);
@@ -232,6 +235,13 @@ mod tests {
         assert_eq!(all[0].attribute(8, 3).map(text_of).as_deref(), Some("lo"));
         assert_eq!(all[0].attributes(8).count(), 2);
         assert_eq!(all[0].attribute(8, 5), None);
+    }
+
+    #[test]
+    fn nothing_of_a_long_value_is_an_attribute_of_its_own() {
+        let bytes = [attribute(1, &[0; 70_000]), attribute(2, &[7])].concat();
+        let all: Vec<_> = attributes(&bytes).map(|(kind, value)| (kind, value.len())).collect();
+        assert_eq!(all, [(1, LONGEST), (2, 1)]);
     }
 
     #[test]
