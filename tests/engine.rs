@@ -364,6 +364,9 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
                     }
                 }
             }
+            if !fixture.late && c.has_stopped("image")? {
+                return Err("refused, but the container had to stand still for it".to_owned().into());
+            }
             if c.status() != "running" {
                 return Err(format!("after the refusal the container is {}", c.status()).into());
             }

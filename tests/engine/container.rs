@@ -178,6 +178,13 @@ impl<'a> Container<'a> {
         Err(format!("checkpoint failed: {}\n{}", output.1, tail(&work.join("dump.log"))))
     }
 
+    /// Whether the container stood still for the checkpoint into `images`, by what its log says.
+    pub fn has_stopped(&self, images: &str) -> Result<bool, String> {
+        let log = self.dir(&format!("{images}.work")).join("dump.log");
+        let text = fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        Ok(text.contains(" threads have stopped"))
+    }
+
     /// `check ID`: whether it says that a checkpoint is possible, and what it prints.
     pub fn look(&mut self) -> Result<(bool, String), String> {
         let mut command = self.command(&["check"]);

@@ -43,6 +43,11 @@ impl Looks {
         self.seen.insert(pid, seen);
     }
 
+    /// What has been seen of a process.
+    pub fn of(&self, pid: i32) -> &[(Mapping, VmFlags)] {
+        self.seen.get(&pid).map_or(&[], Vec::as_slice)
+    }
+
     /// Whether a process has been looked at.
     pub fn know(&self, pid: i32) -> bool {
         self.seen.contains_key(&pid)

@@ -486,6 +486,16 @@ fn children_of(pid: i32, tid: i32) -> Vec<i32> {
     list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect()
 }
 
+/// Whether a thread of this process waits for a child that runs on its memory.
+pub fn in_vfork(pid: i32) -> bool {
+    let calls_vfork = |tid: i32| {
+        let call = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        call.split_ascii_whitespace().next().and_then(|n| n.parse().ok()) == Some(libc::SYS_vfork)
+    };
+    let threads = status::threads(pid).unwrap_or_default();
+    threads.into_iter().any(|tid| calls_vfork(tid) || waits_for_child(pid, tid))
+}
+
 /// Whether a thread sleeps in a clone(2) or clone3(2) that ends when the child does, or its program. proc(5),
 /// `/proc/pid/syscall`
 fn waits_for_child(pid: i32, tid: i32) -> bool {

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::TaskKobjIdsEntry;
+use crate::checkpoint::task::freeze::in_vfork;
+use crate::checkpoint::task::status::Status;
 use crate::checkpoint::task::tree::Step;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{What, kcmp};
@@ -20,15 +22,31 @@ pub fn ids(dump: &mut Dump<'_>) -> Result<BTreeMap<u32, TaskKobjIdsEntry>> {
     let classes = [vm?, files?, fs?, sighand?];
     for (i, (_, vpid)) in live.iter().enumerate() {
         let [vm_id, files_id, fs_id, sighand_id] = [0, 1, 2, 3].map(|kind: usize| classes[kind][i]);
-        if live[..i].iter().enumerate().any(|(j, _)| classes[0][j] == vm_id) {
-            return Err(Error::new("the process shares its memory with another one")
-                .pid(*vpid)
-                .remedy("wait until the child of vfork(2) has called exec"));
+        if classes[0][..i].contains(&vm_id) {
+            return Err(shared_memory(*vpid));
         }
         let entry = TaskKobjIdsEntry { vm_id, files_id, fs_id, sighand_id, ..TaskKobjIdsEntry::default() };
         all.insert(vpid.cast_unsigned(), entry);
     }
     Ok(all)
+}
+
+fn shared_memory(vpid: i32) -> Error {
+    Error::new("the process shares its memory with another one")
+        .pid(vpid)
+        .remedy("wait until the child of vfork(2) has called exec")
+}
+
+/// Refuses processes (pid on this host, pid inside) that run on another one's memory, looked at while they run. Whose
+/// parent waits for it in vfork(2) is let go on when all is frozen, until it has a memory of its own.
+pub fn refusals(live: &[(i32, i32)]) -> Vec<Error> {
+    // Somebody has ended meanwhile: the dump looks again.
+    let Ok(ids) = classes(live, What::Vm) else { return Vec::new() };
+    let shared = |id: u32| ids.iter().filter(|other| **other == id).count() > 1;
+    let waited_for = |pid: i32| Status::of(pid).is_ok_and(|status| in_vfork(status.ppid));
+    let mut alone = BTreeSet::new();
+    let all = live.iter().zip(&ids).filter(|((pid, _), id)| shared(**id) && !waited_for(*pid));
+    all.filter(|(_, id)| !alone.insert(**id)).map(|((_, vpid), _)| shared_memory(*vpid)).collect()
 }
 
 /// A descriptor table or a working directory is handed on from parent to child. Refuses what is shared in another way:

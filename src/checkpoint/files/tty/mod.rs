@@ -107,7 +107,7 @@ pub fn later(_: &Live, _: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Refuses slaves whose master is outside, but for the console.
+/// Refuses slaves whose master is outside, but for the console, and what waits to be read.
 pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
     let mut found = Vec::new();
     let mut ends = Vec::new();
@@ -119,10 +119,18 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
     }
     let masters: BTreeSet<u32> =
         ends.iter().filter_map(|(_, e)| if let End::Master(n) = e { Some(*n) } else { None }).collect();
+    let mut seen = BTreeSet::new();
     for (live, end) in ends {
-        let (End::Slave(index) | End::Controlling(index)) = end else { continue };
-        let given = console && index == CONSOLE;
-        if !masters.contains(&index) && !given {
+        let master = matches!(end, End::Master(_));
+        let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
+        let given = console && index == CONSOLE && !master;
+        if given {
+            continue;
+        }
+        if seen.insert((index, master)) {
+            found.extend(empty(live).err().map(|e| live.name(e)));
+        }
+        if !master && !masters.contains(&index) {
             found.push(
                 live.name(Error::new("a terminal belongs to somebody outside the container"))
                     .remedy("end the session that `exec --tty` opened, or wait for its end"),

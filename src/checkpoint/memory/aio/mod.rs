@@ -27,7 +27,7 @@ use crate::checkpoint::image::{AioRingEntry, MmEntry, VmaEntry, vma as status};
 use crate::checkpoint::memory::pages::PAGE;
 
 pub use make::restore;
-pub use settle::{check, polls, settle};
+pub use settle::{check, polls, refusals, settle};
 
 /// How `maps` calls a ring.
 pub const NAME: &[u8] = b"/[aio]";

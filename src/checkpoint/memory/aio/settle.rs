@@ -8,6 +8,7 @@
 //!   what came last, from the pipe ──> the new ring; requests to poll are made again
 //! ```
 
+use std::cmp::Ordering;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -19,10 +20,13 @@ use super::make::{add, is_poll, make, place, poll, polls_of};
 use super::{EXTENSION, NAME, Poll, Polls, Ring};
 use crate::checkpoint::context::{Dump, LiveTask, NewTask};
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::maps::{self, Mapping};
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Batch, Injection};
+use crate::checkpoint::task::status::Status;
+use crate::sys::kcmp::{What, kcmp};
 use crate::sys::pidfd;
 
 /// How long requests may take: disks that are asked again by their drivers take half a minute.
@@ -65,8 +69,7 @@ fn renew(task: &mut LiveTask, mapping: &Mapping) -> Result<Vec<Poll>> {
     let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
     let (at, len) = (mapping.start, mapping.len());
     if !is_alive(injection, at)? {
-        return Err(Error::new("a ring of Linux AIO is a parent's, or only a part of one")
-            .remedy("let the program unmap it in its children"));
+        return Err(of_parent());
     }
     let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
     injection.read_mem(at, &mut bytes)?;
@@ -83,6 +86,30 @@ fn renew(task: &mut LiveTask, mapping: &Mapping) -> Result<Vec<Poll>> {
     let polls: Vec<Poll> = polls.iter().map(|event| (at, event.iocb)).collect();
     poll(injection, &polls)?;
     Ok(polls)
+}
+
+fn of_parent() -> Error {
+    Error::new("a ring of Linux AIO is a parent's, or only a part of one")
+        .remedy("let the program unmap it in its children")
+}
+
+/// Refuses the rings that processes (pid on this host, pid inside) have from their parents, looked at while they run.
+/// Where the parent has destroyed it, or has ended, only the child itself can tell.
+pub fn refusals(live: &[(i32, i32)], looks: &Looks) -> Vec<Error> {
+    let rings =
+        |pid: i32| looks.of(pid).iter().map(|(mapping, _)| mapping).filter(|m| m.name().starts_with(NAME));
+    let mut found = Vec::new();
+    for &(pid, vpid) in live {
+        for ring in rings(pid) {
+            let Ok(Status { ppid, .. }) = Status::of(pid) else { break };
+            let same = |other: &Mapping| (other.device, other.inode) == (ring.device, ring.inode);
+            // A child of vfork(2) has the parent's memory itself.
+            if rings(ppid).any(same) && kcmp(pid, ppid, What::Vm).is_ok_and(Ordering::is_ne) {
+                found.push(of_parent().pid(vpid).path(&ring.name));
+            }
+        }
+    }
+    found
 }
 
 /// Whether the kernel knows it as a context of this process.
