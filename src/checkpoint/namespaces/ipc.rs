@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Objects come back under their ids: the kernel takes the next id from `*_next_id`. What a process has to undo at its exit
-//! it is asked for itself ([`undo`]); its wish to be notified could not be made again, and is refused.
+//! it is asked for itself (`undo`); its wish to be notified could not be made again, and is refused.
 
 mod mq;
 mod msg;
