@@ -76,6 +76,26 @@ mod tests {
         assert_eq!((size(5), size(1536), size(3 << 20)), ("5 B".into(), "1.5 KiB".into(), "3.0 MiB".into()));
     }
 
+    /// The main thread has 8 MiB of stack, those of tests 2.
+    #[test]
+    fn a_long_chain_of_processes_is_no_recursion() {
+        let mut model = small();
+        model.pstree = (1..100_000)
+            .map(|pid| crate::checkpoint::image::PstreeEntry {
+                pid,
+                ppid: pid - 1,
+                pgid: 1,
+                sid: 1,
+                threads: vec![pid],
+            })
+            .collect();
+        let (_place, images) = written(&small());
+        let all = tree(&images, &model);
+        assert_eq!((all.len(), all[0].ppid, all[99_998].pid, all[99_998].ppid), (99_999, 0, 99_999, 99_998));
+        assert!(serde_json::to_string(&all).unwrap().contains("\"pid\":99999"));
+        assert!(all[99_998].to_string().len() < 200);
+    }
+
     #[test]
     fn every_view_shows_a_whole_set_and_verify_sees_that_it_is() {
         let mut model = small();

@@ -7,16 +7,19 @@ use std::os::unix::fs::FileExt;
 use serde::Serialize;
 
 use super::clean;
-use crate::checkpoint::image::{ImageDir, MmEntry};
+use crate::checkpoint::image::{ImageDir, MmEntry, PstreeEntry};
 use crate::checkpoint::memory::pagemap;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::task::process::{DEAD, STOPPED};
 
-/// One process and its children.
+/// One process. Those of a tree stand in one list, each before its children: images may have a chain of processes as long
+/// as they like, and what is nested is walked by recursion when it is printed, read and dropped.
 #[derive(Debug, Serialize)]
 pub struct Process {
     /// Its id inside the container.
     pub pid: u32,
+    /// Its parent; 0 for a root.
+    pub ppid: u32,
     /// Its process group.
     pub pgid: u32,
     /// Its session.
@@ -38,28 +41,39 @@ pub struct Process {
     pub gid: Option<u32>,
     /// Threads beside the first, with their names.
     pub threads: BTreeMap<u32, String>,
-    /// Its children.
-    pub children: Vec<Process>,
+    /// How many parents it has.
+    #[serde(skip)]
+    depth: usize,
 }
 
 /// More of an argument area than anybody reads.
 const ARGUMENTS_MAX: u64 = 64 << 10;
+/// Deeper processes are not indented further: the lines of a long chain would be a square.
+const DEPTH_MAX: usize = 64;
+/// Another state of a process that has ended, in CRIU's images.
+const ZOMBIE: u32 = 6;
 
-/// The tree of a set that has been validated: parents come before children.
+/// The tree of a set that has been validated: every parent is among its processes.
 pub fn tree(images: &ImageDir, model: &Model) -> Vec<Process> {
-    let mut done: BTreeMap<u32, Vec<Process>> = BTreeMap::new();
+    let mut children: BTreeMap<u32, Vec<&PstreeEntry>> = BTreeMap::new();
     for entry in model.pstree.iter().rev() {
-        let mut process = process(images, model, entry.pid);
-        (process.pgid, process.sid) = (entry.pgid, entry.sid);
-        let others = entry.threads.iter().filter(|id| **id != entry.pid);
-        process.threads = others.map(|id| (*id, thread_name(model, *id))).collect();
-        process.children = done.remove(&entry.pid).unwrap_or_default();
-        process.children.reverse();
-        done.entry(entry.ppid).or_default().push(process);
+        children.entry(entry.ppid).or_default().push(entry);
     }
-    let mut roots: Vec<Process> = done.into_values().flatten().collect();
-    roots.sort_by_key(|p| p.pid);
-    roots
+    let mut roots = children.remove(&0).unwrap_or_default();
+    roots.sort_by_key(|entry| std::cmp::Reverse(entry.pid));
+    let mut left: Vec<(&PstreeEntry, usize)> = roots.into_iter().map(|entry| (entry, 0)).collect();
+    let mut all = Vec::with_capacity(model.pstree.len());
+    while let Some((entry, depth)) = left.pop() {
+        let others = entry.threads.iter().filter(|id| **id != entry.pid);
+        all.push(Process {
+            threads: others.map(|id| (*id, thread_name(model, *id))).collect(),
+            depth,
+            ..process(images, model, entry)
+        });
+        let own = children.remove(&entry.pid).unwrap_or_default();
+        left.extend(own.into_iter().map(|child| (child, depth + 1)));
+    }
+    all
 }
 
 fn thread_name(model: &Model, id: u32) -> String {
@@ -67,7 +81,8 @@ fn thread_name(model: &Model, id: u32) -> String {
     thread.and_then(|t| t.comm.as_deref()).map(clean).unwrap_or_default()
 }
 
-fn process(images: &ImageDir, model: &Model, pid: u32) -> Process {
+fn process(images: &ImageDir, model: &Model, entry: &PstreeEntry) -> Process {
+    let pid = entry.pid;
     let core = model.cores.get(&pid);
     let state = core.and_then(|core| core.tc.as_ref()).map_or(0, |tc| tc.task_state);
     let creds = core.and_then(|core| core.thread_core.as_ref()).and_then(|t| t.creds.as_ref());
@@ -75,11 +90,12 @@ fn process(images: &ImageDir, model: &Model, pid: u32) -> Process {
     let executable = mm.and_then(|mm| super::files::path(model, mm.exe_file_id));
     Process {
         pid,
-        pgid: 0,
-        sid: 0,
+        ppid: entry.ppid,
+        pgid: entry.pgid,
+        sid: entry.sid,
         name: super::comm(model, pid),
         state: match state {
-            DEAD => "zombie",
+            DEAD | ZOMBIE => "zombie",
             STOPPED => "stopped",
             _ => "running",
         },
@@ -88,7 +104,7 @@ fn process(images: &ImageDir, model: &Model, pid: u32) -> Process {
         uid: creds.map(|c| c.uid),
         gid: creds.map(|c| c.gid),
         threads: BTreeMap::new(),
-        children: Vec::new(),
+        depth: 0,
     }
 }
 
@@ -111,34 +127,27 @@ fn arguments(images: &ImageDir, pid: u32, mm: &MmEntry) -> Option<Vec<String>> {
             .ok()?;
     }
     let text = String::from_utf8_lossy(&area);
-    let text = text.strip_suffix('\0').unwrap_or(&text);
+    // Blanks and zeros behind: what a title has left of the arguments that it was written over.
+    let text = text.trim_end_matches(['\0', ' ']);
     (!text.is_empty()).then(|| text.split('\0').map(clean).collect())
 }
 
 impl fmt::Display for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // No recursion: images may have a chain of processes as long as they like.
-        let mut left = vec![(self, 0)];
-        while let Some((process, depth)) = left.pop() {
-            let indent = "  ".repeat(depth);
-            let words = match process.arguments.is_empty() {
-                true => format!("[{}]", process.name),
-                false => process.arguments.join(" "),
-            };
-            write!(f, "{indent}{} {words}", process.pid)?;
-            write!(f, "  (group {}, session {}", process.pgid, process.sid)?;
-            if let (Some(uid), Some(gid)) = (process.uid, process.gid) {
-                write!(f, ", user {uid}:{gid}")?;
-            }
-            if process.state != "running" {
-                write!(f, ", {}", process.state)?;
-            }
-            writeln!(f, ")")?;
-            for (id, name) in &process.threads {
-                writeln!(f, "{indent}  thread {id} {name}")?;
-            }
-            left.extend(process.children.iter().rev().map(|child| (child, depth + 1)));
+        let indent = "  ".repeat(self.depth.min(DEPTH_MAX));
+        let words = match self.arguments.is_empty() {
+            true => format!("[{}]", self.name),
+            false => self.arguments.join(" "),
+        };
+        write!(f, "{indent}{} {words}", self.pid)?;
+        write!(f, "  (group {}, session {}", self.pgid, self.sid)?;
+        if let (Some(uid), Some(gid)) = (self.uid, self.gid) {
+            write!(f, ", user {uid}:{gid}")?;
         }
-        Ok(())
+        if self.state != "running" {
+            write!(f, ", {}", self.state)?;
+        }
+        writeln!(f, ")")?;
+        self.threads.iter().try_for_each(|(id, name)| writeln!(f, "{indent}  thread {id} {name}"))
     }
 }
