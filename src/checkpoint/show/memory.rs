@@ -62,6 +62,7 @@ fn hex<S: Serializer>(number: &u64, serializer: S) -> Result<S::Ok, S::Error> {
 pub fn memory(images: &ImageDir, model: &Model) -> Vec<Space> {
     let paths: Paths =
         model.files.iter().filter_map(|f| Some((u64::from(f.id), super::files::name(f)?))).collect();
+    let mut shared = BTreeMap::new();
     let space = |(&pid, mm): (&u32, &crate::checkpoint::image::MmEntry)| {
         let runs = pagemap::open(images, &pagemap::of_task(pid)).map(|p| p.runs).unwrap_or_default();
         let mappings: Vec<Mapping> = mm
@@ -70,7 +71,7 @@ pub fn memory(images: &ImageDir, model: &Model) -> Vec<Space> {
             .filter(|entry| entry.status & vma::GUARD == 0)
             .map(|entry| {
                 let stack = (entry.start..entry.end).contains(&mm.mm_start_stack);
-                let mapping = mapping(images, &paths, entry, &runs);
+                let mapping = mapping(images, &paths, entry, &runs, &mut shared);
                 if stack { Mapping { kind: "stack", ..mapping } } else { mapping }
             })
             .collect();
@@ -91,24 +92,24 @@ fn length(range: &Range<u64>) -> u64 {
     range.end.saturating_sub(range.start)
 }
 
-fn mapping(images: &ImageDir, paths: &Paths, entry: &VmaEntry, runs: &[Run]) -> Mapping {
-    let within = |run: &Run| run.range.start.max(entry.start)..run.range.end.min(entry.end);
+fn mapping(
+    images: &ImageDir,
+    paths: &Paths,
+    entry: &VmaEntry,
+    runs: &[Run],
+    known: &mut BTreeMap<u64, Vec<Run>>,
+) -> Mapping {
     let has = |bits: u32| entry.status & bits != 0;
-    let shared = has(vma::ANON_SHARED | vma::SYSVIPC | vma::MEMFD);
-    let saved = match shared {
+    let saved = match has(vma::ANON_SHARED | vma::SYSVIPC | vma::MEMFD) {
         // Once for all who map it.
         true => {
-            let pages =
-                pagemap::open(images, &pagemap::of_shared(entry.shmid)).map(|p| p.runs).unwrap_or_default();
-            let start = entry.pgoff;
-            let end = start.saturating_add(entry.end.saturating_sub(entry.start));
-            pages.iter().map(|r| length(&(r.range.start.max(start)..r.range.end.min(end)))).sum()
+            let pages = known.entry(entry.shmid).or_insert_with(|| {
+                pagemap::open(images, &pagemap::of_shared(entry.shmid)).map(|p| p.runs).unwrap_or_default()
+            });
+            let length = entry.end.saturating_sub(entry.start);
+            bytes_in(pages, &(entry.pgoff..entry.pgoff.saturating_add(length)))
         }
-        false => {
-            let first = runs.partition_point(|run| run.range.end <= entry.start);
-            let inside = runs[first..].iter().take_while(|run| run.range.start < entry.end);
-            inside.map(|run| length(&within(run))).sum()
-        }
+        false => bytes_in(runs, &(entry.start..entry.end)),
     };
     let file = has(vma::FILE_PRIVATE | vma::FILE_SHARED);
     Mapping {
@@ -120,6 +121,13 @@ fn mapping(images: &ImageDir, paths: &Paths, entry: &VmaEntry, runs: &[Run]) -> 
         offset: entry.pgoff,
         saved_bytes: saved,
     }
+}
+
+/// How much of a range the images have. Runs lie in order.
+fn bytes_in(runs: &[Run], range: &Range<u64>) -> u64 {
+    let first = runs.partition_point(|run| run.range.end <= range.start);
+    let inside = runs[first..].iter().take_while(|run| run.range.start < range.end);
+    inside.map(|run| length(&(run.range.start.max(range.start)..run.range.end.min(range.end)))).sum()
 }
 
 fn permissions(entry: &VmaEntry) -> String {
