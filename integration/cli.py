@@ -408,6 +408,68 @@ def test_bad_images(host):
     equal(c.state(), "running", f"the good images, afterwards: {tail(host.dir / 'good.work/restore.log')}")
 
 
+def test_image_views(host):
+    """image show, tree, mem, files, verify, seal: what they say of a set, and of one that is damaged."""
+    script = "mkfifo /f; exec 3<>/f; echo hello >&3; cd /tmp; sleep 1000 & echo up; wait"
+    c = busybox(host, "sh", "-c", script)
+    c.run()
+    until(lambda: "up" in c.text(), "the program")
+    until(lambda: len(c.call("ps", c.id).stdout.splitlines()) == 3, "its child")
+    c.checkpoint("image")
+    images = host.dir / "image"
+
+    def view(name):
+        text = c.call("image", name, images).stdout
+        return text, json.loads(c.call("image", name, "--format", "json", images).stdout)
+
+    text, tree = view("tree")
+    equal([(p["pid"], p["ppid"], p["name"], p["state"]) for p in tree],
+          [(1, 0, "sh", "running"), (tree[1]["pid"], 1, "sleep", "running")], "processes")
+    equal([p["arguments"] for p in tree], [["sh", "-c", script], ["sleep", "1000"]], "arguments")
+    child = tree[1]["pid"]
+    check(text.splitlines()[1].startswith(f"  {child} sleep 1000  (group 1, session 1"), text)
+
+    text, tables = view("files")
+    equal([(t["pids"], t["name"], t["directory"]) for t in tables],
+          [([1], "sh", "/tmp"), ([child], "sleep", "/tmp")], "tables of descriptors")
+    first = {d["fd"]: (d["kind"], d["what"]) for d in tables[0]["descriptors"]}
+    equal(first[3], ("fifo", "/f, 6 bytes wait"), "the fifo")
+    check("fifo            /f, 6 bytes wait" in text, text)
+
+    text, spaces = view("mem")
+    for space in spaces:
+        pages = sum(m["saved_bytes"] for m in space["mappings"])
+        equal(space["saved_bytes"], pages, f"pages of process {space['pid']}")
+        check({"stack", "vdso"} <= {m["kind"] for m in space["mappings"]}, f"mappings: {space}")
+    saved = sum(s["saved_bytes"] for s in spaces)
+    equal(saved, sum(f.stat().st_size for f in images.glob("pages-*.img")), "bytes of pages")
+    check("busybox +0x" in text and "[stack]" in text, text)
+
+    text, summary = view("show")
+    equal((summary["container"], summary["command"], summary["processes"], summary["memory_bytes"]),
+          (c.id, "sh", 2, saved), "the summary")
+    check("written by       Stasis" in text, text)
+    text, verdict = view("verify")
+    equal((verdict["whole"], verdict["images"]), (True, len(list(images.glob("*.img")))), "verify")
+
+    def damaged(name, views, words):
+        for what in views:
+            said = c.call("image", what, images, ok=[1])
+            check(name in said.stdout + said.stderr and words in said.stdout + said.stderr, f"{what}: {said}")
+
+    core = images / f"core-{child}.img"
+    whole = core.read_bytes()
+    core.write_bytes(whole[:-3])
+    damaged(core.name, ["show", "tree", "mem", "files", "verify"], "truncated")
+    c.call("image", "seal", images)
+    damaged(core.name, ["verify"], "truncated")
+    core.write_bytes(whole)
+    c.call("image", "seal", images)
+    equal(json.loads(c.call("image", "verify", "--format", "json", images).stdout)["whole"], True, "mended")
+    core.unlink()
+    damaged(core.name, ["tree", "verify"], "")
+
+
 def test_protected_paths_that_are_gone(host):
     """A masked path that the destination lacks, as another kernel's /proc may: nothing is there to be hidden."""
     real_checkpoints()
