@@ -94,6 +94,7 @@ fn run(
     if before.looks.is_none() {
         let mut looks = Looks::default();
         refuse(check::check(options, source, freezer, before.tracking.is_some(), &mut looks), log)?;
+        refuse(files::uring::stuck(source.init, &looks), log)?;
         before.looks = Some(looks);
     }
     if !options.leave_running {

@@ -8,6 +8,7 @@ use oci_spec::runtime::Spec;
 use serde::Serialize;
 
 use crate::checkpoint::context::{Options, Source};
+use crate::checkpoint::files::uring;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::namespaces::Kind;
 use crate::checkpoint::{Error, Freezer, check};
@@ -91,11 +92,17 @@ const MUCH: u64 = 256 << 20;
 /// Looks at a container.
 pub fn look(options: &Options, source: &Source, freezer: &dyn Freezer) -> Outlook {
     let started = Instant::now();
-    let refused = check::check(options, source, freezer, false, &mut Looks::default());
+    let mut looks = Looks::default();
+    let refused = check::check(options, source, freezer, false, &mut looks);
     let mut findings: Vec<Finding> = refused.iter().map(Finding::refused).collect();
     let pids = freezer.pids().unwrap_or_default();
     let size = pids.iter().filter_map(|pid| Size::of(*pid)).fold(Size::default(), Size::plus);
     findings.extend(slow(&size));
+    findings.extend(uring::under_way(source.init, &looks).iter().map(|error| Finding {
+        fate: Fate::Slow,
+        message: format!("{error}; a checkpoint waits for them, and is refused if they do not end"),
+        ..Finding::refused(error)
+    }));
     findings.extend(lost(options, source));
     Outlook {
         id: source.id.clone(),

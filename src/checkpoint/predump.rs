@@ -21,7 +21,7 @@ use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::Tracking;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
-use crate::checkpoint::{Error, Freezer, Result, check};
+use crate::checkpoint::{Error, Freezer, Result, check, files};
 
 /// What `pre_dump_mode` says of a set whose pages were read from outside.
 const PRE_DUMP_READ: u32 = 2;
@@ -138,7 +138,9 @@ fn find(
 ) -> Result<Found> {
     let mut phases = Phases::start();
     if given.is_none() {
-        refuse(check::check(options, source, freezer, false, &mut Looks::default()), log)?;
+        let mut looks = Looks::default();
+        refuse(check::check(options, source, freezer, false, &mut looks), log)?;
+        refuse(files::uring::stuck(source.init, &looks), log)?;
     }
     let state_dir = source.state_dir.as_deref();
     let mut parent = match given {

@@ -36,6 +36,8 @@ pub const REGISTER_BUFFERS: u32 = 0;
 pub const REGISTER_FILES: u32 = 2;
 /// See there.
 pub const REGISTER_EVENTFD: u32 = 4;
+/// See there. Since Linux 5.18.
+pub const REGISTER_RING_FDS: u32 = 20;
 /// See there. Since Linux 6.8.
 pub const REGISTER_PBUF_STATUS: u32 = 26;
 /// See there. Since Linux 6.9.

@@ -85,6 +85,8 @@ pub struct Fixture {
     pub tty: bool,
     /// What is refused shows only when the container stands still.
     pub late: bool,
+    /// Whether it is refused shows only when it has been waited for.
+    pub perhaps: bool,
     /// Paths on the host without which the fixture is skipped.
     pub needs: Vec<String>,
     /// Why the fixture can't pass yet: it's skipped, aloud.
@@ -124,6 +126,7 @@ impl Fixture {
                 "restore" => f.restore.extend(words()),
                 "tty" => f.tty = true,
                 "late" => f.late = true,
+                "perhaps" => f.perhaps = true,
                 "needs" => f.needs.extend(words()),
                 "skip" => f.skip = Some(value.to_owned()),
                 "timeout" => f.timeout = value.parse().map_err(|_| bad("not a number of seconds"))?,

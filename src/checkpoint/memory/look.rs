@@ -43,6 +43,11 @@ impl Looks {
         self.seen.insert(pid, seen);
     }
 
+    /// The processes that have been looked at.
+    pub fn pids(&self) -> impl Iterator<Item = i32> {
+        self.seen.keys().copied()
+    }
+
     /// What has been seen of a process.
     pub fn of(&self, pid: i32) -> &[(Mapping, VmFlags)] {
         self.seen.get(&pid).map_or(&[], Vec::as_slice)

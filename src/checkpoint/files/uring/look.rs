@@ -19,7 +19,7 @@ use crate::sys::io_uring::{self as sys, COMPLETION, OFF_QUEUES, OFF_REQUESTS, RE
 /// The flags that a ring is made with again.
 pub const KEPT: u32 = sys::SETUP_SINGLE_ISSUER | sys::SETUP_DEFER_TASKRUN | sys::SETUP_NO_SQARRAY;
 /// How long requests that are under way may take, in seconds.
-const PATIENCE: u64 = 2;
+pub(super) const PATIENCE: u64 = 2;
 /// Groups of provided buffers that are looked for.
 const GROUPS: u32 = 1024;
 
@@ -68,10 +68,16 @@ pub fn check(live: &Live, pids: &Pids) -> Result<()> {
         return Err(Error::new("an io_uring has not been started yet (IORING_SETUP_R_DISABLED)")
             .remedy("checkpoint when the program has called IORING_REGISTER_ENABLE_RINGS"));
     }
-    if !is_of_one_thread(live) {
+    if answers_at_once() && !is_of_one_thread(live) {
         interrogate(&mut |operation, bytes| Ok(sys::register(live.file.as_fd(), operation, bytes)))?;
     }
     Ok(())
+}
+
+/// Before Linux 5.18 a ring that is asked takes no more requests, and does not answer before all have ended that are under
+/// way: then it is asked only when it stands still.
+fn answers_at_once() -> bool {
+    others_listen(sys::REGISTER_RING_FDS)
 }
 
 /// It listens to the thread that made it, and to nobody else.
@@ -130,6 +136,17 @@ fn registered(live: &Live, facts: &Facts) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Refuses requests that do not end.
+pub(super) fn under_way(facts: &Facts) -> Error {
+    let count = facts.under_way().cast_signed();
+    let what = if count > 0 {
+        format!("{count} requests of an io_uring are under way")
+    } else {
+        "an io_uring has had more completions than requests: some may be under way".to_owned()
+    };
+    Error::new(what).remedy("checkpoint when the program waits for nothing by io_uring")
+}
+
 /// Records a ring of a stopped process.
 pub fn record(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<RingExtra> {
     let mut facts = Facts::of(live)?;
@@ -142,13 +159,7 @@ pub fn record(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<RingExtra> {
     }
     facts.refuse()?;
     if facts.under_way() != 0 {
-        let count = facts.under_way().cast_signed();
-        let what = if count > 0 {
-            format!("{count} requests of an io_uring are under way")
-        } else {
-            "an io_uring has had more completions than requests: some may be under way".to_owned()
-        };
-        return Err(Error::new(what).remedy("checkpoint when the program waits for nothing by io_uring"));
+        return Err(under_way(&facts));
     }
     let mut flags = 0;
     if is_of_one_thread(live) {
@@ -161,6 +172,8 @@ pub fn record(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<RingExtra> {
             asked(injection, live.fd, operation, bytes.map(|bytes| &*bytes))
         })?;
         flags |= if deferred { sys::SETUP_DEFER_TASKRUN } else { 0 };
+    } else if !answers_at_once() {
+        interrogate(&mut |operation, bytes| Ok(sys::register(live.file.as_fd(), operation, bytes)))?;
     }
     if facts.taken > COUNT_MAX || facts.posted.wrapping_sub(facts.seen) > facts.taken {
         return Err(Error::new(format!(

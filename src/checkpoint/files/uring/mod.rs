@@ -19,6 +19,7 @@
 mod facts;
 mod look;
 mod make;
+mod under_way;
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,8 @@ use crate::checkpoint::image::{ExtFileEntry, FdTypes, FdinfoEntry, FileEntry, Ri
 use crate::checkpoint::model::Model;
 use crate::checkpoint::{Error, Result};
 use crate::sys::io_uring::{COMPLETION, Params, REQUEST, SETUP_NO_SQARRAY};
+
+pub use under_way::{stuck, under_way};
 
 const EXTENSION: &str = "io_uring";
 /// The kernel's own limits.
