@@ -8,6 +8,7 @@ pub mod bpf;
 pub mod credentials;
 pub mod epoll;
 pub mod error;
+pub mod fanotify;
 pub mod fcntl;
 pub mod fd;
 pub mod handle;

@@ -118,7 +118,6 @@ pub fn unsupported(live: &Live) -> Error {
     let link = live.link.display();
     let what = match live.link.to_str().unwrap_or_default() {
         "anon_inode:[userfaultfd]" => "a userfaultfd".to_owned(),
-        "anon_inode:[fanotify]" => "a fanotify group".to_owned(),
         "anon_inode:[perf_event]" => "a performance counter (perf_event)".to_owned(),
         "anon_inode:bpf-map" | "anon_inode:bpf-prog" | "anon_inode:bpf_link" => {
             format!("a BPF object ({link})")

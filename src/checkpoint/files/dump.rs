@@ -9,8 +9,8 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
-    KINDS, Surroundings, check, epoll, external, inotify, locks, netlink, options, packet, register_path,
-    tcp, unix,
+    KINDS, Surroundings, check, epoll, external, fanotify, inotify, locks, netlink, options, packet,
+    register_path, tcp, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -63,6 +63,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// What must be looked at before a dump opens any file of the container's.
 pub fn before(dump: &mut Dump<'_>) -> Result<()> {
+    fanotify::refuse_unread(dump)?;
     inotify::copy_unread(dump)
 }
 

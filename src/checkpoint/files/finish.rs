@@ -22,6 +22,7 @@ impl Files<'_> {
         self.check_sessions()?;
         self.seal()?;
         // Last: what is opened on the way must not be taken for the program's doing.
-        self.watch()
+        self.watch()?;
+        self.mark()
     }
 }

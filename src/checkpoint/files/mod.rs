@@ -23,6 +23,7 @@ mod dump;
 mod epoll;
 mod eventfd;
 mod external;
+mod fanotify;
 mod fdinfo;
 mod fifo;
 mod finish;
@@ -60,6 +61,7 @@ mod watched;
 
 pub use check::check;
 pub use dump::{before, dump};
+pub use fanotify::EXTENSION as FILESYSTEM_MARKS;
 pub use opener::Files;
 pub use registry::Registry;
 pub use regular::register_path;
@@ -154,6 +156,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "signalfd", r#type: FdTypes::Signalfd, is: signalfd::is, check: fine, dump: signalfd::dump, open: signalfd::open },
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
+    Kind { name: "fanotify", r#type: FdTypes::Fanotify, is: fanotify::is, check: fanotify::check, dump: fanotify::dump, open: fanotify::open },
     Kind { name: "pidfd", r#type: FdTypes::Pidfd, is: pidfd::is, check: pidfd::check, dump: pidfd::dump, open: pidfd::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, a| inet::check(l, a.options), dump: inet::dump, open: inet::open },
     Kind { name: "packet socket", r#type: FdTypes::Packetsk, is: packet::is, check: |l, a| packet::check(l, a.init), dump: packet::dump, open: packet::open },

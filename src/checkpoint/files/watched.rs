@@ -28,11 +28,14 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::Surroundings;
 use crate::checkpoint::files::fdinfo::{Fdinfo, word};
 use crate::checkpoint::files::live::descriptors;
+use crate::checkpoint::image::{FhEntry, device};
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
 use crate::checkpoint::{Error, Result};
 use crate::sys::{self, handle, resolve, stat};
 
 const WHAT: &str = "cannot find the files that are watched";
+/// The words of a handle in an image: CRIU expects no fewer.
+const WORDS: usize = 16;
 /// How many names a search may look at.
 const LIMIT: usize = 4_000_000;
 
@@ -67,6 +70,30 @@ impl Wanted {
         })
     }
 
+    /// Its record, without the path.
+    pub fn entry(&self) -> FhEntry {
+        let mut bytes = [0; WORDS * 8];
+        let length = self.handle.len().min(bytes.len());
+        bytes[..length].copy_from_slice(&self.handle[..length]);
+        let words = bytes.chunks_exact(8).map(|c| c.try_into().map_or(0, u64::from_ne_bytes));
+        FhEntry {
+            bytes: length as u32,
+            r#type: self.kind.cast_unsigned(),
+            handle: words.collect(),
+            ..FhEntry::default()
+        }
+    }
+
+    /// The refusal of one that has no path; `who` watches it.
+    pub fn nameless(&self, who: &str) -> Error {
+        let (major, minor) = device::from_kernel(self.dev);
+        Error::new(format!(
+            "{who} watches a file that has no name in the container: inode {} of device {major}:{minor}",
+            self.ino
+        ))
+        .remedy("it was removed, or lies under another mount; let the program remove the watch")
+    }
+
     fn is(&self, other: &Self) -> bool {
         (self.dev, self.ino) == (other.dev, other.ino)
     }
@@ -98,6 +125,12 @@ pub fn find(around: &Surroundings<'_>, pid: i32, wanted: &[Wanted]) -> Result<Ve
     }
     search.remember();
     Ok(search.found)
+}
+
+/// A file that is to be watched, for its mark to be set on.
+pub fn hold(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
+    resolve::open_in_root(root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+        .during("cannot watch a file", || format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))
 }
 
 /// Another name of an open file, which has lost the one that it was opened by.

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::error::{Error, Result};
-use crate::checkpoint::files::pipe;
+use crate::checkpoint::files::{FILESYSTEM_MARKS, pipe};
 use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
 use crate::checkpoint::memory::{aio, marks};
 use crate::checkpoint::model::Model;
@@ -22,6 +22,7 @@ const CRITICAL: &[&str] = &[
     sessions::EXTENSION,
     aio::EXTENSION,
     net::EXTENSION,
+    FILESYSTEM_MARKS,
 ];
 
 impl Model {

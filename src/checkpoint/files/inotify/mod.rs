@@ -18,7 +18,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
@@ -28,15 +27,13 @@ use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::opener::{Files, Opener};
 use crate::checkpoint::files::registry::compare;
 use crate::checkpoint::files::share::Holder;
-use crate::checkpoint::files::watched::{self, Wanted};
+use crate::checkpoint::files::watched::{self, Wanted, hold};
 use crate::checkpoint::files::{Surroundings, external, regular};
-use crate::checkpoint::image::{FdTypes, FhEntry, FileEntry, InotifyFileEntry, InotifyWdEntry, device};
+use crate::checkpoint::image::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
 use crate::checkpoint::{Error, Result};
-use crate::sys::{self, ioctl, resolve};
+use crate::sys::{self, ioctl};
 use event::Event;
 
-/// The words of a handle in an image: CRIU expects no fewer.
-const WORDS: usize = 16;
 /// What the kernel adds to a mask, and what only says how to look a path up or to change a watch.
 const NOT_KEPT: u32 =
     0x0800_0000 | libc::IN_ONLYDIR | libc::IN_DONT_FOLLOW | libc::IN_MASK_ADD | libc::IN_MASK_CREATE;
@@ -147,28 +144,15 @@ fn watches(live: &Live, around: &Surroundings<'_>) -> Result<Vec<(InotifyWdEntry
     let paths = watched::find(around, live.pid, &wanted).map_err(|e| live.name(e))?;
     let mut watches = Vec::with_capacity(lines.len());
     for ((line, wanted), path) in lines.iter().zip(&wanted).zip(paths) {
-        let path = path.ok_or_else(|| live.name(nameless(wanted)))?;
+        let path = path.ok_or_else(|| live.name(wanted.nameless("an inotify instance")))?;
         watches.push((watch(line, wanted).map_err(|e| live.name(e))?, path));
     }
     watches.sort_by_key(|w| w.0.wd);
     Ok(watches)
 }
 
-fn nameless(wanted: &Wanted) -> Error {
-    let (major, minor) = device::from_kernel(wanted.dev);
-    Error::new(format!(
-        "an inotify instance watches a file that has no name in the container: inode {} of device {major}:{minor}",
-        wanted.ino
-    ))
-    .remedy("it was removed, or lies under another mount; let the program remove the watch")
-}
-
 fn watch(line: &str, wanted: &Wanted) -> Result<InotifyWdEntry> {
     let small = |key| word(line, key, 16).map(|n| n as u32);
-    let mut bytes = [0; WORDS * 8];
-    let length = wanted.handle.len().min(bytes.len());
-    bytes[..length].copy_from_slice(&wanted.handle[..length]);
-    let words = bytes.chunks_exact(8).map(|c| c.try_into().map_or(0, u64::from_ne_bytes));
     Ok(InotifyWdEntry {
         id: 0,
         i_ino: wanted.ino,
@@ -176,12 +160,7 @@ fn watch(line: &str, wanted: &Wanted) -> Result<InotifyWdEntry> {
         ignored_mask: small("ignored_mask")?,
         s_dev: wanted.dev,
         wd: small("wd")?,
-        f_handle: FhEntry {
-            bytes: length as u32,
-            r#type: wanted.kind.cast_unsigned(),
-            handle: words.collect(),
-            ..FhEntry::default()
-        },
+        f_handle: wanted.entry(),
     })
 }
 
@@ -263,11 +242,6 @@ impl Files<'_> {
         }
         Ok(())
     }
-}
-
-fn hold(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
-    resolve::open_in_root(root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW)
-        .during("cannot watch a file", || format!("openat2(root, {path:?}, O_PATH, RESOLVE_IN_ROOT)"))
 }
 
 fn add(inotify: BorrowedFd<'_>, watch: &InotifyWdEntry, node: &OwnedFd) -> Result<()> {
