@@ -39,6 +39,12 @@ pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
     if live.format() == libc::S_IFCHR && live.info.flags & libc::O_PATH as u32 == 0 {
         device::check(live)?;
     }
+    if live.format() == libc::S_IFDIR && live.fown(around.pids)?.pid != 0 {
+        // F_NOTIFY makes the caller its owner, and is told of nowhere else.
+        return Err(live
+            .name(Error::new("a directory has an owner to send signals to (dnotify: fcntl F_NOTIFY)"))
+            .remedy("let the program close it, and use inotify"));
+    }
     place(live, around).map(drop)
 }
 
