@@ -596,6 +596,26 @@ def test_keep_exec(host):
     c.delete()
 
 
+def test_check_of_many_processes(host):
+    """check of a container of 100 processes: all that it would refuse as JSON, and its exit codes."""
+    real_checkpoints()
+    c = busybox(host, "sh", "-c", "for i in $(seq 99); do sleep 1000 & done; wait", label="many")
+    c.run()
+    look = lambda: json.loads(c.call("check", "--format", "json", c.id).stdout)  # noqa: E731
+    until(lambda: look()["processes"] == 100, "the processes")
+    check(look()["possible"] and not look()["findings"], look())
+    # All that would be refused, and not the first thing only.
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    for _ in range(2):
+        subprocess.run(c.command("exec", "--detach", c.id, "sleep", "2000"), check=True, timeout=60, **nowhere)
+    said = json.loads(c.call("check", "--format", "json", c.id, ok=[1]).stdout)
+    check(not said["possible"] and said["processes"] == 102, said)
+    equal(len({finding["pid"] for finding in said["findings"] if "--drop-exec" in finding["remedy"]}), 2, "processes of exec that are named")
+    check(all(finding["fate"] == "refused" for finding in said["findings"]), said)
+    equal(json.loads(c.call("check", "--drop-exec", "--format", "json", c.id).stdout)["findings"], [], "without the processes of exec")
+    c.delete()
+
+
 def test_drop_exec(host):
     """Processes of exec: refused by name, or left out; they go on beside a container that is left running."""
     real_checkpoints()
