@@ -176,6 +176,8 @@ fn make(
     let spec = &request.bundle.spec;
     let process = spec.process().as_ref().ok_or_else(|| Error::new("process property must not be empty"))?;
     check(spec)?;
+    // What has read the command line and config.json.
+    sys::program::forget_pages();
     let cgroup = control_groups(dir, request)?;
     let unified = cgroup.paths().get("").cloned();
     undo.cgroup = Some(cgroup.clone());
@@ -243,6 +245,8 @@ fn make(
     }
     early(init.pid)?;
     debug::say(|| "child process in init()".to_owned());
+    // What has made the control groups and compiled the filter.
+    sys::program::forget_pages();
     if let Some(filter) = &filter {
         debug::say(|| format!("seccomp filter flags: {}", filter.flags));
     }

@@ -31,6 +31,7 @@ pub mod prctl;
 pub mod probe;
 pub mod process;
 pub mod procfs;
+pub mod program;
 pub mod resolve;
 pub mod route;
 pub mod sched;
