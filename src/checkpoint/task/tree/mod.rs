@@ -106,6 +106,7 @@ pub fn plan(nodes: &[Node], taken: &BTreeSet<i32>, pids: &Pids) -> Result<Vec<St
         births,
         tree,
         used,
+        next: 300,
         early: BTreeMap::new(),
         late: BTreeMap::new(),
         joining: VecDeque::new(),
@@ -171,6 +172,8 @@ struct Planner<'a> {
     tree: BTreeMap<i32, Node>,
     births: BTreeMap<i32, Option<i32>>,
     used: BTreeSet<i32>,
+    /// Nothing from the first pid for helpers up to this one is free.
+    next: i32,
     /// Children to fork before setsid, and after it.
     early: BTreeMap<i32, Vec<i32>>,
     late: BTreeMap<i32, Vec<i32>>,
@@ -333,16 +336,78 @@ impl Planner<'_> {
 
     /// A pid that nothing uses.
     fn free(&mut self) -> i32 {
-        let free = (300..).find(|pid| !self.used.contains(pid)).unwrap_or(i32::MAX);
+        let free = (self.next..).find(|pid| !self.used.contains(pid)).unwrap_or(i32::MAX);
         self.used.insert(free);
+        self.next = free;
         free
+    }
+}
+
+/// The processes that are there while the steps are played through, and who is in a group, and whose child, without a look
+/// at all of them.
+#[derive(Debug, Default)]
+struct Live {
+    nodes: BTreeMap<i32, Node>,
+    /// By group and session.
+    members: BTreeSet<(i32, i32, i32)>,
+    /// By parent.
+    children: BTreeSet<(i32, i32)>,
+}
+
+impl Live {
+    fn get(&self, pid: i32) -> Option<Node> {
+        self.nodes.get(&pid).copied()
+    }
+
+    /// False: there is one with this number.
+    fn insert(&mut self, node: Node) -> bool {
+        let new = self.remove(node.pid).is_none();
+        self.nodes.insert(node.pid, node);
+        self.members.insert((node.pgid, node.sid, node.pid));
+        self.children.insert((node.ppid, node.pid));
+        new
+    }
+
+    fn remove(&mut self, pid: i32) -> Option<Node> {
+        let node = self.nodes.remove(&pid)?;
+        self.members.remove(&(node.pgid, node.sid, pid));
+        self.children.remove(&(node.ppid, pid));
+        Some(node)
+    }
+
+    fn change(&mut self, pid: i32, how: impl FnOnce(&mut Node)) {
+        if let Some(mut node) = self.remove(pid) {
+            how(&mut node);
+            self.insert(node);
+        }
+    }
+
+    fn group(&self, pgid: i32) -> impl DoubleEndedIterator<Item = &(i32, i32, i32)> {
+        self.members.range((pgid, i32::MIN, i32::MIN)..=(pgid, i32::MAX, i32::MAX))
+    }
+
+    /// Whether a process is in this group.
+    fn is_group(&self, pgid: i32) -> bool {
+        self.group(pgid).next().is_some()
+    }
+
+    /// Whether all who are in it are in this session.
+    fn is_group_within(&self, pgid: i32, sid: i32) -> bool {
+        // They are in order of their sessions.
+        let ends = [self.group(pgid).next(), self.group(pgid).next_back()];
+        ends.into_iter().flatten().all(|member| member.1 == sid)
+    }
+
+    fn children(&self, pid: i32) -> Vec<i32> {
+        self.children.range((pid, i32::MIN)..=(pid, i32::MAX)).map(|child| child.1).collect()
     }
 }
 
 /// Plays the steps through by the kernel's rules, and compares.
 fn verify(nodes: &[Node], steps: &[Step], pids: &Pids) -> Result<()> {
     let root = nodes[0];
-    let mut live: BTreeMap<i32, Node> = BTreeMap::from([(root.pid, root)]);
+    let mut live = Live::default();
+    live.insert(root);
     // Where everybody has been born.
     let mut places: BTreeMap<i32, u32> = BTreeMap::new();
     let known: BTreeSet<i32> = nodes.iter().map(|n| n.pid).collect();
@@ -356,12 +421,12 @@ fn verify(nodes: &[Node], steps: &[Step], pids: &Pids) -> Result<()> {
         match *step {
             Step::Enter { pid } => {
                 let newcomer = Node { pid, ppid: 0, sid: 0, pgid: 0 };
-                if pids.space(pid) != 0 || live.insert(pid, newcomer).is_some() {
+                if pids.space(pid) != 0 || !live.insert(newcomer) {
                     return Err(impossible(pid, "it cannot come from outside".into()));
                 }
             }
             Step::Fork { by, pid, .. } => {
-                let Some(parent) = live.get(&by).copied() else {
+                let Some(parent) = live.get(by) else {
                     return Err(impossible(pid, format!("its creator {by} does not exist yet")));
                 };
                 let around = places.get(&by).copied().unwrap_or(0);
@@ -373,54 +438,54 @@ fn verify(nodes: &[Node], steps: &[Step], pids: &Pids) -> Result<()> {
                 let there = match pids.spaces.get(&own) {
                     _ if own == around => true,
                     Some(level) if level.init == pid => level.parent == around,
-                    Some(level) => live.contains_key(&level.init) && pids.within(own, around),
+                    Some(level) => live.get(level.init).is_some() && pids.within(own, around),
                     None => false,
                 };
                 if !there {
                     return Err(impossible(pid, format!("process {by} cannot have it in its pid namespace")));
                 }
                 places.insert(pid, own);
-                if live.insert(pid, Node { pid, ppid: by, ..parent }).is_some() {
+                if !live.insert(Node { pid, ppid: by, ..parent }) {
                     return Err(impossible(pid, "it would be made twice".into()));
                 }
             }
             Step::Setsid { pid } => {
-                if live.values().any(|n| n.pgid == pid) {
+                if live.is_group(pid) {
                     return Err(impossible(pid, "it leads a process group and a session".into()));
                 }
-                if let Some(node) = live.get_mut(&pid) {
-                    (node.sid, node.pgid) = (pid, pid);
-                }
+                live.change(pid, |node| (node.sid, node.pgid) = (pid, pid));
             }
             Step::Setpgid { pid, pgid } => {
                 let sees = pids.seen(pgid, places.get(&pid).copied().unwrap_or(0)).is_some();
-                let founded = pid == pgid || sees && live.values().any(|n| n.pgid == pgid);
-                match live.get(&pid).copied() {
+                let founded = pid == pgid || sees && live.is_group(pgid);
+                match live.get(pid) {
                     Some(n) if n.sid == pid && n.pgid == pgid => {}
                     Some(n) if n.sid == pid => return Err(impossible(pid, "it leads a session".into())),
-                    Some(n) if founded && live.values().all(|m| m.pgid != pgid || m.sid == n.sid) => {}
+                    Some(n) if founded && live.is_group_within(pgid, n.sid) => {}
                     _ => return Err(impossible(pid, format!("process group {pgid} is not in its session"))),
                 }
-                live.entry(pid).and_modify(|n| n.pgid = pgid);
+                live.change(pid, |node| node.pgid = pgid);
             }
             Step::Subreaper { pid } => _ = reapers.insert(pid),
             Step::Exit { pid, .. } => {
                 let place = |pid: i32| places.get(&pid).copied().unwrap_or(0);
                 let first = pids.spaces.get(&place(pid)).map_or(root.pid, |level| level.init);
-                let mut heir = live.get(&pid).map_or(first, |n| n.ppid);
+                let mut heir = live.get(pid).map_or(first, |n| n.ppid);
                 while heir != first {
-                    match live.get(&heir).filter(|_| place(heir) == place(pid)) {
+                    match live.get(heir).filter(|_| place(heir) == place(pid)) {
                         Some(_) if reapers.contains(&heir) => break,
                         next => heir = next.map_or(first, |n| n.ppid),
                     }
                 }
-                live.remove(&pid);
-                live.values_mut().filter(|n| n.ppid == pid).for_each(|n| n.ppid = heir);
+                live.remove(pid);
+                for child in live.children(pid) {
+                    live.change(child, |node| node.ppid = heir);
+                }
             }
         }
     }
     for node in nodes {
-        let made = live.remove(&node.pid);
+        let made = live.get(node.pid);
         let outside = |have: i32, want: i32| want == 0 || have == want;
         match made {
             Some(m) if m.ppid == node.ppid && outside(m.sid, node.sid) && outside(m.pgid, node.pgid) => {}

@@ -194,3 +194,13 @@ fn random_histories_can_be_made_again() {
         }
     }
 }
+
+#[test]
+fn many_processes_are_planned_without_a_look_at_all_of_them_for_each() {
+    // Half of them are in groups of their own, the others are orphans of a session whose leader has gone on.
+    let mut nodes = vec![n(1, 0, 1, 1), n(2, 1, 2, 2)];
+    nodes.extend((1000..11_000).map(|pid| if pid % 2 == 0 { n(pid, 1, 1, pid) } else { n(pid, 1, 2, 2) }));
+    let began = std::time::Instant::now();
+    assert!(ok(&nodes).len() > 20_000);
+    assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+}
