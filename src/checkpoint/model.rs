@@ -50,6 +50,8 @@ pub struct Model {
     pub sk_queues: Vec<(SkPacketEntry, Vec<u8>)>,
     /// tcp-stream-N.img by `ino` of the socket.
     pub tcp_streams: BTreeMap<u32, TcpStream>,
+    /// bpfmap-data.img.
+    pub bpf_data: Vec<(BpfmapDataEntry, Vec<u8>)>,
     /// remap-fpath.img.
     pub remaps: Vec<RemapFilePathEntry>,
     /// ghost-file-N.img: the records; what the files held is moved by [`ghost::write`] and [`ghost::restore`].

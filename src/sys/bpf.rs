@@ -1,5 +1,7 @@
 //! bpf(2), as far as the device filter of cgroup v2 needs it: load, attach, detach, query.
 
+pub mod map;
+
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;

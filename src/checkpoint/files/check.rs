@@ -119,7 +119,7 @@ pub fn unsupported(live: &Live) -> Error {
     let what = match live.link.to_str().unwrap_or_default() {
         "anon_inode:[userfaultfd]" => "a userfaultfd".to_owned(),
         "anon_inode:[perf_event]" => "a performance counter (perf_event)".to_owned(),
-        "anon_inode:bpf-map" | "anon_inode:bpf-prog" | "anon_inode:bpf_link" => {
+        "anon_inode:bpf-prog" | "anon_inode:bpf_link" => {
             format!("a BPF object ({link})")
         }
         l if l.starts_with("socket:") => format!("a socket of an unsupported family ({link})"),

@@ -16,6 +16,7 @@
 //! process or in several.
 
 pub mod address;
+mod bpfmap;
 mod check;
 mod device;
 mod diag;
@@ -157,6 +158,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "epoll", r#type: FdTypes::Eventpoll, is: epoll::is, check: fine, dump: epoll::dump, open: epoll::open },
     Kind { name: "inotify", r#type: FdTypes::Inotify, is: inotify::is, check: fine, dump: inotify::dump, open: inotify::open },
     Kind { name: "fanotify", r#type: FdTypes::Fanotify, is: fanotify::is, check: fanotify::check, dump: fanotify::dump, open: fanotify::open },
+    Kind { name: "BPF map", r#type: FdTypes::Bpfmap, is: bpfmap::is, check: |l, _| bpfmap::check(l), dump: bpfmap::dump, open: bpfmap::open },
     Kind { name: "pidfd", r#type: FdTypes::Pidfd, is: pidfd::is, check: pidfd::check, dump: pidfd::dump, open: pidfd::open },
     Kind { name: "IP socket", r#type: FdTypes::Inetsk, is: inet::is, check: |l, a| inet::check(l, a.options), dump: inet::dump, open: inet::open },
     Kind { name: "packet socket", r#type: FdTypes::Packetsk, is: packet::is, check: |l, a| packet::check(l, a.init), dump: packet::dump, open: packet::open },

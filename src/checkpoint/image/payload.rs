@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   pipes-data, fifo-data   record │ `bytes` bytes
+//!   bpfmap-data             record │ `keys_bytes` bytes │ `values_bytes` bytes
 //!   sk-queues               record │ `length` bytes
 //!   ipcns-shm               record │ `size` bytes, padded to 4      (nothing where `in_pagemaps` is set)
 //!   ipcns-sem               record │ `nsems` 16-bit words, padded to 8
@@ -10,8 +11,8 @@
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{
-    ImageDir, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, Kind, PipeDataEntry, Reader, Record,
-    SkPacketEntry, Writer,
+    BpfmapDataEntry, ImageDir, IpcMsg, IpcMsgEntry, IpcSemEntry, IpcShmEntry, Kind, PipeDataEntry, Reader,
+    Record, SkPacketEntry, Writer,
 };
 
 /// A record that raw bytes follow.
@@ -61,6 +62,21 @@ impl Payload for PipeDataEntry {
     }
     fn read(&self, from: &mut Reader) -> Result<Vec<u8>> {
         from.raw(u64::from(self.bytes))
+    }
+}
+
+impl Payload for BpfmapDataEntry {
+    type Data = Vec<u8>;
+    fn write(&self, data: &Vec<u8>, to: &mut Writer) -> Result<()> {
+        matching(
+            "elements of a BPF map",
+            u64::from(self.keys_bytes) + u64::from(self.values_bytes),
+            data.len(),
+        )?;
+        to.raw(data)
+    }
+    fn read(&self, from: &mut Reader) -> Result<Vec<u8>> {
+        from.raw(u64::from(self.keys_bytes) + u64::from(self.values_bytes))
     }
 }
 

@@ -106,6 +106,7 @@ impl Model {
         self.pipes_data = with_payload(dir, Kind::PipesData, "pipes-data.img")?;
         self.fifo_data = with_payload(dir, Kind::FifoData, "fifo-data.img")?;
         self.sk_queues = with_payload(dir, Kind::SkQueues, "sk-queues.img")?;
+        self.bpf_data = with_payload(dir, Kind::BpfmapData, "bpfmap-data.img")?;
         self.remaps = many(dir, Kind::RemapFpath, "remap-fpath.img")?.unwrap_or_default();
         for remap in self.remaps.iter().filter(|r| r.remap_type() == RemapType::Ghost) {
             // The top bit marked ghosts before there was a type.

@@ -35,6 +35,7 @@ fn full() -> Model {
         fdinfo: [(1, vec![sample()])].into(),
         files: vec![sample(), sample()],
         pipes_data: vec![(pipe.clone(), text(pipe.bytes))],
+        bpf_data: Vec::new(),
         fifo_data: vec![(pipe.clone(), text(pipe.bytes))],
         sk_queues: vec![(packet.clone(), text(packet.length))],
         remaps: vec![remap],

@@ -58,6 +58,9 @@ impl Model {
         payload::write(dir, Kind::PipesData, "pipes-data.img", &self.pipes_data)?;
         payload::write(dir, Kind::FifoData, "fifo-data.img", &self.fifo_data)?;
         payload::write(dir, Kind::SkQueues, "sk-queues.img", &self.sk_queues)?;
+        if !self.bpf_data.is_empty() {
+            payload::write(dir, Kind::BpfmapData, "bpfmap-data.img", &self.bpf_data)?;
+        }
         dir.write(Kind::RemapFpath, "remap-fpath.img", &self.remaps)?;
         dir.write(Kind::TtyInfo, "tty-info.img", &self.tty_info)?;
         dir.write(Kind::TtyData, "tty-data.img", &self.tty_data)?;

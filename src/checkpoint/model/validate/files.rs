@@ -81,6 +81,7 @@ fn check_tables(model: &Model, types: &BTreeMap<u32, i32>) -> Result<()> {
 fn check_contents(model: &Model, types: &BTreeMap<u32, i32>) -> Result<()> {
     unique(model.pipes_data.iter().map(|(e, _)| e.pipe_id), "pipes-data.img", "pipe")?;
     unique(model.fifo_data.iter().map(|(e, _)| e.pipe_id), "fifo-data.img", "fifo")?;
+    unique(model.bpf_data.iter().map(|(e, _)| e.map_id), "bpfmap-data.img", "map")?;
     let rights = model.sk_queues.iter().flat_map(|(e, _)| &e.scm).flat_map(|scm| &scm.rights);
     for id in rights {
         require(types.contains_key(id), "sk-queues.img", || format!("a packet carries no such file, {id}"))?;
