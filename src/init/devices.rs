@@ -18,6 +18,7 @@ use super::credentials::root_ids;
 use super::masked::verify_dev_null;
 use super::mounts::{DIR_MODE, classic_mount, clean};
 use crate::sys::mount::{attach, clone_tree};
+use crate::sys::procfs::Procfs;
 use crate::sys::resolve::parent_in_root;
 use crate::sys::{Context, Error, Result};
 
@@ -204,9 +205,10 @@ pub fn mount_console(slave: BorrowedFd<'_>) -> Result<()> {
     match clone_tree(slave, c"", false) {
         Ok(tree) => attach(&tree, &target).context(|| "bind mount console: move_mount"),
         Err(Errno::ENOSYS | Errno::EPERM) => {
-            let source = format!("/proc/self/fd/{}", slave.as_raw_fd());
-            let onto = format!("/proc/self/fd/{}", target.as_raw_fd());
-            classic_mount(Some(Path::new(&source)), Path::new(&onto), None, libc::MS_BIND, None)
+            // The container's /proc may be anything by now.
+            let descriptors = Procfs::open()?.descriptors()?;
+            descriptors
+                .mount(Some(slave), target.as_fd(), nix::mount::MsFlags::MS_BIND)
                 .context(|| "bind mount console")
         }
         Err(e) => Err(e).context(|| "bind mount console: open_tree"),

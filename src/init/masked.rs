@@ -4,18 +4,21 @@
 //! directory by an empty read-only tmpfs of which one is made and bound to all. Everything is attached to descriptors
 //! that were opened once.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use libc::{MS_BIND, MS_RDONLY, MS_REC, MS_REMOUNT};
+use libc::{MS_BIND, MS_RDONLY, MS_REMOUNT};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
-use nix::sys::statfs::statfs;
+use nix::sys::statfs::{fstatfs, statfs};
 use oci_spec::runtime::Spec;
 
 use super::mounts::{classic_mount, clean, fresh, with_context};
 use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
+use crate::sys::procfs::Procfs;
+use crate::sys::stat::place;
 use crate::sys::{Context, Error, Result};
 
 const PATH: OFlag = OFlag::O_PATH.union(OFlag::O_CLOEXEC);
@@ -43,17 +46,27 @@ fn read_only(path: &Path) -> Result<()> {
             attach(&tree, &target).context(|| "move_mount")
         }
         // No such interface, or a filter that denies it.
-        Err(Errno::ENOSYS | Errno::EPERM) => {
-            let name = format!("/proc/self/fd/{}", target.as_raw_fd());
-            let name = Path::new(&name);
-            classic_mount(Some(name), name, None, MS_BIND | MS_REC, None).context(|| "bind mount")?;
-            let kept = statfs(path).context(|| "statfs")?.flags().bits()
-                & (libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC);
-            classic_mount(None, path, None, kept | MS_BIND | MS_REMOUNT | MS_RDONLY, None)
-                .context(|| "remount")
-        }
+        Err(Errno::ENOSYS | Errno::EPERM) => read_only_by_mount(path, &target),
         Err(e) => Err(e).context(|| "open_tree"),
     }
+}
+
+/// The same with mount(2), which the container's /proc has no part in.
+fn read_only_by_mount(path: &Path, target: &OwnedFd) -> Result<()> {
+    let descriptors = Procfs::open()?.descriptors()?;
+    descriptors
+        .mount(Some(target.as_fd()), target.as_fd(), MsFlags::MS_BIND | MsFlags::MS_REC)
+        .context(|| "bind mount")?;
+    // The descriptor is below the new mount: look the path up again, and make sure that it is there.
+    let top = open(path, PATH, Mode::empty()).context(|| "reopen after mount")?;
+    let (above, below) = (place(&top).context(|| "statx")?, place(target).context(|| "statx")?);
+    if above.mount == below.mount || (above.device, above.inode) != (below.device, below.inode) {
+        return Err(Error::new("it was moved while it was mounted"));
+    }
+    let locked = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let kept = MsFlags::from_bits_truncate(fstatfs(&top).context(|| "fstatfs")?.flags().bits()) & locked;
+    let flags = kept | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    descriptors.mount(None, top.as_fd(), flags).context(|| "remount")
 }
 
 /// Hides each path that exists.

@@ -13,7 +13,7 @@ use std::path::Path;
 use libc::{MS_BIND, MS_MOVE, MS_PRIVATE, MS_RDONLY, MS_REC, MS_REMOUNT, MS_SLAVE};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -266,8 +266,8 @@ fn remount_read_only(destination: &Path, flags: u64) -> Result<()> {
     let read_only = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
     match set_attributes(&mount, read_only, false) {
         Err(Errno::ENOSYS) => {
-            let name = format!("/proc/self/fd/{}", mount.as_raw_fd());
-            classic_mount(None, Path::new(&name), None, flags | MS_REMOUNT | MS_BIND | MS_RDONLY, None)
+            let flags = MsFlags::from_bits_retain(flags | MS_REMOUNT | MS_BIND | MS_RDONLY);
+            Procfs::open()?.descriptors()?.mount(None, mount.as_fd(), flags)
         }
         other => other,
     }

@@ -165,6 +165,26 @@ impl Descriptors {
         let opened = openat(&self.0, name.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty());
         opened.map(File::from).context(|| format!("open /proc/self/fd/{name}"))
     }
+
+    /// mount(2) onto what a descriptor is, for kernels and filters without the newer interface; with a source, that
+    /// descriptor bound there. The working directory is this one meanwhile: the call takes paths, and only one that
+    /// begins here is proved.
+    pub fn mount(
+        &self,
+        source: Option<BorrowedFd<'_>>,
+        target: BorrowedFd<'_>,
+        flags: nix::mount::MsFlags,
+    ) -> Result<(), Errno> {
+        use std::os::fd::AsRawFd;
+        let none: Option<&str> = None;
+        let source = source.map(|fd| fd.as_raw_fd().to_string());
+        let target = target.as_raw_fd().to_string();
+        let before = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        nix::unistd::fchdir(&self.0)?;
+        let mounted = nix::mount::mount(source.as_deref(), target.as_str(), none, flags, none);
+        nix::unistd::fchdir(&before)?;
+        mounted
+    }
 }
 
 #[cfg(test)]
@@ -206,6 +226,32 @@ mod tests {
             let descriptors = Procfs::open().unwrap().descriptors().unwrap();
             let mut again = descriptors.reopen(&only, OFlag::O_RDONLY).unwrap();
             assert_eq!(read_open(&mut again).unwrap(), "meant");
+        });
+    }
+
+    #[test]
+    fn a_descriptor_is_mounted_onto_whatever_covers_proc() {
+        in_child(libc::CLONE_NEWNS, || {
+            let dir = tempfile::tempdir().unwrap();
+            let (meant, other) = (dir.path().join("meant"), dir.path().join("other"));
+            std::fs::create_dir(&meant).unwrap();
+            std::fs::create_dir(&other).unwrap();
+            mount(Some("none"), &meant, Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            let target = open(&meant, OFlag::O_PATH, Mode::empty()).unwrap();
+            let source = open(&other, OFlag::O_PATH, Mode::empty()).unwrap();
+            // A false /proc/self/fd whose entry of that number is another directory.
+            let name = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&target));
+            mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
+            std::fs::create_dir_all("/proc/self/fd").unwrap();
+            std::os::unix::fs::symlink(&other, &name).unwrap();
+            std::env::set_current_dir(dir.path()).unwrap();
+            let descriptors = Procfs::open().unwrap().descriptors().unwrap();
+            let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+            descriptors.mount(None, target.as_fd(), flags).unwrap();
+            assert_eq!(std::fs::write(meant.join("x"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+            std::fs::write(other.join("x"), "x").unwrap();
+            descriptors.mount(Some(source.as_fd()), target.as_fd(), MsFlags::MS_BIND).unwrap();
+            assert!(meant.join("x").exists() && std::path::Path::new("meant").exists());
         });
     }
 
