@@ -204,7 +204,7 @@ def test_console(host):
             c = Container(host, f"c{n}", h.spec)
             if c.run(ok=None) == 0:
                 worked += 1
-                until(lambda c=c: "over" in c.text() or c.state() == "stopped", "the program to say where its mounts are")
+                until(lambda c=c: "\nover\r\n" in c.text() or c.state() == "stopped", "the program to say where its mounts are")
                 for root, point, kind in mounts(c.text().replace("\r", "")):
                     # What is covered may have been renamed since.
                     check(kind != "devpts" or point in ("/dev/pts", "/dev/console", "/trigger", "/out"), f"a terminal at {point}: {root}")
