@@ -333,7 +333,7 @@ impl<'a> Container<'a> {
 
     /// `delete --force`, which succeeds when there is nothing to delete.
     pub fn delete(&self) {
-        let _ = bounded(self.command(&["delete", "--force", &self.id]), Duration::from_secs(20));
+        let _ = bounded(self.command(&["delete", "--force", &self.id]), Duration::from_secs(60));
     }
 
     /// A directory of this container's.

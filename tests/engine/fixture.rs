@@ -101,7 +101,7 @@ impl Fixture {
         let text = std::fs::read_to_string(source).map_err(|e| format!("{}: {e}", source.display()))?;
         let name = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let about = text.lines().next().unwrap_or_default().trim_start_matches(['/', ' ']).to_owned();
-        let mut f = Self { name, about, source: source.to_owned(), timeout: 20, ..Self::default() };
+        let mut f = Self { name, about, source: source.to_owned(), timeout: 60, ..Self::default() };
         for line in text.lines() {
             let Some(directive) = line.strip_prefix("//@") else { continue };
             let (key, value) = directive.split_once(':').unwrap_or((directive, ""));
