@@ -7,7 +7,6 @@ import pathlib
 import re
 import resource
 import socket
-import time
 
 from harness import (TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
                      rootfs, sh, until)
@@ -122,12 +121,12 @@ def test_redis_under_load(host):
     until(lambda n=acknowledged(): acknowledged() > n + 500, "the client to go on after --leave-running")
     all_there(acknowledged())
     c.checkpoint("second")
-    time.sleep(0.1)
+    c.drained()
     upto = acknowledged()
     del c.printed[:]
     c.restore("second")
     until(lambda: acknowledged() > upto + 500, "the client to go on after the restore")
-    check(min(int(n) for n in re.findall(r"^(\d+)$", c.text(), re.M)) == upto + 1,
+    check(min(int(n) for n in c.lines() if n.isdigit()) == upto + 1,
           "the client's first number after the restore is not the one after its last before")
     all_there(acknowledged())
     c.delete()
@@ -179,12 +178,18 @@ def python_story(host, kill):
     c.run()
     until(lambda: "serving" in c.text() or c.state() != "running", "python to serve")
     check("serving" in c.text(), c.text())
-    time.sleep(0.3)
+    until(lambda: all(n > 0 for n, _ in ask_threads(data)["state"]), "every counter to have begun")
     before = ask_threads(data)
     kill(c)
     middle = ask_threads(data)
-    time.sleep(0.3)
-    after = ask_threads(data)
+
+    def further():
+        """How it is when each thread has done something more."""
+        now = ask_threads(data)
+        counters = all(later[0] > was[0] for was, later in zip(middle["state"], now["state"]))
+        return now if counters and all(now[what] > middle[what] for what in ("taken", "ticks", "turns")) or not all(now["alive"]) else None
+
+    after = until(further, f"every thread to go on from {middle}", 60)
     for a in (middle, after):
         check(all(a["alive"]), f"threads died: {a['alive']}\n{c.text()}")
         equal(a["tids"], before["tids"], "thread ids")
@@ -367,12 +372,12 @@ def test_many_processes(host):
     script = "for i in $(seq 300); do sleep 1000 & done; ulimit -n; wait"
     c = Container(host, "many", config(["sh", "-c", script], root=host.overlay("busybox", "many")))
     c.run()
-    until(lambda: c.text(), "all to be there")
+    until(lambda: c.lines(), "all to be there")
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, most[1]))
     host.undo.append(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, most))
     for image in ("first", "second"):
         c.checkpoint(image)
         c.restore(image)
-    equal(len(c.exec("pidof", "sleep").stdout.split()), 300, "processes")
+    until(lambda: len(c.exec("pidof", "sleep").stdout.split()) == 300, "300 processes")
     limits = pathlib.Path(f"/proc/{c.pid()}/limits").read_text()
     check(re.search(r"Max open files +1024 +1024", limits), limits)

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 
-from harness import Container, Failed, Skip, check, config, equal, program, real_checkpoints, sh, tail, until
+from harness import PATIENCE, Container, Failed, Skip, check, config, equal, program, real_checkpoints, running, sh, tail, until
 
 
 def busybox(host, *args, label="c", output="file", change=None, tty=False):
@@ -118,7 +118,7 @@ def test_kill_all(host):
     pid = d.pid()
     d.call("delete", "--force", d.id)
     equal(d.state(), "", "after delete --force")
-    until(lambda: not os.path.exists(f"/proc/{pid}") or "Z" in open(f"/proc/{pid}/stat").read().rpartition(")")[2][:3], "its end")
+    until(lambda: not running(pid), "its end")
 
 
 def test_hooks(host):
@@ -293,7 +293,8 @@ def test_fresh_bundle(host):
     first.run()
     until(lambda: "20\r\n" in first.text(), "counting")
     first.checkpoint("image")
-    last = int(first.text().split()[-1])
+    first.drained()
+    last = int(first.lines()[-1])
     everything = ("bundle", "root", "volume", "network", "cgroup")
     cases = [(thing,) for thing in everything] + [everything]
     for at, changed in enumerate(cases):
@@ -303,9 +304,9 @@ def test_fresh_bundle(host):
             c.bundle = first.bundle
             c.bundle.joinpath("config.json").write_text(json.dumps(c.spec))
         c.restore("image")
-        until(lambda: len(c.text().split()) > 10, f"counting with another {changed}")
-        check(int(c.text().split()[-1]) > last, f"it goes on: {c.text()[-50:]}")
-        equal(int(c.text().split()[0]), last + 1, f"the first line with another {changed}")
+        until(lambda: len(c.lines()) > 10, f"counting with another {changed}")
+        check(int(c.lines()[-1]) > last, f"it goes on: {c.text()[-50:]}")
+        equal(int(c.lines()[0]), last + 1, f"the first line with another {changed}")
         pid = c.pid()
         equal(os.readlink(f"/proc/{pid}/ns/net"), os.readlink(networks["network" in changed]), "network")
         two = lambda thing: "two" if thing in changed else "one"  # noqa: E731
@@ -335,9 +336,8 @@ def test_killed_checkpoint(host):
         p.wait()
         c.call("state", c.id)
         size = len(c.printed)
-        until(lambda n=size: len(c.printed) > n, f"the container to go on after kill number {i}", 10)
+        until(lambda n=size: len(c.printed) > n, f"the container to go on after kill number {i}")
     c.checkpoint("image")
-    time.sleep(0.1)
     c.restore("image")
     size = len(c.printed)
     until(lambda: len(c.printed) > size + 1000, "counting after the restore")
@@ -391,7 +391,7 @@ def test_bad_images(host):
             with open(said, "w") as out:
                 command = c.command("restore", "--detach", "--bundle", c.bundle, "--image-path", bad, "--work-path",
                                     host.dir / "work", c.id)
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=30)
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, timeout=120 * PATIENCE)
             done.stderr = said.read_text(errors="replace")
             tried += 1
             check("panicked" not in done.stderr, f"{what} {image.name}: {done.stderr}")
@@ -413,8 +413,8 @@ def test_image_views(host):
     script = "mkfifo /f; exec 3<>/f; echo hello >&3; cd /tmp; sleep 1000 & echo up; wait"
     c = busybox(host, "sh", "-c", script)
     c.run()
-    until(lambda: "up" in c.text(), "the program")
-    until(lambda: len(c.call("ps", c.id).stdout.splitlines()) == 3, "its child")
+    until(lambda: "up\n" in c.text(), "the program")
+    until(lambda: sum(line.endswith(" sleep 1000") for line in c.call("ps", c.id).stdout.splitlines()) == 1, "its child")
     c.checkpoint("image")
     images = host.dir / "image"
 
@@ -533,14 +533,18 @@ def test_clocks_of_another_machine(host):
     check(900_000_000 <= clocks()[-1] < 900_000_600, f"the clock shows {clocks()[-1]}")
     check(float(c.call("exec", c.id, "cut", "-d.", "-f1", "/proc/uptime").stdout) >= 900_000_000, "exec sees other clocks")
     # A namespace that it has now goes with it, from wherever it comes.
+    began = time.monotonic()
+    earlier = float(c.exec("cat", "/proc/uptime").stdout.split()[0])
     c.checkpoint("second")
-    shown, before = clocks()[-1], len(clocks())
-    time.sleep(2)
+    before = len(clocks())
+    time.sleep(3)
     c.restore("second")
     until(lambda: len(clocks()) > before + 3, "the clock after that")
-    after = clocks()[before:]
-    check(shown <= after[0] < shown + 1.5, f"stopped at {shown}, went on at {after[0]}")
-    equal(sorted(clocks()[before - 1:]), clocks()[before - 1:], "clocks never go back")
+    spent = time.monotonic() - began
+    shown = clocks()[before - 1:]
+    # It has not seen the three seconds, however long the commands took.
+    check(shown[1] - earlier < spent - 2.9, f"showed {earlier}, went on at {shown[1]}, {spent} s later")
+    equal(sorted(shown), shown, "clocks never go back")
 
 
 def test_keep_exec(host):
@@ -575,7 +579,7 @@ def test_keep_exec(host):
         c.restore(name)
         until(lambda: programs() == whole, f"all that is in {name}")
         until(lambda: number() > before, "the loop to go on")
-    stat = c.call("exec", c.id, "sh", "-c", "for p in $(pidof sh); do cut -d' ' -f1,4,6 /proc/$p/stat; done").stdout
+    stat = c.call("exec", c.id, "sh", "-c", "for p in $(pidof sh); do cut -d' ' -f1,4,6 /proc/$p/stat; done; true").stdout
     roots = [line.split() for line in stat.splitlines() if line.split()[1] == "0"]
     check(len([r for r in roots if r[0] == r[2]]) >= 2, f"second roots that lead their sessions: {stat}")
     (root / "go").touch()
@@ -752,7 +756,7 @@ def test_exec_affinity(host):
     for c in plain, pinned:
         text = open(f"/proc/{json.loads(c.call('state', c.id).stdout)['pid']}/status").read()
         equal(re.search(r"Cpus_allowed_list:\s*(\S+)", text)[1], everywhere, "init, which is not concerned")
-    if os.cpu_count() > 1:
+    if len(os.sched_getaffinity(0)) > 1:
         check(everywhere != "0", "the command's own affinity was inherited")
 
 

@@ -101,6 +101,19 @@ def until(condition, what, seconds=30):
         time.sleep(0.01)
 
 
+def process_state(pid):
+    """The letter of a process's state, or nothing where there is no such process."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def running(pid):
+    """Whether a process is there, and does not only wait for its parent."""
+    return process_state(pid) not in ("", "Z", "X")
+
+
 def rootfs(name):
     """The directory of a root file system, made on first use. NAME.tar lies beside it."""
     done = sh(TOP / "integration/rootfs", name, ok=(0, 3), timeout=900)
@@ -229,6 +242,7 @@ class Container:
         self.log = host.dir / f"{label}.log"
         self.printed = bytearray()
         self.master = None
+        self.readers = []
         host.undo.append(self.delete)
 
     def command(self, *words):
@@ -239,6 +253,7 @@ class Container:
 
     def _launch(self, *words, ok=(0,)):
         """`run -d` and `restore -d`: the container keeps the output that the command was given."""
+        self.drained()
         words = list(words)
         listener = None
         if self.spec["process"]["terminal"]:
@@ -290,7 +305,15 @@ class Container:
             except OSError:
                 pass  # EIO: the terminal's last user is gone
 
-        threading.Thread(target=drain, daemon=True).start()
+        reader = threading.Thread(target=drain, daemon=True)
+        reader.start()
+        self.readers.append(reader)
+
+    def drained(self):
+        """Waits until all is read that a container has printed which is gone: what one that is restored prints comes behind it."""
+        end = time.monotonic() + 10 * PATIENCE
+        while self.readers:
+            self.readers.pop().join(max(0, end - time.monotonic()))
 
     def run(self, **how):
         return self._launch("run", "--detach", "--bundle", self.bundle, "--pid-file", self.host.dir / f"{self.id}.pid", **how)
@@ -349,6 +372,10 @@ class Container:
         if self.output == "file" and not self.spec["process"]["terminal"]:
             return self.log.read_text(errors="replace") if self.log.exists() else ""
         return self.printed.decode(errors="replace")
+
+    def lines(self):
+        """What has been printed, in lines that have come to their end."""
+        return self.text().rpartition("\n")[0].splitlines()
 
     def type(self, keys):
         os.write(self.master, keys.encode())
@@ -498,11 +525,12 @@ def session(terminal, status=7, resize=True):
     terminal.expect("t2y")
     if resize:
         window(terminal)
-    terminal.type("sleep 1000; echo c$((1 + 2))d\n")
-    terminal.expect("sleep 1000")
-    until(lambda: b"\n" in terminal.printed[terminal.seen:], "the command")
-    time.sleep(0.1)  # the shell gives the terminal to it
-    terminal.type("\x03echo i$((2 + 3))t\n")
+    # It has been given the terminal when it prints.
+    terminal.type("sh -c 'echo s$((3 + 4))p; exec sleep 1000'; echo c$((1 + 2))d\n")
+    terminal.expect("s7p")
+    terminal.type("\x03")
+    terminal.expect("[#$] ")  # what is typed earlier may be thrown away
+    terminal.type("echo i$((2 + 3))t\n")
     terminal.expect("i5t")
     terminal.type("exit 7\n")
     terminal.ends(status)

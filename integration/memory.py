@@ -4,7 +4,7 @@ import os
 import random
 import signal
 
-from harness import Container, Failed, check, config, equal, image_size, program, real_checkpoints, until
+from harness import Container, Failed, check, config, equal, image_size, process_state, program, real_checkpoints, running, until
 
 MIB = 1 << 20
 
@@ -45,7 +45,7 @@ class Churn(Container):
             equal(self.state(), "running", "the container's state")
             return self.checks() > before
 
-        until(checked, "a check of all pages", 60)
+        until(checked, "a check of all pages", 120)
 
 
 def pre_dump(host, *more):
@@ -87,7 +87,7 @@ def test_pre_dump_of_mappings_that_become_one(host):
             check(not text.startswith("BAD"), f"the program has found wrong memory: {text}")
             return text == f"version {version}"
 
-        until(status, f"version {version}")
+        until(status, f"version {version}", 60)
 
     def go_on(version):
         os.kill(c.pid(), signal.SIGUSR1)
@@ -204,7 +204,7 @@ def test_the_death_of_the_keeper_costs_only_time(host):
         return
     keeper = record["keeper"]["pid"]
     os.kill(keeper, signal.SIGKILL)
-    until(lambda: not os.path.exists(f"/proc/{keeper}") or "Z" in open(f"/proc/{keeper}/stat").read(), "the keeper's end")
+    until(lambda: not running(keeper), "the keeper's end")
     c.right()
     c.checkpoint("d", "--parent-path", "../a")
     check(image_size(host.dir / "d") > 60 * MIB, "all pages are saved")
@@ -228,7 +228,7 @@ def fill_status(c):
 
 
 def filled(c):
-    until(lambda: fill_status(c) is None, "the memory is filled", 60)
+    until(lambda: fill_status(c) is None, "the memory is filled", 120)
 
 
 def lazy(host, *more):
@@ -272,6 +272,10 @@ def test_what_is_touched_first_comes_first_the_next_time(host):
     c = Container(host, "c", config(["/scattered", "256"], root=root), output="null")
     status, touched = root / "status", host.dir / "a/stasis-touched.json"
 
+    def first_faults():
+        touched.unlink(missing_ok=True)
+        return faults()
+
     def faults():
         """How often the program waits for memory after a lazy restore."""
         c.restore("a", "--lazy")
@@ -285,10 +289,9 @@ def test_what_is_touched_first_comes_first_the_next_time(host):
     c.run()
     until(lambda: status.exists() and "round" in status.read_text(), "the program begins")
     c.checkpoint("a")
-    first = faults()
-    check(first > 64, f"each page that it looks at is waited for: {first}")
-    # On a busy machine some are waited for before their turn.
-    until(lambda: faults() < first / 2, f"fewer waits than {first}")
+    # On a busy machine the memory may be filled before the program's turn, and some pages are waited for before theirs.
+    first = until(lambda: max(first_faults(), 64) - 64, "a wait for each page that it looks at", 120) + 64
+    until(lambda: faults() < first / 2, f"fewer waits than {first}", 120)
     equal(json.loads(c.call("image", "verify", "--format", "json", host.dir / "a").stdout)["whole"], True, "the images are whole")
     for hostile in ("[[", '{"faults": 0, "pages": [[1, 18446744073709551615], [-7, 4096], [1, 0]]}'):
         touched.write_text(hostile)
@@ -299,8 +302,8 @@ def test_what_is_touched_first_comes_first_the_next_time(host):
 
 
 def half_filled(c):
-    """A container whose memory is being filled, and who fills it: the guard and the filler."""
-    for _ in range(20):
+    """A container whose memory is being filled, and who fills it: the guard and the filler, which stands still."""
+    for _ in range(50):
         c.restore("a", "--lazy")
         status = fill_status(c)
         if status:
@@ -308,17 +311,37 @@ def half_filled(c):
             try:
                 with open(f"/proc/{guard}/task/{guard}/children") as f:
                     children = f.read().split()
-            except FileNotFoundError:
+            except (FileNotFoundError, ProcessLookupError):
                 children = []
-            if children and fill_status(c):
-                return guard, int(children[0])
+            if children and halted(int(children[0])):
+                if (fill_status(c) or {}).get("left"):
+                    return guard, int(children[0])
+                go_on(int(children[0]))
         c.delete()
     raise Failed("the memory is always filled before anybody can look")
 
 
+def halted(pid):
+    """Whether a process is there to be stopped."""
+    try:
+        os.kill(pid, signal.SIGSTOP)
+    except ProcessLookupError:
+        return False
+    until(lambda: process_state(pid) in ("", "Z", "T"), "the filler to stand still")
+    return running(pid)
+
+
+def go_on(pid):
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass  # it has ended
+
+
 def dies(c, number):
-    victim = half_filled(c)[number]
-    os.kill(victim, signal.SIGKILL)
+    both = half_filled(c)
+    os.kill(both[number], signal.SIGKILL)
+    go_on(both[1])
     until(lambda: c.state() == "stopped", "the container's end")
     status = until(lambda: (fill_status(c) or {}).get("failed"), "the reason")
     check("died" in status, f"the reason: {status}")
@@ -341,9 +364,10 @@ def test_a_container_can_end_while_its_memory_is_filled(host):
     c = Churn(host, "c", 512, 512, 0).start()
     c.checkpoint("a")
     guard, filler = half_filled(c)
+    go_on(filler)
     c.delete()
     for pid in guard, filler:
-        until(lambda: not os.path.exists(f"/proc/{pid}") or ") Z" in open(f"/proc/{pid}/stat").read(), "the filler's end")
+        until(lambda pid=pid: not running(pid), "the filler's end")
 
 
 class Moving(Churn):
@@ -404,7 +428,7 @@ def test_a_migration_that_fails_leaves_the_source_running(host):
 
     fails("closed|lost", via="true")
     fails("as stasis does", via="yes")
-    fails("nothing for 1 s", via="sleep 3", timeout=1)
+    fails("nothing for 1 s", via="sleep 10", timeout=1)
     receive = " ".join(map(str, d.command("receive", "--bundle", d.bundle, d.id)))
     fails("closed|lost|nothing", via=f"{receive} | dd bs=1 count=5 status=none")  # it hears the greeting only
     # Not to be restored there: it has a limit that the program is above.

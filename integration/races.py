@@ -247,7 +247,7 @@ def test_exec_killed(host):
     equal(race.call("exec", id, "echo", "there").stdout, "there\n", "exec")
     # The processes of a pid namespace that were executed into it have parents outside, who take note of their end late.
     race.call("kill", id, "KILL")
-    until(lambda: race.status(id) == ("stopped", 0), "the end", 5)
+    until(lambda: race.status(id) == ("stopped", 0), "the end")
     race.call("delete", id)
     race.nothing_left()
 

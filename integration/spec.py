@@ -356,14 +356,15 @@ def test_leaks(host):
     c.run()
     equal(c.exec("sh", "-c", "ls /proc/self/fd").stdout.split(), ["0", "1", "2", "3"], "descriptors: ls has one itself")
     equal(re.findall(r"Cap(?:Inh|Amb):\s*(\w+)", c.exec("cat", "/proc/self/status").stdout), ["0" * 16] * 2, "inheritable, ambient")
+    ours = open("/etc/hostname").read().strip() if os.path.exists("/etc/hostname") else "?"
     for number in range(3, 12):
         done = c.call("exec", "--cwd", f"/proc/self/fd/{number}", c.id, "cat", "../../../../../etc/hostname", ok=None)
-        check(done.returncode != 0 and open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
+        check(done.returncode != 0 and ours not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
         label = f"run{number}"
         spec = config(("cat", "../../../../../etc/hostname"), root=host.overlay("busybox", label), cwd=f"/proc/self/fd/{number}")
         r = Container(host, label, spec)
         done = r.call("run", "--bundle", r.bundle, r.id, stdin="", ok=None)
-        check(open("/etc/hostname").read().strip() not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
+        check(ours not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
 
 
 def test_no_proc(host):
