@@ -254,7 +254,7 @@ class Pod:
     def log(self, number=1):
         """What the container printed, without containerd's time stamps."""
         try:
-            lines = (self.dir / f"c{number}.log").read_text().splitlines()
+            lines = (self.dir / f"c{number}.log").read_text().rpartition("\n")[0].splitlines()
         except FileNotFoundError:
             return []
         return [line.split(" ", 3)[3] for line in lines]
@@ -310,7 +310,7 @@ def test_pod(host):
     check(stats["memory"]["working_set"]["value"] > 0 and stats["cpu"]["usage"]["value"] > 0, f"ContainerStats: {stats}")
     c("StopContainer", id=id, timeout=20)
     equal(pod.state(id), ("exited", 3, "Error"), "after StopContainer")
-    check("bye" in pod.log(), f"the handler's word: {pod.log()}")
+    until(lambda: "bye" in pod.log(), "the handler's word")
     c("RemoveContainer", id=id)
     c("ContainerStatus", id=id, fails="not found")
     c("StopPodSandbox", id=pod.id)
@@ -327,14 +327,14 @@ def test_shared_namespaces(host):
     second = pod.start("sleep", "2000")
     until(lambda: c("ExecSync", container_id=second, cmd=["nc", "-w", "2", "127.0.0.1", "8000"]).get("stdout") == "hello\n", "the neighbour")
     check("nc -l -p 8000" in pod.output(second, "ps -o args"), "the neighbour's program among the processes")
-    check("sleep 100000" in pod.output(second, "ps -o args"), "the sandbox among the processes")
+    until(lambda: "sleep 100000" in pod.output(second, "ps -o args"), "the sandbox among the processes")
     for kind in "net", "ipc", "pid", "uts":
         equal(pod.output(first, f"readlink /proc/self/ns/{kind}"), pod.output(second, f"readlink /proc/self/ns/{kind}"), kind)
     alone = Pod(c, host, "alone")
     watched = alone.start("sleep", "3000")
     check("sleep 100000" not in alone.output(watched, "ps -o args"), "the sandbox among the processes of a container with pids of its own")
     watcher = alone.start("sleep", "4000", security={"namespace_options": {"pid": 3, "target_id": watched}})
-    check("sleep 3000" in alone.output(watcher, "ps -o args"), "the target's program among the processes")
+    until(lambda: "sleep 3000" in alone.output(watcher, "ps -o args"), "the target's program among the processes")
     # Without being pid 1, it can be ended, and alone.
     c("StopContainer", id=watcher, timeout=0)
     equal(alone.state(watcher)[:2], ("exited", 137), "the one that looked")
@@ -372,8 +372,16 @@ def test_limits(host):
     c("UpdateContainerResources", container_id=id, linux={"memory_limit_in_bytes": 80 << 20, "cpu_quota": 70000, "cpuset_cpus": "0"})
     equal((read("memory", "memory.limit_in_bytes"), read("cpu", "cpu.cfs_quota_us"), read("cpuset", "cpuset.cpus")),
           (str(80 << 20), "70000", "0"), "limits after the update")
-    greedy = pod.start("sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=64M count=1", resources={"memory_limit_in_bytes": 16 << 20})
-    until(lambda: pod.state(greedy) == ("exited", 137, "OOMKilled"), "the end of the one that wanted too much")
+    def killed():
+        greedy = pod.start("sh", "-c", "exec dd if=/dev/zero of=/dev/null bs=64M count=1", resources={"memory_limit_in_bytes": 16 << 20})
+        until(lambda: pod.state(greedy)[:2] == ("exited", 137), "the end of the one that wanted too much")
+        try:
+            return until(lambda: pod.state(greedy)[2] == "OOMKilled", "why", 5)
+        except Failed:
+            return False
+
+    # The shim tells nothing of a group that is gone when it comes to it.
+    until(killed, "the word that it wanted too much", 60)
 
 
 def test_failures(host):
@@ -451,21 +459,34 @@ def test_streams(host):
     done = streams("Exec", container_id=id, cmd=["sh", "-c", "read a; echo out $a; echo err >&2; exit 5"], stdin=1, stdout=1, stderr=1)
     done.type("word\n")
     equal((done.end(), done.output, done.errors), (5, "out word\n", "err\n"), "exec")
-    done = streams("Exec", container_id=id, cmd=["sh", "-c", "read a; stty size; tty"], tty=1, stdin=1, stdout=1)
+    done = streams("Exec", container_id=id, cmd=["sh", "-c", "read a; until [ \"$(stty size)\" = '31 97' ]; do sleep 0.05; done; stty size; tty"],
+                   tty=1, stdin=1, stdout=1)
     done.resize(97, 31)
     done.type("\n")
     equal(done.end(), 0, f"exec with a terminal: {done.output}")
     check("31 97" in done.output and "/dev/pts/" in done.output, f"exec with a terminal: {done.output!r}")
     equal(streams("Exec", container_id=id, cmd=["true"], stdout=1).end(), 0, "exec without input")
     first = streams("Attach", container_id=id, stdin=1, stdout=1, stderr=1)
-    first.type("one\n")
-    until(lambda: (first.output, first.errors) == ("got one\n", "seen\n"), "what an attached client has typed")
+
+    def typed(at, line, answer):
+        """An answer to what is typed. Input is passed on a moment before the output of the container is."""
+        def answered():
+            at.type(line)
+            try:
+                return until(answer, "an answer", 3)
+            except Failed:
+                return False
+
+        until(answered, f"an answer to {line!r}")
+
+    typed(first, "one\n", lambda: first.output and first.errors)
+    until(lambda: (set(first.output.split("\n")), set(first.errors.split("\n"))) == ({"got one", ""}, {"seen", ""}), "what an attached client has typed")
     second = streams("Attach", container_id=id, stdin=1, stdout=1, stderr=1)
-    second.type("two\n")
-    until(lambda: "got two\n" in second.output and "got two\n" in first.output, "what another has typed, for both")
+    typed(second, "two\n", lambda: "got two\n" in second.output and "got two\n" in first.output)
     equal(pod.state(id)[0], "running", "the container")
     shell = pod.start("sh", stdin=1, tty=1)
     at = streams("Attach", container_id=shell, stdin=1, stdout=1, tty=1)
+    typed(at, "\n", lambda: "# " in at.output)
     at.type("echo $((6*7)); exit 4\n")
     until(lambda: "42" in at.output, "the shell's answer")
     until(lambda: pod.state(shell)[:2] == ("exited", 4), "the end of the shell")

@@ -72,7 +72,7 @@ class Docker:
 
     def start_from(self, checkpoint, name):
         try:
-            until(lambda: self.uploaded(checkpoint, name), "containerd to forget the checkpoint it took")
+            until(lambda: self.uploaded(checkpoint, name), "containerd to forget the checkpoint it took", 90)
         except Failed as e:
             logs = sorted((self.dir / "data").rglob("restore.log")) + sorted(self.dir.rglob("restore.log"))
             raise Failed(f"{e}\n{''.join(tail(log) for log in logs[:1])}{tail(self.dir / 'dockerd.log', 8)}") from None
@@ -189,10 +189,10 @@ def test_stop_and_kill(host):
     """stop with a handler and without, kill with a signal, restart; exit codes say which."""
     d = docker(host)
     d("run", "-d", "--name", "polite", "busybox:test", "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.05; done")
-    until(lambda: "up" in d("logs", "polite").stdout, "the trap")
+    until(lambda: "up\n" in d("logs", "polite").stdout, "the trap")
     d("stop", "polite")
     equal(d.status("polite"), "exited 3", "after stop")
-    check("bye" in d("logs", "polite").stdout, "the handler's word")
+    until(lambda: "bye\n" in d("logs", "polite").stdout, "the handler's word")
     d("start", "polite")
     until(lambda: d("logs", "polite").stdout.count("up") == 2, "the second start")
     d("restart", "-t", "5", "polite")

@@ -116,7 +116,7 @@ def test_exec(host):
     """exec, logs, top, pause, stop."""
     p = podman(host)
     p.run("-d", "--name", "exec", IMAGE, "sh", "-c", "trap 'exit 3' TERM; echo up; while :; do sleep 0.05; done")
-    until(lambda: "up" in p("logs", "exec").stdout, "the log")
+    until(lambda: "up\n" in p("logs", "exec").stdout, "the log")
     equal(p("exec", "exec", "sh", "-c", "echo hello; exit 4", ok=[4]).stdout, "hello\n", "exec")
     p("pause", "exec")
     equal(p.status("exec"), "paused 0", "paused")
@@ -176,6 +176,7 @@ def test_user_namespace(host):
     os.chown(volume, 200000, 300000)
     maps = ("--uidmap", "0:200000:5000", "--gidmap", "0:300000:6000")
     p.run("-d", "--name", "mapped", *maps, "-v", f"{volume}:/volume", IMAGE, "sh", "-c", "touch /volume/mine /etc/mine && exec sleep 1000")
+    until(lambda: p("exec", "mapped", "test", "-e", "/etc/mine", ok=None).returncode == 0, "the program's files")
     said = p("exec", "mapped", "sh", "-c", "id -u; cat /proc/self/uid_map /proc/self/gid_map; stat -c '%u %g' /bin/sh /etc/mine").stdout
     equal(said.split(), "0 0 200000 5000 0 300000 6000 0 0 0 0".split(), "inside")
     made = os.stat(volume / "mine")
@@ -252,7 +253,7 @@ def test_pod_namespaces(host):
     for kind in "net", "ipc", "uts", "pid":
         seen = {p("exec", name, "readlink", f"/proc/self/ns/{kind}").stdout for name in ("one", "two")}
         equal(len(seen), 1, f"{kind} namespaces: {seen}")
-    check(": two" in p("exec", "one", "ps", "-o", "args").stdout, "the neighbour among the processes")
+    until(lambda: ": two" in p("exec", "one", "ps", "-o", "args").stdout, "the neighbour among the processes")
     equal(p("exec", "two", "hostname").stdout, "pod\n", "host name")
     p("pod", "pause", "pod")
     equal({p.status(name) for name in ("one", "two")}, {"paused 0"}, "after pod pause")
@@ -356,6 +357,7 @@ def test_keep_id(host):
     flags = ["--network", "none", "--userns", "keep-id", "-v", f"{volume}:/volume"]
     call("run", "-d", "--name", "kept", *flags, name, "sh", "-c", "id -u; touch /volume/mine; exec sleep 1000")
     until(lambda: call("logs", "kept").stdout == f"{me}\n", "the log")
+    until(lambda: os.path.exists(f"{volume}/mine"), "a file in the volume")
     equal(os.stat(f"{volume}/mine").st_uid, me, "owner outside")
     equal(call("exec", "kept", "id", "-u").stdout, f"{me}\n", "exec")
     equal(call("exec", "--user", "0", "kept", "sh", "-c", "chown 5 /volume/mine; id -u").stdout, "0\n", "exec as root")
