@@ -75,9 +75,11 @@ impl Drop for Anonymous {
 }
 
 /// A descriptor of new shared anonymous memory, the same thing that `mmap(MAP_SHARED | MAP_ANONYMOUS)` makes, by which
-/// several processes can map it. Needs CAP_CHECKPOINT_RESTORE.
-pub fn shared_anonymous(len: NonZeroUsize) -> nix::Result<OwnedFd> {
-    let mapping = Anonymous::map(len, MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE)?;
+/// several processes can map it. Needs CAP_CHECKPOINT_RESTORE. `huge`: `MAP_HUGETLB` and the size of its pages, of which
+/// `len` is a multiple; 0 for ordinary ones.
+pub fn shared_anonymous(len: NonZeroUsize, huge: i32) -> nix::Result<OwnedFd> {
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_NORESERVE | MapFlags::from_bits_retain(huge);
+    let mapping = Anonymous::map(len, flags)?;
     let end = mapping.address() + len.get().next_multiple_of(4096) as u64;
     let path = format!("/proc/self/map_files/{:x}-{end:x}", mapping.address());
     open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
@@ -93,7 +95,7 @@ mod tests {
 
     #[test]
     fn shared_anonymous_memory_is_what_mmap_makes() {
-        let file = File::from(shared_anonymous(NonZeroUsize::new(3 * 4096).unwrap()).unwrap());
+        let file = File::from(shared_anonymous(NonZeroUsize::new(3 * 4096).unwrap(), 0).unwrap());
         assert_eq!(file.metadata().unwrap().size(), 3 * 4096);
         file.write_all_at(b"kept", 8192).unwrap();
         let mut back = [0; 4];

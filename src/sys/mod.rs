@@ -12,6 +12,7 @@ pub mod fanotify;
 pub mod fcntl;
 pub mod fd;
 pub mod handle;
+pub mod hugetlb;
 pub mod inotify;
 pub mod io_uring;
 pub mod ioctl;

@@ -7,7 +7,7 @@ use std::mem::zeroed;
 
 use nix::errno::Errno;
 
-use super::check;
+use super::{check, credentials};
 
 const SHM_STAT: i32 = 13;
 const SHM_INFO: i32 = 14;
@@ -152,11 +152,11 @@ fn flags(mode: u32) -> i32 {
     libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777).cast_signed()
 }
 
-/// Makes a segment that is not there yet. Its id.
-pub fn make_segment(perm: &Perm, size: u64) -> Result<i32, Errno> {
+/// Makes a segment that is not there yet. Its id. `huge`: `SHM_HUGETLB` and the size of its pages, or 0.
+pub fn make_segment(perm: &Perm, size: u64, huge: i32) -> Result<i32, Errno> {
     let size = usize::try_from(size).map_err(|_| Errno::EINVAL)?;
     // SAFETY: numbers only.
-    let id = unsafe { libc::shmget(perm.key.cast_signed(), size, flags(perm.mode)) };
+    let id = unsafe { libc::shmget(perm.key.cast_signed(), size, flags(perm.mode) | huge) };
     check(id.into()).map(|id| id as i32)
 }
 
@@ -275,12 +275,45 @@ pub fn open_segment(id: i32, size: u64, write: bool) -> Result<File, Errno> {
     if at as isize == -1 {
         return Err(Errno::last());
     }
-    let end = at as u64 + size.next_multiple_of(4096);
-    let path = format!("/proc/self/map_files/{:x}-{end:x}", at as u64);
-    let file = OpenOptions::new().read(true).write(write).open(path);
+    let open = |end: u64| {
+        let path = format!("/proc/self/map_files/{:x}-{end:x}", at as u64);
+        OpenOptions::new().read(true).write(write).open(path)
+    };
+    let file = match open(at as u64 + size.next_multiple_of(4096)) {
+        // It has huge pages, and ends with one.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => end_of(at as u64).and_then(open),
+        file => file,
+    };
     // SAFETY: nothing refers to the mapping.
     unsafe { libc::shmdt(at) };
     file.map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// Where the mapping of this process ends that begins at `start`.
+fn end_of(start: u64) -> std::io::Result<u64> {
+    let maps = std::fs::read_to_string("/proc/self/maps")?;
+    let begin = format!("{start:x}-");
+    let end = maps.lines().find_map(|line| line.strip_prefix(&begin)?.split(' ').next());
+    let end = end.and_then(|end| u64::from_str_radix(end, 16).ok());
+    end.ok_or_else(|| std::io::ErrorKind::NotFound.into())
+}
+
+/// As [`created_by`], and the creator has all capabilities.
+pub fn created_with_leave<T: Send>(
+    uid: u32,
+    gid: u32,
+    work: impl FnOnce() -> Result<T, Errno> + Send,
+) -> Result<T, Errno> {
+    if (uid, gid) == (0, 0) {
+        return work();
+    }
+    let made = || {
+        credentials::keep_capabilities()?;
+        credentials::set_thread_ids(uid, gid)?;
+        work()
+    };
+    // A thread of its own, which takes its ids with it.
+    std::thread::scope(|scope| scope.spawn(made).join().unwrap_or(Err(Errno::ECANCELED)))
 }
 
 /// Runs `work` with other effective ids, of this thread only. As the effective ids name the creator of what it makes.
@@ -311,7 +344,7 @@ mod tests {
                 segments().unwrap().is_empty() && sets().unwrap().is_empty() && queues().unwrap().is_empty()
             );
             let perm = Perm { key: 5, uid: 7, gid: 8, cuid: 9, cgid: 10, mode: 0o640 };
-            let id = created_by(9, 10, || make_segment(&perm, 5000)).unwrap();
+            let id = created_by(9, 10, || make_segment(&perm, 5000, 0)).unwrap();
             own_segment(id, &perm).unwrap();
             assert_eq!(segments().unwrap(), [Segment { id, perm, size: 5000 }]);
             let file = open_segment(id, 5000, true).unwrap();

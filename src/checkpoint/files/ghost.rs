@@ -228,7 +228,7 @@ fn create(
 /// Gives a new file its contents, owner, mode and times.
 fn finish(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, named: Named) -> Result<Named> {
     if entry.mode & libc::S_IFMT == libc::S_IFREG {
-        ghost::restore(restore.images, id, &File::from(reopen(named.node.as_fd(), OFlag::O_WRONLY)?))?;
+        ghost::restore(restore.images, id, &File::from(reopen(named.node.as_fd(), OFlag::O_RDWR)?))?;
     }
     let set = || -> nix::Result<()> {
         let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));

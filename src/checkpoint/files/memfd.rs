@@ -26,9 +26,11 @@ use crate::checkpoint::files::regular;
 use crate::checkpoint::image::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry, RegFileEntry};
 use crate::checkpoint::memory::shmem;
 use crate::checkpoint::{Error, Result};
+use crate::sys::hugetlb;
 
 const PREFIX: &[u8] = b"/memfd:";
-const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+/// `MFD_HUGETLB`, and the size of the pages.
+const HUGE: u32 = libc::MFD_HUGETLB | (libc::MFD_HUGE_MASK << libc::MFD_HUGE_SHIFT);
 
 /// The kernel's own tmpfs, which no path leads to.
 fn internal(dev: u64) -> bool {
@@ -44,22 +46,11 @@ fn internal(dev: u64) -> bool {
 pub fn is(live: &Live) -> bool {
     live.link.as_os_str().as_bytes().starts_with(PREFIX)
         && live.format() == libc::S_IFREG
-        && (internal(live.stat.st_dev) || live.fs == HUGETLBFS_MAGIC)
-}
-
-/// Refuses huge pages.
-pub fn check(live: &Live) -> Result<()> {
-    if live.fs == HUGETLBFS_MAGIC {
-        return Err(live
-            .name(Error::new("a memfd of huge pages (MFD_HUGETLB) cannot be checkpointed"))
-            .remedy("let the program use ordinary or transparent huge pages"));
-    }
-    Ok(())
+        && (internal(live.stat.st_dev) || live.fs == hugetlb::MAGIC)
 }
 
 /// Records an open memfd and, once for each, its contents.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    check(live)?;
     let key = (live.stat.st_dev, live.stat.st_ino);
     let inode_id = match dump.files.memfds.get(&key) {
         Some(&known) => known,
@@ -94,6 +85,7 @@ fn inode(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, MemfdInodeEntry)> {
     let readable = File::from(live.reopen(OFlag::O_RDONLY)?);
     let seals = fcntl(&readable, FcntlArg::F_GET_SEALS)
         .during("cannot read a memfd's seals", || "fcntl(_, F_GET_SEALS)".into())?;
+    let page = hugetlb::page_size(&readable).during("cannot look at a memfd", || "fstatfs(_)".into())?;
     let (id, pages) = (dump.new_id(), dump.new_id());
     let shmid = shmem::OWN_ID | u64::from(id);
     shmem::write(dump.images, shmid, pages, &readable)?;
@@ -105,7 +97,7 @@ fn inode(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, MemfdInodeEntry)> {
         shmid: u32::try_from(shmid).map_err(|_| Error::new("too many shared memories"))?,
         seals: seals.cast_unsigned(),
         inode_id: u64::from(id),
-        hugetlb_flag: None,
+        hugetlb_flag: page.map(|page| libc::MFD_HUGETLB | page.ilog2() << libc::MFD_HUGE_SHIFT),
         mode: Some(live.stat.st_mode),
     };
     Ok((id, entry))
@@ -135,13 +127,15 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
 
 fn make(restore: &Restore<'_>, entry: &MemfdInodeEntry) -> Result<OwnedFd> {
     let what = "cannot make a memfd";
-    if entry.hugetlb_flag.is_some_and(|f| f != 0) {
-        return Err(Error::new("a memfd of huge pages (MFD_HUGETLB) cannot be restored"));
+    let huge = entry.hugetlb_flag.unwrap_or(0);
+    if huge & !HUGE != 0 || (huge != 0 && huge & libc::MFD_HUGETLB == 0) {
+        return Err(Error::new(format!("a memfd has the pages {huge:#x}, which are of no size")));
     }
     let name =
         CString::new(entry.name.as_str()).map_err(|_| Error::new("a memfd's name contains a zero byte"))?;
-    let file = memfd_create(name.as_c_str(), MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-        .during(what, || format!("memfd_create({:?}, MFD_ALLOW_SEALING)", entry.name))?;
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(huge);
+    let file = memfd_create(name.as_c_str(), flags)
+        .during(what, || format!("memfd_create({:?}, {flags:?})", entry.name))?;
     let size =
         i64::try_from(entry.size).map_err(|_| Error::new(format!("a memfd of {} bytes", entry.size)))?;
     ftruncate(&file, size).during(what, || format!("ftruncate(_, {size})"))?;

@@ -146,7 +146,7 @@ fn fine(_: &Live, _: &Surroundings<'_>) -> Result<()> {
 #[rustfmt::skip]
 const KINDS: &[Kind] = &[
     Kind { name: "pipe", r#type: FdTypes::Pipe, is: pipe::is, check: fine, dump: pipe::dump, open: pipe::open },
-    Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: |l, _| memfd::check(l), dump: memfd::dump, open: memfd::open },
+    Kind { name: "memfd", r#type: FdTypes::Memfd, is: memfd::is, check: fine, dump: memfd::dump, open: memfd::open },
     Kind { name: "namespace", r#type: FdTypes::Ns, is: space::is, check: space::check, dump: space::dump, open: space::open },
     Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
     Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: |l, a| tty::later(l, a.root), dump: tty::dump, open: tty::open },

@@ -8,13 +8,14 @@
 //! Contents may be larger than memory, so they go from file to file and never into the model.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Read, Write};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{GhostChunkEntry, GhostFileEntry, ImageDir, Kind};
+use crate::sys::hugetlb::Target;
 
 /// Name of the image of ghost `id`; CRIU writes the number in hexadecimal.
 pub fn name(id: u32) -> String {
@@ -59,16 +60,22 @@ pub fn read(dir: &ImageDir, id: u32) -> Result<GhostFileEntry> {
     reader.record()?.ok_or_else(|| Error::new("the image is truncated: it has no record").path(reader.path()))
 }
 
-/// Fills `target`, an empty file, with what ghost `id` held.
-pub fn restore(dir: &ImageDir, id: u32, target: &File) -> Result<()> {
+/// Fills `file`, an empty one open for reading and writing, with what ghost `id` held.
+pub fn restore(dir: &ImageDir, id: u32, file: &File) -> Result<()> {
     let mut reader = dir.reader(Kind::GhostFile, &name(id))?;
     let path = reader.path().to_owned();
-    let mut target = target;
+    let target = Target::new(file).during("cannot fill the removed file", || "fstatfs(_)".into())?;
     let put = |r: std::io::Result<u64>| r.during("cannot fill the removed file", || "write(_, _, _)".into());
     let entry: GhostFileEntry =
         reader.record()?.ok_or_else(|| Error::new("the image is truncated: it has no record").path(&path))?;
     if entry.chunks != Some(true) {
-        let copied = put(std::io::copy(&mut reader.into_input(), &mut target))?;
+        // Huge pages are written only where the file has them already.
+        if let Some(size) = entry.size.filter(|_| target.is_huge()) {
+            put(file.set_len(size).map(|()| 0))?;
+        }
+        let mut to = target.from(0);
+        let copied = put(std::io::copy(&mut reader.into_input(), &mut to))?;
+        put(to.flush().map(|()| 0))?;
         return match entry.size {
             Some(size) if size != copied => {
                 Err(Error::new(format!("the image is truncated: {copied} of {size} bytes")).path(path))
@@ -77,20 +84,21 @@ pub fn restore(dir: &ImageDir, id: u32, target: &File) -> Result<()> {
         };
     }
     let size = entry.size.unwrap_or(0);
-    put(target.set_len(size).map(|()| 0))?;
+    put(file.set_len(size).map(|()| 0))?;
     while let Some(chunk) = reader.record::<GhostChunkEntry>()? {
         if chunk.off.checked_add(chunk.len).is_none_or(|end| end > size) {
             return Err(Error::new("a chunk lies beyond the end of the removed file").path(path));
         }
-        put(target.seek(SeekFrom::Start(chunk.off)))?;
-        let copied = put(std::io::copy(&mut reader.input().take(chunk.len), &mut target))?;
+        let mut to = target.from(chunk.off);
+        let copied = put(std::io::copy(&mut reader.input().take(chunk.len), &mut to))?;
+        put(to.flush().map(|()| 0))?;
         if copied != chunk.len {
             return Err(
                 Error::new("the image is truncated: a chunk of the removed file is cut off").path(path)
             );
         }
     }
-    put(target.flush().map(|()| 0)).map(drop)
+    Ok(())
 }
 
 /// Reads all that a removed file held.

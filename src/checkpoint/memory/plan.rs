@@ -19,7 +19,7 @@ use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::aio;
 use crate::checkpoint::memory::inherit::Kept;
 use crate::checkpoint::memory::pages::PAGE;
-use crate::checkpoint::memory::vmas::{self, MAP_DROPPABLE};
+use crate::checkpoint::memory::vmas::{self, HUGE, MAP_DROPPABLE};
 
 use validate::{check_range, malformed, validate};
 
@@ -30,8 +30,6 @@ const TASK_SIZE_MAX: u64 = (1 << 56) - PAGE;
 /// Space below a stack that the kernel wants free for it to grow: `stack_guard_gap`, 256 pages.
 const STACK_GAP: u64 = 256 * PAGE;
 const MADV_GUARD_INSTALL: u32 = 102;
-/// Huge pages, and their size.
-const HUGE: u32 = (libc::MAP_HUGETLB | libc::MAP_HUGE_MASK << libc::MAP_HUGE_SHIFT).cast_unsigned();
 
 const WRITE: u32 = libc::PROT_WRITE.cast_unsigned();
 
@@ -250,8 +248,8 @@ fn mapping(entry: &VmaEntry, plan: &mut Plan) -> Result<()> {
         }
         let offset = if source == Source::Nothing { 0 } else { entry.pgoff };
         let mut prot = entry.prot;
-        // Nobody fills huge pages that may not be written.
-        if vmas::huge(entry).is_some() && prot & WRITE == 0 {
+        // Nobody fills private huge pages that may not be written.
+        if vmas::huge(entry).is_some() && has(status::ANON_PRIVATE) && prot & WRITE == 0 {
             prot |= WRITE;
             plan.finish.push(Step::Protect(range.clone(), entry.prot));
         }
@@ -304,7 +302,8 @@ fn attach(
         done.push((first.shmid, base));
         let size = segment_size(first.shmid)
             .ok_or_else(|| malformed(first, &format!("the images lack the segment {}", first.shmid)))?;
-        let end = base.checked_add(size.next_multiple_of(PAGE)).filter(|&end| end <= TASK_SIZE_MAX);
+        let size = size.checked_next_multiple_of(vmas::huge(first).unwrap_or(PAGE));
+        let end = size.and_then(|size| base.checked_add(size)).filter(|&end| end <= TASK_SIZE_MAX);
         let end = end.ok_or_else(|| malformed(first, "its segment is too large"))?;
         if base < window.end && window.start < end {
             return Err(malformed(first, "its segment overlaps the code that restores it"));

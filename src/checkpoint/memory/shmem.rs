@@ -1,14 +1,15 @@
 //! Contents of memory that processes share: anonymous, memfd, System V.
 //!
 //! All three are files of the kernel's own tmpfs. Their pages are found with `SEEK_DATA` and moved with pread and
-//! pwrite, so it does not matter who has them mapped, or whether anybody does.
+//! pwrite, so it does not matter who has them mapped, or whether anybody does. Those of huge pages are files of hugetlbfs,
+//! which tells of no holes and knows no pwrite: there pages of nothing but zeros are left out (see `sys/hugetlb.rs`).
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
@@ -18,7 +19,9 @@ use crate::checkpoint::image::{ImageDir, vma as status};
 use crate::checkpoint::memory::copy;
 use crate::checkpoint::memory::pagemap;
 use crate::checkpoint::memory::pages::PAGE;
+use crate::checkpoint::memory::vmas;
 use crate::checkpoint::model::Model;
+use crate::sys::hugetlb::{self, Target};
 use crate::sys::memory::shared_anonymous;
 
 /// Ids of shared memory without a number of its own have this bit, which System V ids never have: both name
@@ -44,6 +47,7 @@ pub fn fill(images: &ImageDir, id: u64, memory: &File) -> Result<()> {
     let at = |e: Error| e.path(images.path().join(&name));
     let size = memory.metadata().during("cannot look at shared memory", || "fstat(memory)".into())?.len();
     let pages = pagemap::open(images, &name)?;
+    let target = Target::new(memory).during("cannot look at shared memory", || "fstatfs(memory)".into())?;
     for run in &pages.runs {
         let file = pages.files.get(run.file).ok_or_else(|| at(Error::new("the pages are nowhere")))?;
         let offset = run.offset;
@@ -54,9 +58,20 @@ pub fn fill(images: &ImageDir, id: u64, memory: &File) -> Result<()> {
         let from = offset..offset + (run.end - run.start);
         copy::each(&copy::pieces([(from, run.start)]), |piece, buffer| {
             read_ranges(file, &piece.ranges, buffer).map_err(at)?;
-            memory.write_all_at(buffer, piece.offset).during("cannot fill shared memory", || {
-                format!("pwrite(memory, {}, {})", buffer.len(), piece.offset)
-            })
+            let len = buffer.len();
+            match target.is_huge() {
+                false => {
+                    target.write_all_at(buffer, piece.offset).during("cannot fill shared memory", || {
+                        format!("pwrite(memory, {len}, {})", piece.offset)
+                    })
+                }
+                true => target
+                    .write_all_at(buffer, piece.offset)
+                    .during("cannot fill shared memory of huge pages", || {
+                        format!("fallocate(memory, FALLOC_FL_KEEP_SIZE, {}, {len})", piece.offset)
+                    })
+                    .map_err(|e| e.remedy("vm.nr_hugepages must leave as many as the images have")),
+            }
         })?;
     }
     Ok(())
@@ -85,6 +100,11 @@ fn read_ranges(file: &File, ranges: &[Range<u64>], mut buffer: &mut [u8]) -> Res
 
 /// The parts of a file that are not holes, in whole pages.
 fn data(file: &File) -> Result<Vec<Range<u64>>> {
+    let huge =
+        hugetlb::page_size(file).during("cannot look at shared memory", || "fstatfs(memory)".into())?;
+    if let Some(page) = huge {
+        return huge_data(file, page);
+    }
     let mut found: Vec<Range<u64>> = Vec::new();
     let mut at = 0;
     while let Some(start) = seek(file, at, Whence::SeekData)? {
@@ -95,6 +115,42 @@ fn data(file: &File) -> Result<Vec<Range<u64>>> {
         }
         at = page.end;
         found.push(page);
+    }
+    Ok(found)
+}
+
+/// The pages of a file of hugetlbfs that hold something.
+fn huge_data(file: &File, page: u64) -> Result<Vec<Range<u64>>> {
+    const SECTOR: u64 = 512;
+    let stat = file.metadata().during("cannot look at shared memory", || "fstat(memory)".into())?;
+    let (size, there) = (stat.size(), stat.blocks().saturating_mul(SECTOR));
+    let mut found: Vec<Range<u64>> = Vec::new();
+    if there == 0 {
+        return Ok(found);
+    }
+    if there >= size {
+        found.push(0..size);
+        return Ok(found);
+    }
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let end = size.min(at + page);
+        let mut empty = true;
+        let mut from = at;
+        while empty && from < end {
+            let part = from..end.min(from + buffer.len() as u64);
+            let len = usize::try_from(part.end - part.start).unwrap_or(usize::MAX).min(buffer.len());
+            read_ranges(file, std::slice::from_ref(&part), &mut buffer[..len])?;
+            empty = buffer[..len].iter().all(|byte| *byte == 0);
+            from = part.end;
+        }
+        match found.last_mut() {
+            _ if empty => {}
+            Some(last) if last.end == at => last.end = end,
+            _ => found.push(at..end),
+        }
+        at = end;
     }
     Ok(found)
 }
@@ -118,14 +174,16 @@ impl Shared {
     /// Makes everything that the mappings of the model name.
     pub fn open(model: &Model, images: &ImageDir) -> Result<Self> {
         let mut made = BTreeMap::new();
-        for (id, size) in sizes(model) {
+        for (id, Need { size, huge, page }) in needs(model) {
             let pages = pagemap::open(images, &pagemap::of_shared(id))?;
             let size = pages.runs.last().map_or(size, |run| size.max(run.range.end));
-            let size = usize::try_from(size).ok().and_then(NonZeroUsize::new);
-            let size =
-                size.ok_or_else(|| Error::new(format!("shared memory {id} has an impossible size")))?;
-            let memory = shared_anonymous(size).during("cannot make shared memory", || {
-                format!("mmap(NULL, {size}, MAP_SHARED|MAP_ANONYMOUS)")
+            let size = size.checked_next_multiple_of(page).and_then(|size| usize::try_from(size).ok());
+            let size = size
+                .and_then(NonZeroUsize::new)
+                .ok_or_else(|| Error::new(format!("shared memory {id} has an impossible size")))?;
+            let memory = shared_anonymous(size, huge).during("cannot make shared memory", || {
+                let kind = if huge == 0 { "" } else { "|MAP_HUGETLB" };
+                format!("mmap(NULL, {size}, MAP_SHARED|MAP_ANONYMOUS{kind})")
             })?;
             let memory = File::from(memory);
             fill(images, id, &memory)?;
@@ -140,17 +198,29 @@ impl Shared {
     }
 }
 
-/// What shared anonymous memory the mappings need, and how much of each.
-fn sizes(model: &Model) -> BTreeMap<u64, u64> {
-    let mut sizes = BTreeMap::new();
+/// What a piece of shared anonymous memory has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Need {
+    size: u64,
+    /// `MAP_HUGETLB` and the size of its pages, or 0.
+    huge: i32,
+    /// The size of its pages.
+    page: u64,
+}
+
+/// What shared anonymous memory the mappings need.
+fn needs(model: &Model) -> BTreeMap<u64, Need> {
+    let mut needs = BTreeMap::new();
     for vma in model.mm.values().flat_map(|mm| &mm.vmas) {
         if vma.status & (status::ANON_SHARED | status::SYSVIPC) == status::ANON_SHARED {
             let end = vma.pgoff.saturating_add(vma.end.saturating_sub(vma.start));
-            let size = sizes.entry(vma.shmid).or_insert(end);
-            *size = end.max(*size);
+            let (huge, page) = vmas::huge(vma).map_or((0, PAGE), |page| (vma.flags & vmas::HUGE, page));
+            let need = Need { size: end, huge: huge.cast_signed(), page };
+            let need = needs.entry(vma.shmid).or_insert(need);
+            need.size = end.max(need.size);
         }
     }
-    sizes
+    needs
 }
 
 #[cfg(test)]
@@ -159,7 +229,7 @@ mod tests {
     use crate::checkpoint::image::{MmEntry, VmaEntry};
 
     fn memory(size: usize) -> File {
-        shared_anonymous(NonZeroUsize::new(size).unwrap()).unwrap().into()
+        shared_anonymous(NonZeroUsize::new(size).unwrap(), 0).unwrap().into()
     }
 
     #[test]
@@ -199,7 +269,8 @@ mod tests {
         let mut model = Model::default();
         model.mm.insert(1, MmEntry { vmas: vec![vma(0x1000, 0), vma(0x8000, 0x1000)], ..MmEntry::default() });
         model.mm.insert(2, MmEntry { vmas: vec![vma(0x1000, 0x4000)], ..MmEntry::default() });
-        assert_eq!(sizes(&model), BTreeMap::from([(OWN_ID | 3, 0x6000)]));
+        let need = Need { size: 0x6000, huge: 0, page: PAGE };
+        assert_eq!(needs(&model), BTreeMap::from([(OWN_ID | 3, need)]));
         let shared = Shared::open(&model, &images).unwrap();
         let file = File::from(shared.get(OWN_ID | 3).unwrap().try_clone_to_owned().unwrap());
         let mut back = [0; 4];

@@ -20,6 +20,8 @@ use crate::checkpoint::memory::marks::Mark;
 
 /// `MAP_DROPPABLE`: pages that the kernel may drop at any time. A type beside `MAP_PRIVATE`; Linux 6.11.
 pub const MAP_DROPPABLE: u32 = 0x08;
+/// `MAP_HUGETLB`, and the size of the pages.
+pub const HUGE: u32 = (libc::MAP_HUGETLB | libc::MAP_HUGE_MASK << libc::MAP_HUGE_SHIFT).cast_unsigned();
 /// `madvise(2)` advice that a `VmFlags` word shows, and how it is spelt there.
 pub const ADVICE: [(&[u8; 2], u32); 8] = [
     (b"rr", libc::MADV_RANDOM.cast_unsigned()),
@@ -125,11 +127,21 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
             entry.status |= status::ANON_PRIVATE;
             Backing::Process
         }
-        Some(file) if is_huge(mapping, flags) => {
-            entry.flags |= (libc::MAP_ANONYMOUS | libc::MAP_HUGETLB).cast_unsigned();
+        Some(file) if flags.has(b"ht") => {
+            entry.flags |= libc::MAP_HUGETLB.cast_unsigned();
             entry.flags |= file.block.max(1).ilog2() << libc::MAP_HUGE_SHIFT;
-            entry.status |= status::ANON_PRIVATE;
-            Backing::Process
+            if mapping.shared {
+                // What the kernel has on its own hugetlbfs is named as on its own tmpfs.
+                let name = mapping.name();
+                let begins =
+                    [HUGE_ANONYMOUS, b"/SYSV", b"/memfd:"].iter().any(|begin| name.starts_with(begin));
+                let own = begins && name.ends_with(b" (deleted)");
+                backing(mapping, file, if own { file.device } else { internal }, &mut entry)?
+            } else {
+                entry.flags |= libc::MAP_ANONYMOUS.cast_unsigned();
+                entry.status |= status::ANON_PRIVATE;
+                Backing::Process
+            }
         }
         Some(file) => backing(mapping, file, internal, &mut entry)?,
     };
@@ -137,10 +149,8 @@ pub fn describe(mapping: &Mapping, flags: VmFlags, file: Option<FileFacts>, inte
     Ok(Vma { entry, backing, mapping: mapping.clone(), lock_on_fault, mark })
 }
 
-/// Whether it is private memory of huge pages: `MAP_HUGETLB`. Then the kernel has made a file for it alone.
-fn is_huge(mapping: &Mapping, flags: VmFlags) -> bool {
-    flags.has(b"ht") && !mapping.shared && mapping.name().starts_with(b"/anon_hugepage")
-}
+/// How a file begins that the kernel has made for a mapping of huge pages alone: `MAP_ANONYMOUS|MAP_HUGETLB`.
+const HUGE_ANONYMOUS: &[u8] = b"/anon_hugepage";
 
 /// The size of the pages of a mapping, if it is one of huge pages.
 pub fn huge(entry: &VmaEntry) -> Option<u64> {
@@ -179,7 +189,8 @@ fn backing(mapping: &Mapping, file: FileFacts, internal: u64, entry: &mut VmaEnt
             let id = u32::try_from(mapping.inode).map_err(|_| refusal(mapping, "a strange segment"))?;
             return Ok(Backing::SystemV(id));
         }
-        if name.starts_with(b"/dev/zero") || name.starts_with(b"[anon_shmem:") {
+        let anonymous = [&b"/dev/zero"[..], b"[anon_shmem:", HUGE_ANONYMOUS];
+        if anonymous.iter().any(|begin| name.starts_with(begin)) {
             entry.flags |= libc::MAP_ANONYMOUS.cast_unsigned();
             entry.status |= status::ANON_SHARED;
             return Ok(Backing::Shared);
@@ -204,8 +215,8 @@ fn refuse(mapping: &Mapping, flags: VmFlags, special: Option<u32>) -> Result<()>
         "a page of a tracer's uprobes"
     } else if flags.has(b"um") || flags.has(b"uw") || flags.has(b"ui") {
         "memory that userfaultfd watches"
-    } else if flags.has(b"ht") && !is_huge(mapping, flags) {
-        "huge pages that are shared or a file's"
+    } else if flags.has(b"ht") && !mapping.shared && !name.starts_with(HUGE_ANONYMOUS) {
+        "huge pages of a file that are private to the process"
     } else if flags.has(b"ss") {
         "a shadow stack"
     } else if flags.has(b"sl") && special.is_some_and(|special| special & status::HEAP == 0) {
@@ -351,6 +362,22 @@ mod tests {
     }
 
     #[test]
+    fn shared_huge_pages_are_told_by_their_files() {
+        let file = regular(9).map(|file| FileFacts { block: 2 << 20, ..file });
+        let size = 0x40000 | 21 << 26;
+        for (name, status, flags, backing) in [
+            ("/anon_hugepage (deleted)", 0x101, 0x21 | size, Backing::Shared),
+            ("/SYSV00000000 (deleted)", 0x501, 0x21 | size, Backing::SystemV(7)),
+            ("/memfd:x (deleted)", 0x4081, 0x1 | size, Backing::File),
+            ("/mnt/huge/x", 0x81, 0x1 | size, Backing::File),
+        ] {
+            let vma = describe_as(true, name, "rd wr sh ht", file).unwrap();
+            assert_eq!((vma.entry.status, vma.entry.flags, vma.backing), (status, flags, backing), "{name}");
+            assert!(!has_private_pages(&vma.entry) && !may_be_lazy(&vma.entry), "{name}");
+        }
+    }
+
+    #[test]
     fn advice_is_a_bit_set() {
         let vma = describe_as(false, "", "rd wr dc hg", None).unwrap();
         assert_eq!(vma.entry.madv, Some(1 << 10 | 1 << 14));
@@ -365,7 +392,6 @@ mod tests {
             ("anon_inode:[perf_event]", "rd wr", None, "kernel object"),
             ("/secretmem (deleted)", "rd wr sh lo dd", None, "secret memory"),
             ("", "rd wr um", None, "userfaultfd"),
-            ("/anon_hugepage (deleted)", "rd wr ht", None, "huge pages"),
             ("", "rd wr ss", None, "shadow stack"),
             ("[vdso]", "rd ex sl", None, "sealed"),
             ("/dev/mem", "rd wr pf io", None, "device memory"),

@@ -136,7 +136,7 @@ fn perm(desc: &IpcDescEntry) -> Perm {
     Perm { key: desc.key, uid: desc.uid, gid: desc.gid, cuid: desc.cuid, cgid: desc.cgid, mode: desc.mode }
 }
 
-/// Makes one object under its old id, by a creator with its old ids.
+/// Makes one object under its old id; `call` does so as a creator with its old ids.
 fn make(
     desc: &IpcDescEntry,
     kind: &str,
@@ -151,8 +151,7 @@ fn make(
     let next = format!("/proc/sys/kernel/{kind}_next_id");
     std::fs::write(&next, desc.id.to_string()).during(&what, || format!("write({next:?}, {})", desc.id))?;
     let perm = perm(desc);
-    let id = crate::sys::sysv::created_by(perm.cuid, perm.cgid, || call(&perm))
-        .during(&what, || format!("{kind}get({:#x}, ...)", desc.key))?;
+    let id = call(&perm).during(&what, || format!("{kind}get({:#x}, ...)", desc.key))?;
     match id.cast_unsigned() == desc.id {
         true => Ok(id),
         false => Err(Error::new(format!("{what}: the kernel made it as {id}"))),

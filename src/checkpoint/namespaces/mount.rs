@@ -59,6 +59,9 @@ const RENEWABLE: [&str; 14] = [
     "pstore",
 ];
 
+/// File systems that have nothing but what is put into them, which is saved with them.
+const FILLED: [&str; 2] = ["tmpfs", "hugetlbfs"];
+
 /// Every mount that cannot be saved.
 pub fn check(options: &Options, source: &Source) -> Result<Vec<Error>> {
     let mounts = classify(source)?;
@@ -132,7 +135,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         late::note(dump, &root_of(init)?, &mounts)?;
         for (mount, copy) in open_tmpfs(init, &mounts)? {
             let name = tmpfs::name(mount.dev);
-            let large = tmpfs::used(&copy) > LARGE;
+            let large = mount.fstype != "tmpfs" || tmpfs::used(&copy) > LARGE;
             let to = if large { dump.images.raw_create_large(&name) } else { dump.images.raw_create(&name) };
             tmpfs::pack(&copy, to?).map_err(|e| e.path(&mount.point))?;
             dump.to_close.push(copy);
@@ -164,7 +167,8 @@ fn places<'a>(
     // What is mounted from outside as well belongs outside.
     let outside: BTreeSet<u32> =
         mounts.iter().filter(|(_, class)| class.outside()).map(|(mount, _)| mount.dev).collect();
-    let own = || mounts.iter().map(|(m, _)| m).filter(|m| m.fstype == "tmpfs" && !outside.contains(&m.dev));
+    let filled = |m: &&Mount| FILLED.contains(&m.fstype.as_str()) && !outside.contains(&m.dev);
+    let own = || mounts.iter().map(|(m, _)| m).filter(filled);
     let mut places: Vec<(&Mount, OwnedFd)> = Vec::new();
     let mut failed = BTreeMap::new();
     let widest = |mount: &Mount| {
@@ -191,27 +195,18 @@ fn places<'a>(
     }
     for mount in own() {
         if places.iter().all(|(other, _)| other.dev != mount.dev) {
-            let part = Error::new("only a part of a tmpfs is mounted, the rest cannot be reached");
+            let part = format!("only a part of a {} is mounted, the rest cannot be reached", mount.fstype);
+            let part = Error::new(part);
             return Err(failed.remove(&mount.dev).unwrap_or(part).path(&mount.point));
         }
     }
     Ok(places)
 }
 
-/// Refuses a devpts that the container has mounted itself, with terminals in it: those would have to be made there. So too
-/// a hugetlbfs with files.
+/// Refuses a devpts that the container has mounted itself, with terminals in it: those would have to be made there.
 fn lost(root: &OwnedFd, mounts: &[(Mount, Class)]) -> Result<()> {
     let configured = |dev: u32| mounts.iter().any(|(m, class)| m.dev == dev && *class != Class::Later);
-    for (mount, _) in mounts.iter().filter(|(m, _)| !configured(m.dev)) {
-        let (holds, remedy) = match mount.fstype.as_str() {
-            "devpts" => ("terminals", "close them, or let the program use those of /dev/pts"),
-            "hugetlbfs" => ("files", "remove them"),
-            _ => continue,
-        };
-        let counts = |name: &[u8]| match holds {
-            "terminals" => name.first().is_some_and(u8::is_ascii_digit),
-            _ => !matches!(name, b"." | b".."),
-        };
+    for (mount, _) in mounts.iter().filter(|(m, _)| m.fstype == "devpts" && !configured(m.dev)) {
         let place = open_mount(root, mount)?;
         let what = "cannot look at what is in the mount";
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -220,13 +215,10 @@ fn lost(root: &OwnedFd, mounts: &[(Mount, Class)]) -> Result<()> {
         let mut dir = nix::dir::Dir::from_fd(dir).during(what, || "openat(_, \".\")".into())?;
         for entry in dir.iter() {
             let entry = entry.during(what, || "getdents64(_)".into())?;
-            if counts(entry.file_name().to_bytes()) {
-                let kind = &mount.fstype;
-                return Err(Error::new(format!(
-                    "the container has mounted a {kind}, and there are {holds} in it"
-                ))
-                .remedy(remedy)
-                .path(&mount.point));
+            if entry.file_name().to_bytes().first().is_some_and(u8::is_ascii_digit) {
+                return Err(Error::new("the container has mounted a devpts, and there are terminals in it")
+                    .remedy("close them, or let the program use those of /dev/pts")
+                    .path(&mount.point));
             }
         }
     }

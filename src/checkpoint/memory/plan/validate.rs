@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::{HUGE, TASK_SIZE_MAX};
+use super::TASK_SIZE_MAX;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::aio;
 use crate::checkpoint::memory::pages::PAGE;
-use crate::checkpoint::memory::vmas::{self, MAP_DROPPABLE};
+use crate::checkpoint::memory::vmas::{self, HUGE, MAP_DROPPABLE};
 
 /// The error for a mapping that cannot be restored.
 pub fn malformed(entry: &VmaEntry, why: &str) -> Error {
@@ -65,8 +65,10 @@ pub fn validate(entry: &VmaEntry, window: &Range<u64>) -> Result<()> {
         | MAP_DROPPABLE;
     let huge = vmas::huge(entry);
     if let Some(size) = huge {
-        let anonymous = entry.status & status::ANON_PRIVATE != 0;
-        if !anonymous || !(entry.start | entry.end).is_multiple_of(size) {
+        let shared = status::ANON_SHARED | status::FILE_SHARED;
+        let known = entry.status & (status::ANON_PRIVATE | shared) != 0;
+        let offset = if entry.status & shared != 0 { entry.pgoff } else { 0 };
+        if !known || !(entry.start | entry.end | offset).is_multiple_of(size) {
             return Err(malformed(entry, &format!("it has pages of {size} bytes")));
         }
     }

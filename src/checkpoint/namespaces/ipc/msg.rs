@@ -33,7 +33,9 @@ fn one(queue: &sysv::Queue) -> Result<(IpcMsgEntry, Messages)> {
 
 pub(super) fn restore(queues: &[(IpcMsgEntry, Messages)]) -> Result<()> {
     for (queue, messages) in queues {
-        let id = super::make(&queue.desc, "msg", sysv::make_queue)?;
+        let id = super::make(&queue.desc, "msg", |perm| {
+            sysv::created_by(perm.cuid, perm.cgid, || sysv::make_queue(perm))
+        })?;
         let what = format!("cannot fill the message queue {id}");
         let perm = super::perm(&queue.desc);
         let capacity = |bytes: u64| {

@@ -20,7 +20,9 @@ pub(super) fn dump() -> Result<Vec<(IpcSemEntry, Vec<u16>)>> {
 
 pub(super) fn restore(sets: &[(IpcSemEntry, Vec<u16>)]) -> Result<()> {
     for (set, values) in sets {
-        let id = super::make(&set.desc, "sem", |perm| sysv::make_set(perm, set.nsems))?;
+        let id = super::make(&set.desc, "sem", |perm| {
+            sysv::created_by(perm.cuid, perm.cgid, || sysv::make_set(perm, set.nsems))
+        })?;
         let what = "cannot set the semaphores";
         sysv::set_values(id, values).during(what, || format!("semctl({id}, 0, SETALL)"))?;
         // Programs take a set without a time of use for one that nobody has initialized yet.

@@ -1,9 +1,8 @@
 //! Shared memory segments. Their pages are moved as those of other shared memory are, through a file.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::errno::Errno;
 
 use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Error, Result};
@@ -13,11 +12,16 @@ use crate::checkpoint::model::IpcNamespace;
 use crate::checkpoint::namespaces::enter::{Doors, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::vpid;
-use crate::sys::sysv;
+use crate::sys::hugetlb::{self, Target};
+use crate::sys::sysv::{self, Perm};
 
 /// Marks in the mode of a segment: it goes with its last user; it stays in memory.
 const DEST: u32 = 0o1000;
 const LOCKED: u32 = 0o2000;
+
+/// In the flags of shmget(2), with the size of the pages.
+const SHM_HUGETLB: u32 = 0o4000;
+const HUGE: u32 = SHM_HUGETLB | libc::MAP_HUGE_MASK.cast_unsigned() << libc::MAP_HUGE_SHIFT;
 
 /// A segment and its pages.
 pub(super) type Contents = (u32, File);
@@ -49,16 +53,11 @@ pub(super) fn dump() -> Result<(Segments, Vec<Contents>)> {
         let (id, size) = (segment.id, segment.size);
         let file =
             sysv::open_segment(id, size, false).during(what, || format!("shmat({id}, NULL, SHM_RDONLY)"))?;
-        let kind = fstatfs(&file).during(what, || "fstatfs(_)".into())?;
-        if kind.filesystem_type() == FsType(libc::HUGETLBFS_MAGIC) {
-            return Err(Error::new(format!(
-                "the shared memory segment {id} has huge pages, which cannot be saved yet"
-            ))
-            .remedy("let the program do without SHM_HUGETLB"));
-        }
+        let page = hugetlb::page_size(&file).during(what, || "fstatfs(_)".into())?;
+        let hugetlb_flag = page.map(|page| SHM_HUGETLB | page.ilog2() << libc::MAP_HUGE_SHIFT);
         let desc = super::describe(id, &segment.perm);
         files.push((desc.id, file));
-        entries.push((IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag: None }, Vec::new()));
+        entries.push((IpcShmEntry { desc, size, in_pagemaps: Some(true), hugetlb_flag }, Vec::new()));
     }
     Ok((entries, files))
 }
@@ -74,14 +73,14 @@ pub(super) fn write(dump: &mut Dump<'_>, space: u32, segments: Vec<Contents>) ->
 pub(super) fn restore(segments: &[(IpcShmEntry, Vec<u8>)]) -> Result<Vec<Contents>> {
     let mut files = Vec::new();
     for (segment, bytes) in segments {
-        if segment.hugetlb_flag.is_some() {
+        let (size, huge) = (segment.size, segment.hugetlb_flag.unwrap_or(0));
+        if huge & !HUGE != 0 || (huge != 0 && huge & SHM_HUGETLB == 0) {
+            let id = segment.desc.id;
             return Err(Error::new(format!(
-                "the shared memory segment {} has huge pages, which cannot be restored yet",
-                segment.desc.id
+                "the shared memory segment {id} has the pages {huge:#x}, which are of no size"
             )));
         }
-        let size = segment.size;
-        let id = super::make(&segment.desc, "shm", |perm| sysv::make_segment(perm, size))?;
+        let id = super::make(&segment.desc, "shm", |perm| make(perm, size, huge))?;
         let what = "cannot fill the shared memory segment";
         let file = sysv::open_segment(id, size, true).during(what, || format!("shmat({id}, NULL, 0)"))?;
         sysv::own_segment(id, &super::perm(&segment.desc))
@@ -89,10 +88,21 @@ pub(super) fn restore(segments: &[(IpcShmEntry, Vec<u8>)]) -> Result<Vec<Content
         if segment.in_pagemaps == Some(true) {
             files.push((segment.desc.id, file));
         } else {
-            file.write_all_at(bytes, 0).during(what, || format!("pwrite(_, _, {}, 0)", bytes.len()))?;
+            let target = Target::new(&file).during(what, || "fstatfs(_)".into())?;
+            target.write_all_at(bytes, 0).during(what, || format!("pwrite(_, _, {}, 0)", bytes.len()))?;
         }
     }
     Ok(files)
+}
+
+/// Huge pages are not for everybody to have.
+fn make(perm: &Perm, size: u64, huge: u32) -> Result<i32, Errno> {
+    let make = || sysv::make_segment(perm, size, huge.cast_signed());
+    if huge == 0 {
+        sysv::created_by(perm.cuid, perm.cgid, make)
+    } else {
+        sysv::created_with_leave(perm.cuid, perm.cgid, make)
+    }
 }
 
 /// Puts the pages back.

@@ -105,7 +105,8 @@ pub(super) fn planned(spec: &Spec, resolve: &dyn Fn(&Path) -> PathBuf) -> Vec<Pl
 
 /// Types that hold nothing of a device of the host.
 fn virtual_type(kind: &str) -> bool {
-    matches!(kind, "proc" | "sysfs" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2" | "ramfs")
+    let known = ["proc", "sysfs", "tmpfs", "hugetlbfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
+    known.contains(&kind)
 }
 
 /// Tells the mounts of a table apart. Mounts over each other at one place are claimed from the bottom.

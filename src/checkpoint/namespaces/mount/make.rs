@@ -9,7 +9,7 @@ use nix::fcntl::OFlag;
 use nix::mount::MsFlags;
 
 use super::table::fstype;
-use super::{RENEWABLE, inner};
+use super::{FILLED, RENEWABLE, inner};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
 use crate::sys::mount::{FsContext, clone_tree};
@@ -124,7 +124,7 @@ pub(super) fn fresh(name: &str, entry: &MntEntry) -> Result<OwnedFd> {
     let set = MsFlags::from_bits_retain(entry.sb_flags.unwrap_or(0).into());
     let flags =
         [(MsFlags::MS_RDONLY, c"ro"), (MsFlags::MS_SYNCHRONOUS, c"sync"), (MsFlags::MS_DIRSYNC, c"dirsync")];
-    let later = |flag| flag == MsFlags::MS_RDONLY && name == "tmpfs";
+    let later = |flag| flag == MsFlags::MS_RDONLY && FILLED.contains(&name);
     for (_, key) in flags.iter().filter(|(flag, _)| set.contains(*flag) && !later(*flag)) {
         context.flag(key).during("cannot make the file system", || format!("fsconfig(_, {key:?})"))?;
     }

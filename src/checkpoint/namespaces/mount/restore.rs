@@ -18,7 +18,7 @@ use oci_spec::runtime::{Capability, Spec};
 use super::class::{Planned, planned, resolved};
 use super::make::{self, best, bind, fresh, position, renewable, source};
 use super::table::fstype;
-use super::{detached, flags, inner, open_mount, options};
+use super::{FILLED, detached, flags, inner, open_mount, options};
 use crate::checkpoint::context::Restore;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
@@ -209,7 +209,7 @@ impl Table<'_> {
     }
 
     fn saved(&self, entry: &MntEntry) -> bool {
-        fstype(entry) == Some("tmpfs")
+        fstype(entry).is_some_and(|kind| FILLED.contains(&kind))
             && entry.root == "/"
             && entry.ext_key.is_none()
             && !self.filled.contains(&entry.root_dev)

@@ -7,7 +7,6 @@ use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use flate2::bufread::GzDecoder;
@@ -26,6 +25,7 @@ use super::{KEPT, XATTR, broken, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::UsernsEntry;
 use crate::checkpoint::namespaces::user;
+use crate::sys::hugetlb::Target;
 use crate::sys::resolve::open_beneath;
 use crate::sys::{ioctl, xattr};
 
@@ -388,11 +388,16 @@ fn write_file<R: Read>(
 ) -> Result<()> {
     let create = if mounted { OFlag::empty() } else { OFlag::O_CREAT };
     let flags =
-        OFlag::O_WRONLY | create | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        OFlag::O_RDWR | create | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let file = openat(dir, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
         .during("cannot fill the tmpfs", || format!("openat(_, {name:?}, {flags:?})"))?;
     let file = File::from(file);
-    let mut buffer = vec![0; 1 << 16];
+    let target = Target::new(&file).during("cannot fill the tmpfs", || "fstatfs(_)".into())?;
+    if target.is_huge() {
+        let size = entry.size();
+        file.set_len(size).during("cannot fill the hugetlbfs", || format!("ftruncate(_, {size})"))?;
+    }
+    let mut buffer = vec![0; if target.is_huge() { 1 << 20 } else { 1 << 16 }];
     let mut at = 0;
     loop {
         let n = entry.read(&mut buffer).map_err(broken)?;
@@ -400,7 +405,8 @@ fn write_file<R: Read>(
             break;
         }
         if buffer[..n].iter().any(|byte| *byte != 0) {
-            file.write_all_at(&buffer[..n], at)
+            target
+                .write_all_at(&buffer[..n], at)
                 .during("cannot fill the tmpfs", || format!("pwrite64(_, _, {n}, {at})"))?;
         }
         at += n as u64;

@@ -31,7 +31,7 @@ use self::live::top;
 use super::late::Late;
 use super::make::{best, bind, fresh, groups, renewable, served, source};
 use super::restore::may_mount;
-use super::{detached, flags, inner, open_mount, table};
+use super::{FILLED, detached, flags, inner, open_mount, table};
 use crate::checkpoint::context::Restore;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MntEntry;
@@ -272,7 +272,7 @@ impl Builder<'_> {
             }
             (None, _, Some(name)) => {
                 let tree = through(self.around(entry)?, || fresh(name, entry))?;
-                if name == "tmpfs" {
+                if FILLED.contains(&name) {
                     self.fill(entry, tree.as_fd())?;
                 }
                 tree
