@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fs::{self, File};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
@@ -192,6 +193,35 @@ fn hostile_archives_stay_inside() {
     // Now it is there, so the archive adds nothing.
     run(device(), &none).unwrap();
     assert!(!place.path().join("evil").exists());
+}
+
+#[test]
+fn headers_without_end_are_errors() {
+    let to = tempfile::tempdir().unwrap();
+    let long = 1 << 26;
+    for kind in [tar::EntryType::XHeader, tar::EntryType::GNULongName, tar::EntryType::GNULongLink] {
+        // A few kilobytes on the disk.
+        let file = archive(|tar| {
+            let mut header = entry(b"x", kind, "");
+            header.set_size(long);
+            header.set_cksum();
+            tar.append(&header, std::io::repeat(b'x').take(long)).unwrap();
+            tar.append(&entry(b"file", tar::EntryType::Regular, ""), &[][..]).unwrap();
+        });
+        let result = unpack(File::open(to.path()).unwrap(), file.reopen().unwrap(), &Policy::default());
+        assert!(result.unwrap_err().to_string().contains("goes on and on"), "{kind:?}");
+    }
+    // The contents of a file may be as long, also where nobody asks for them.
+    let file = archive(|tar| {
+        for kind in [tar::EntryType::Regular, tar::EntryType::Fifo] {
+            let mut header = entry(if kind.is_file() { b"file" } else { b"fifo" }, kind, "");
+            header.set_size(long);
+            header.set_cksum();
+            tar.append(&header, std::io::repeat(0).take(long)).unwrap();
+        }
+    });
+    unpack(File::open(to.path()).unwrap(), file.reopen().unwrap(), &Policy::default()).unwrap();
+    assert_eq!(to.path().join("file").metadata().unwrap().len(), long);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! From a tar into a directory. The archive is hostile input: no name leads out of the directory, no link is
 //! followed, and no device appears that the container could not have made.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, OsStr};
 use std::fs::File;
@@ -34,6 +35,9 @@ const PADDING_MAX: u64 = 1 << 20;
 
 /// More than the records of all sockets of a container take.
 const GLOBAL_MAX: u64 = 1 << 24;
+
+/// More than the headers of one entry take: its name, its attributes, where its bytes lie.
+const HEADERS_MAX: u64 = 1 << 25;
 
 /// What an archive may do.
 #[derive(Debug, Default)]
@@ -86,19 +90,24 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
         attributes: Vec::new(),
         flags: Vec::new(),
     };
-    let mut archive = Archive::new(GzDecoder::new(BufReader::new(from)));
+    let left = Cell::new(HEADERS_MAX);
+    let mut archive = Archive::new(Rationed { from: GzDecoder::new(BufReader::new(from)), left: &left });
     for entry in archive.entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
+        left.set(u64::MAX);
         if entry.header().entry_type() == EntryType::XGlobalHeader {
             unpacker.records(&mut entry)?;
-            continue;
+        } else {
+            let path = inward(&entry.path_bytes())?;
+            unpacker.entry(&mut entry, &path).map_err(|e| e.path(&path))?;
+            unpacker.seen.insert(path);
         }
-        let path = inward(&entry.path_bytes())?;
-        unpacker.entry(&mut entry, &path).map_err(|e| e.path(&path))?;
-        unpacker.seen.insert(path);
+        // What nobody wanted to have of it.
+        io::copy(&mut entry, &mut io::sink()).map_err(broken)?;
+        left.set(HEADERS_MAX);
     }
     // The checksum of the whole stands behind the padding.
-    let mut rest = archive.into_inner().take(PADDING_MAX);
+    let mut rest = archive.into_inner().from.take(PADDING_MAX);
     if io::copy(&mut rest, &mut io::sink()).map_err(broken)? == PADDING_MAX {
         return Err(broken("they go on after their end"));
     }
@@ -127,6 +136,24 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
             .map_err(|e| e.path(&path).remedy("this needs CAP_LINUX_IMMUTABLE, and Linux 6.0"))?;
     }
     Ok(())
+}
+
+/// Hands on no more of an archive than is left: `tar` keeps the headers of an entry in memory, however long they are.
+struct Rationed<'a, R> {
+    from: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Rationed<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left.get()).unwrap_or(usize::MAX).min(buffer.len());
+        if most == 0 && !buffer.is_empty() {
+            return Err(io::Error::other("a header goes on and on"));
+        }
+        let n = self.from.read(&mut buffer[..most])?;
+        self.left.set(self.left.get() - n as u64);
+        Ok(n)
+    }
 }
 
 /// The path of an entry below the root, without `.`; one that would leave the root is refused.
