@@ -148,7 +148,7 @@ impl Found {
             if !ice.whole {
                 freezer.freeze()?;
             }
-            self.frozen(freezer, ice)?;
+            self.frozen(freezer, ice, deadline)?;
         }
         for pass in 1.. {
             let new = self.pass(freezer, false)?;
@@ -161,17 +161,20 @@ impl Found {
             }
             if pass % PASSES == 0 {
                 freezer.freeze()?;
-                self.frozen(freezer, ice)?;
+                self.frozen(freezer, ice, deadline)?;
             }
         }
         Ok(())
     }
 
     /// Seizes everything in the frozen container, and thaws it.
-    fn frozen(&mut self, freezer: &mut dyn Freezer, ice: &Ice) -> Result<()> {
+    fn frozen(&mut self, freezer: &mut dyn Freezer, ice: &Ice, deadline: Instant) -> Result<()> {
         let seized = loop {
             match self.pass(freezer, true) {
                 Ok(0) => break Ok(()),
+                Ok(_) if Instant::now() > deadline => {
+                    break Err(Error::new("the control group has processes that this one does not see"));
+                }
                 Ok(_) => {}
                 Err(error) => break Err(error),
             }
