@@ -101,7 +101,8 @@ fn contents(info: &Info) -> Result<(BpfmapDataEntry, Vec<u8>)> {
     let mut elements = BTreeMap::new();
     let mut order = Vec::new();
     let mut last: Option<Vec<u8>> = None;
-    loop {
+    // The key after one that has gone meanwhile is the first.
+    for step in 0_u64.. {
         let key = match map::next_key(&file, last.as_deref(), info.key) {
             Err(Errno::ENOENT) => break,
             key => key.during(READ, || "bpf(BPF_MAP_GET_NEXT_KEY)".into())?,
@@ -115,7 +116,7 @@ fn contents(info: &Info) -> Result<(BpfmapDataEntry, Vec<u8>)> {
                 }
             }
         }
-        if order.len() > info.entries as usize {
+        if order.len() > info.entries as usize || step > 4 * u64::from(info.entries) {
             return Err(Error::new(format!("{READ}: it changes while it is read"))
                 .remedy("let the program of BPF that fills it pause"));
         }
