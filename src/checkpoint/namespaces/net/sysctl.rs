@@ -224,7 +224,8 @@ fn rank(name: &str) -> u32 {
     let all = if name.contains("/conf/default/") { 2 } else { all };
     match name.rsplit('/').next() {
         Some("ip_forward") => 0,
-        Some("forwarding" | "disable_ipv6") => all * 10,
+        // An address may be made of the secret as soon as the way to make it is known.
+        Some("forwarding" | "disable_ipv6" | STABLE_SECRET) => all * 10,
         Some("accept_redirects") => all * 10 + 2,
         _ => all * 10 + 1,
     }
