@@ -45,6 +45,7 @@ pub mod sysv;
 #[cfg(test)]
 pub mod testing;
 pub mod tty;
+pub mod tun;
 pub mod userfaultfd;
 pub mod uts;
 pub mod xattr;

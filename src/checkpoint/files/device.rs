@@ -19,14 +19,19 @@ pub fn is_null(live: &Live) -> bool {
     live.format() == libc::S_IFCHR && (major(live.stat.st_rdev), minor(live.stat.st_rdev)) == (1, 3)
 }
 
+/// `/dev/net/tun`, which has a room of its own.
+pub fn is_tun(live: &Live) -> bool {
+    live.format() == libc::S_IFCHR && (major(live.stat.st_rdev), minor(live.stat.st_rdev)) == (10, 200)
+}
+
 /// Refuses devices that keep a state per open file, which nobody can read back.
 pub fn check(live: &Live) -> Result<()> {
-    if stateless(live) {
+    if stateless(live) || is_tun(live) {
         return Ok(());
     }
     let (major, minor) = (major(live.stat.st_rdev), minor(live.stat.st_rdev));
     Err(live.name(Error::new(format!("an open device ({major}:{minor}) cannot be checkpointed"))).remedy(
-        "let the program close it; null, zero, full, random, urandom, kmsg and terminals can be open",
+        "let the program close it; null, zero, full, random, urandom, kmsg, net/tun and terminals can be open",
     ))
 }
 

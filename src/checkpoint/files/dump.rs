@@ -10,7 +10,7 @@ use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
     KINDS, Surroundings, check, epoll, external, fanotify, inotify, locks, netlink, options, packet,
-    register_path, tcp, unix,
+    register_path, tcp, tun, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -58,7 +58,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if !more.is_empty() {
         dump.model.set_extension(unix::EXTENSION, &more)?;
     }
-    Ok(())
+    tun::describe(dump)
 }
 
 /// What must be looked at before a dump opens any file of the container's.

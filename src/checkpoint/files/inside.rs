@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use crate::checkpoint::context::Target;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::{Error, Result};
+use crate::sys::ioctl;
 
 /// Runs `work` on a thread in a network namespace, that of the target's init if there is none, with the target's root
 /// as its own.
@@ -46,6 +47,14 @@ pub fn in_space<T: Send>(door: &OwnedFd, work: impl FnOnce() -> Result<T> + Send
         through(door)?;
         work()
     })
+}
+
+/// Runs `work` in the network namespace of a socket; in that of `init` where it does not tell.
+pub fn beside<T: Send>(socket: &OwnedFd, init: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    match ioctl::socket_namespace(socket) {
+        Ok(door) => in_space(&door, work),
+        Err(_) => in_network(init, work),
+    }
 }
 
 /// Runs `work` on a thread whose children are born into the pid namespace of process `pid`.

@@ -56,6 +56,7 @@ mod space;
 mod tcp;
 mod timerfd;
 mod tty;
+mod tun;
 pub mod unix;
 pub mod uring;
 mod watched;
@@ -70,6 +71,7 @@ pub use tcp::{
     abandon_connections, accept, heal_network, lock_network, lock_restored, lock_table, unlock_network,
     unlock_restored,
 };
+pub use tun::complete as complete_tunnels;
 
 use std::os::fd::OwnedFd;
 
@@ -151,6 +153,7 @@ const KINDS: &[Kind] = &[
     Kind { name: "fifo", r#type: FdTypes::Fifo, is: fifo::is, check: regular::check, dump: fifo::dump, open: fifo::open },
     Kind { name: "terminal", r#type: FdTypes::Tty, is: tty::is, check: |l, a| tty::later(l, a.root), dump: tty::dump, open: tty::open },
     Kind { name: "message queue", r#type: FdTypes::Reg, is: mqueue::is, check: mqueue::check, dump: mqueue::dump, open: |_| Ok(()) },
+    Kind { name: "tun", r#type: FdTypes::Tunf, is: tun::is, check: tun::check, dump: tun::dump, open: tun::open },
     Kind { name: "file", r#type: FdTypes::Reg, is: regular::is, check: regular::check, dump: regular::dump, open: opener::open_regular },
     Kind { name: "eventfd", r#type: FdTypes::Eventfd, is: eventfd::is, check: fine, dump: eventfd::dump, open: eventfd::open },
     Kind { name: "timerfd", r#type: FdTypes::Timerfd, is: timerfd::is, check: fine, dump: timerfd::dump, open: timerfd::open },

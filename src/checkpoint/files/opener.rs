@@ -74,6 +74,8 @@ pub struct Opener<'f, 'a> {
     pub stdio: Vec<String>,
     ghosts: Ghosts,
     by_id: BTreeMap<u32, &'a FileEntry>,
+    /// The paths of tun descriptors, which have their numbers.
+    tunnels: BTreeMap<u32, &'a RegFileEntry>,
     remaps: BTreeMap<u32, (RemapType, u32)>,
     numbers: BTreeMap<u32, u32>,
 }
@@ -123,9 +125,17 @@ impl<'a> Files<'a> {
 impl<'f, 'a> Opener<'f, 'a> {
     fn new(restore: &'a Restore<'a>, files: &'f mut Files<'a>, stdio: Vec<String>) -> Result<Self> {
         let model = restore.model;
-        let mut by_id = BTreeMap::new();
+        let (mut by_id, mut tunnels) = (BTreeMap::new(), BTreeMap::new());
+        let of = |kind| model.files.iter().filter(move |e| e.r#type() == kind);
+        let tuns: BTreeSet<u32> = of(FdTypes::Tunf).map(|e| e.id).collect();
         for entry in &model.files {
-            if by_id.insert(entry.id, entry).is_some() {
+            let doubled = match &entry.reg {
+                Some(path) if entry.r#type() == FdTypes::Reg && tuns.contains(&entry.id) => {
+                    tunnels.insert(entry.id, path).is_some()
+                }
+                _ => by_id.insert(entry.id, entry).is_some(),
+            };
+            if doubled {
                 return Err(Error::new(format!("the images describe file {} twice", entry.id)));
             }
         }
@@ -141,7 +151,7 @@ impl<'f, 'a> Opener<'f, 'a> {
         for fd in model.fdinfo.values().flatten() {
             numbers.entry(fd.id).and_modify(|n: &mut u32| *n = fd.fd.min(*n)).or_insert(fd.fd);
         }
-        Ok(Self { restore, files, stdio, ghosts: Ghosts::default(), by_id, remaps, numbers })
+        Ok(Self { restore, files, stdio, ghosts: Ghosts::default(), by_id, tunnels, remaps, numbers })
     }
 
     /// The entries of one kind.
@@ -157,6 +167,11 @@ impl<'f, 'a> Opener<'f, 'a> {
     /// The path entry with this id.
     pub fn regular(&self, id: u32) -> Option<&'a RegFileEntry> {
         self.entry(id).and_then(|e| e.reg.as_ref())
+    }
+
+    /// The path of a tun descriptor.
+    pub fn tunnel_path(&self, id: u32) -> Option<&'a RegFileEntry> {
+        self.tunnels.get(&id).copied()
     }
 
     /// The lowest number under which any process has this file.
@@ -255,7 +270,7 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
         .collect();
     let waiting = mount::late::all_waiting(model)?;
     for reg in opener.of(FdTypes::Reg).filter_map(|e| e.reg.as_ref()) {
-        if used.contains(&reg.id) {
+        if used.contains(&reg.id) || opener.tunnels.contains_key(&reg.id) {
             continue;
         }
         let file = if let Some(index) = external_index(opener, reg) {

@@ -27,7 +27,6 @@ use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::{diag, external, inet, inside, sockopts};
 use crate::checkpoint::image::{FdTypes, FileEntry, PacketMclist, PacketSockEntry};
 use crate::checkpoint::{Error, Result};
-use crate::sys::ioctl;
 use crate::sys::sockopt::{self, get_int, set_bytes, set_int};
 
 /// Name of the extension in stasis.img.
@@ -83,14 +82,6 @@ struct Told {
     fanout: bool,
 }
 
-/// Runs `work` in the network namespace of a socket; in that of `init` where it does not tell.
-fn beside<T: Send>(socket: &OwnedFd, init: i32, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    match ioctl::socket_namespace(socket) {
-        Ok(door) => inside::in_space(&door, work),
-        Err(_) => inside::in_network(init, work),
-    }
-}
-
 /// Asks about one, in this thread's network namespace.
 fn ask(inode: u32) -> Result<Told> {
     let mut request = vec![libc::AF_PACKET as u8, 0, 0, 0];
@@ -140,7 +131,7 @@ pub fn check(live: &Live, init: i32) -> Result<()> {
         return refuse("is of the old type SOCK_PACKET");
     }
     let inode = live.stat.st_ino as u32;
-    let told = beside(file, init, || ask(inode)).map_err(|e| live.name(e))?;
+    let told = inside::beside(file, init, || ask(inode)).map_err(|e| live.name(e))?;
     if told.rings {
         return refuse("has a ring of packets");
     }
@@ -155,7 +146,7 @@ pub fn check(live: &Live, init: i32) -> Result<()> {
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let (ns_id, _) = dump.spaces.of_socket(dump.source.init, &live.file)?;
     let inode = live.stat.st_ino as u32;
-    let (told, more) = beside(&live.file, dump.source.init, || {
+    let (told, more) = inside::beside(&live.file, dump.source.init, || {
         let told = ask(inode)?;
         let more = more(&live.file, &told, id)?;
         Ok((told, more))

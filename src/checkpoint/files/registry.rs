@@ -10,7 +10,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{inet, inotify, multicast, netlink, options, packet, tcp, unix};
+use crate::checkpoint::files::{inet, inotify, multicast, netlink, options, packet, tcp, tun, unix};
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
@@ -47,6 +47,8 @@ pub struct Registry {
     pub(super) netlink: Vec<netlink::Flags>,
     /// What packet sockets have beside their records.
     pub(super) packets: Vec<packet::More>,
+    /// Descriptors of tun devices.
+    pub(super) tunnels: Vec<tun::Tunnel>,
     /// The keys of the TCP sockets of a family.
     pub(super) keys: BTreeMap<i32, inet::Keys>,
     /// TCP connections.
@@ -73,6 +75,11 @@ impl Registry {
     /// The ring with this inode.
     pub fn ring(&self, inode: u64) -> Option<u32> {
         self.rings.get(&inode).copied()
+    }
+
+    /// Descriptors of tun devices.
+    pub fn tunnels(&self) -> &[tun::Tunnel] {
+        &self.tunnels
     }
 
     /// The container's root directory.

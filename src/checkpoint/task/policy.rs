@@ -103,6 +103,16 @@ impl Judge<'_> {
             ip.map(|s| ("raw", s.ns_id)).or(packets.map(|s| ("packet", s.ns_id)))
         };
         let found = model.files.iter().filter_map(raw).find(|(_, space)| space.is_none_or(|id| id == own));
+        let attached = model.files.iter().filter_map(|file| file.tunf.as_ref());
+        let attached = attached.filter(|tun| tun.ns_id.is_none_or(|id| id == own));
+        if let Some(name) = attached.filter_map(|tun| tun.netdev.as_ref()).next()
+            && !self.grants(Capability::NetAdmin)
+        {
+            return Err(Error::new(format!(
+                "the image has a descriptor of the network device {name:?}, config.json does not grant CAP_NET_ADMIN"
+            ))
+            .remedy("grant it in config.json"));
+        }
         match found {
             Some((what, _)) if !self.grants(Capability::NetRaw) => Err(Error::new(format!(
                 "the image has a {what} socket, config.json does not grant CAP_NET_RAW"

@@ -11,8 +11,12 @@ use crate::checkpoint::model::validate::{require, tasks, unique};
 const FD_MAX: u32 = 0x7fff_ffc0;
 
 pub(super) fn check(model: &Model) -> Result<()> {
-    unique(model.files.iter().map(|f| f.id), "files.img", "file")?;
-    let types: BTreeMap<u32, i32> = model.files.iter().map(|f| (f.id, f.r#type)).collect();
+    let of = |kind| model.files.iter().filter(move |f| f.r#type() == kind);
+    // A tun descriptor has the number of its path.
+    let tuns: BTreeSet<u32> = of(FdTypes::Tunf).map(|f| f.id).collect();
+    let others = || model.files.iter().filter(|f| f.r#type() != FdTypes::Reg || !tuns.contains(&f.id));
+    unique(others().map(|f| f.id), "files.img", "file")?;
+    let types: BTreeMap<u32, i32> = others().map(|f| (f.id, f.r#type)).collect();
     for file in &model.files {
         check_file(file)?;
     }
@@ -47,6 +51,10 @@ fn check_file(file: &FileEntry) -> Result<()> {
     };
     require(part == Some(file.id), "files.img", || {
         format!("file {} is not what its type {} says", file.id, file.r#type)
+    })?;
+    let device = file.tunf.as_ref().and_then(|tun| tun.netdev.as_deref());
+    require(device.is_none_or(crate::container::net_devices::is_valid), "files.img", || {
+        format!("the network device of file {} has no name of one", file.id)
     })?;
     let name = file.reg.as_ref().map_or("", |reg| &reg.name);
     require(!name.contains('\0'), "files.img", || format!("the path of file {} has a zero byte", file.id))

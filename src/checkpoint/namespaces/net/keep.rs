@@ -64,7 +64,7 @@ pub fn look(doors: Doors, given: &BTreeSet<String>) -> Vec<Error> {
 }
 
 /// Devices that config.json moves in, by their names inside.
-fn given(source: &Source) -> BTreeSet<String> {
+pub fn given(source: &Source) -> BTreeSet<String> {
     given_from(source).into_keys().collect()
 }
 
@@ -135,7 +135,8 @@ pub fn keep(dump: &mut Dump<'_>) -> Result<()> {
     for (id, door) in &doors {
         let own = *id == Kind::Net.id(true);
         let given = if own { from.keys().cloned().collect() } else { BTreeSet::new() };
-        let (socket, net, extra) = through(vec![(copy(door)?, Kind::Net)], || around.save(*id, &given))?;
+        let (socket, mut net, extra) = through(vec![(copy(door)?, Kind::Net)], || around.save(*id, &given))?;
+        files::complete_tunnels(dump.files.tunnels(), *id, &mut net.devices);
         let back = |link: &LinkExtra| {
             let device = net.devices.iter().find(|device| device.ifindex == link.ifindex)?;
             from.get(&device.name).filter(|_| link.given == Some(true)).cloned()

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::tun;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{LinkExtra, MacvlanLinkEntry, NdType, NetDeviceEntry};
 use crate::sys::netlink::{Message, Netlink, attribute, attributes, text_of, u16_at, u32_at};
@@ -38,7 +39,8 @@ pub const NEW: [&str; 11] = [
 /// be kept.
 pub fn made_of(kind: &str) -> Option<&'static [u16]> {
     Some(match kind {
-        "veth" | "dummy" | "ifb" => &[],
+        // Of a tun the record has all.
+        "veth" | "dummy" | "ifb" | tun::KIND => &[],
         // Without what is state, and what is there once only.
         BRIDGE => &[
             1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 22, 23, 24, 25, 27, 28, 29, 30, 31, 32, 33, 34, 35, 36, 37, 38,
@@ -124,6 +126,10 @@ fn look(link: &Message, given: &BTreeSet<String>) -> Result<Option<Link>> {
     if !loopback && !given {
         refuse(&name, kind.as_deref(), data)?;
     }
+    let tunnel = !loopback && !given && kind.as_deref() == Some(tun::KIND);
+    if tunnel {
+        tun::refuse(&name, link)?;
+    }
     let xdp = top(IFLA_XDP).and_then(|x| attributes(x).find(|(k, _)| *k == IFLA_XDP_ATTACHED));
     if xdp.is_some_and(|(_, attached)| attached.first().is_some_and(|mode| *mode != 0)) {
         return Err(Error::new(format!(
@@ -141,6 +147,7 @@ fn look(link: &Message, given: &BTreeSet<String>) -> Result<Option<Link>> {
         address: top(libc::IFLA_ADDRESS).filter(|_| !loopback).map(<[u8]>::to_vec),
         macvlan: (kind.as_deref() == Some("macvlan")).then(|| macvlan(data)),
         master: word(libc::IFLA_MASTER),
+        tun: tunnel.then(|| tun::entry(link)),
         name,
         ..NetDeviceEntry::default()
     };
@@ -194,6 +201,7 @@ fn kind_for_criu(loopback: bool, kind: Option<&str>) -> NdType {
         Some("veth") => NdType::Veth,
         Some(BRIDGE) => NdType::Bridge,
         Some("macvlan") => NdType::Macvlan,
+        Some(tun::KIND) => NdType::Tun,
         // Whoever restores it must have made the device.
         _ => NdType::Extlink,
     }
@@ -205,6 +213,7 @@ pub fn of_criu(device: &NetDeviceEntry) -> Result<LinkExtra> {
         NdType::Loopback | NdType::Extlink => (None, Vec::new()),
         NdType::Veth => (Some("veth"), Vec::new()),
         NdType::Bridge => (Some(BRIDGE), Vec::new()),
+        NdType::Tun => (Some(tun::KIND), Vec::new()),
         NdType::Macvlan => {
             let macvlan = device.macvlan.clone().unwrap_or_default();
             let flags = macvlan.flags.and_then(|flags| u16::try_from(flags).ok());
@@ -212,7 +221,7 @@ pub fn of_criu(device: &NetDeviceEntry) -> Result<LinkExtra> {
             let mode = attribute(MACVLAN_MODE, &macvlan.mode.to_ne_bytes());
             (Some("macvlan"), [mode, flags.unwrap_or_default()].concat())
         }
-        kind @ (NdType::Tun | NdType::Venet | NdType::Sit) => {
+        kind @ (NdType::Venet | NdType::Sit) => {
             return Err(Error::new(format!(
                 "the images have the network device {} of the kind {kind:?}, which cannot be restored yet",
                 device.name

@@ -16,9 +16,12 @@ use super::link::{
     info, made_of, only,
 };
 use super::peers::{External, numbered};
+use super::tun;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{LinkExtra, NetDeviceEntry, NetworkExtra};
 use crate::checkpoint::model::NetNamespace;
+use crate::checkpoint::namespaces::enter::through;
+use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::netlink::{
     CREATE, EXCLUSIVE, Message, Netlink, attribute, attributes, text, text_of, u32_at,
 };
@@ -221,6 +224,16 @@ impl Maker<'_> {
             ))
             .remedy("have config.json (linux.netDevices) or a createRuntime hook move it in"));
         };
+        if kind == tun::KIND {
+            let ifindex = free(space, device.ifindex)?;
+            let door = space.door.try_clone();
+            let door = door.during("cannot hold a namespace", || "fcntl(_, F_DUPFD_CLOEXEC)".into())?;
+            through(vec![(door, Kind::Net)], || tun::make(device))?;
+            spaces[place].indexes.insert(ifindex, ifindex);
+            spaces[place].order.push(ifindex);
+            spaces[place].made.push(ifindex);
+            return Ok(true);
+        }
         let other = self.other(spaces, place, device, &extra, kind)?;
         let mut body = link(free(space, device.ifindex)?, 0, 0);
         body.extend(text(libc::IFLA_IFNAME, name));

@@ -26,10 +26,12 @@ mod nftables;
 mod peers;
 mod refuse;
 mod sysctl;
+mod tun;
 
-pub use keep::{EXTENSION, Hold, check, keep, restore, validate};
+pub use keep::{EXTENSION, Hold, check, given, keep, restore, validate};
 pub use nftables::is_lock;
 pub use peers::External;
+pub use tun::{TunLink, tun_link};
 
 use std::collections::BTreeSet;
 
