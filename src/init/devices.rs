@@ -3,11 +3,12 @@
 //! Nodes are made with mknodat(2) and checked through a descriptor to be what was made; in a user namespace, where that
 //! is denied, the host's nodes are bind-mounted onto empty files.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, open, openat};
+use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, mknodat};
 use nix::unistd::{
     Gid, Uid, UnlinkatFlags, dup2_stderr, dup2_stdin, dup2_stdout, fchownat, symlinkat, unlinkat,
@@ -16,7 +17,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 
 use super::credentials::root_ids;
 use super::masked::verify_dev_null;
-use super::mounts::{DIR_MODE, classic_mount, clean};
+use super::mounts::{DIR_MODE, clean};
 use crate::sys::mount::{attach, clone_tree};
 use crate::sys::procfs::Procfs;
 use crate::sys::resolve::parent_in_root;
@@ -90,18 +91,18 @@ fn nodes(spec: &Spec) -> Result<Vec<Node>> {
 }
 
 /// Makes all devices, the links that programs expect in /dev, and /dev/ptmx. With `bind` nodes are bound, not made.
-pub fn create(root: BorrowedFd<'_>, spec: &Spec, bind: bool) -> Result<()> {
+pub fn create(root: BorrowedFd<'_>, procfs: &Procfs, spec: &Spec, bind: bool) -> Result<()> {
     for node in nodes(spec)? {
         if node.path.as_os_str().is_empty() || clean(&node.path) == Path::new("/dev/ptmx") {
             continue;
         }
-        create_node(root, &node, bind)
+        create_node(root, procfs, &node, bind)
             .context(|| format!("error creating device nodes: {}", node.path.display()))?;
     }
     links(root)
 }
 
-fn create_node(root: BorrowedFd<'_>, node: &Node, bind: bool) -> Result<()> {
+fn create_node(root: BorrowedFd<'_>, procfs: &Procfs, node: &Node, bind: bool) -> Result<()> {
     let (dir, name) =
         parent_in_root(root, &node.path, DIR_MODE).context(|| "mkdir parent of device inode")?;
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -116,16 +117,21 @@ fn create_node(root: BorrowedFd<'_>, node: &Node, bind: bool) -> Result<()> {
             Err(e) => return Err(e).context(|| "mknodat"),
         }
     }
-    let create = OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    drop(openat(&dir, name, create, Mode::empty()).context(|| "create device inode")?);
+    // What the image has there is not opened: a fifo would keep us waiting.
+    let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(&dir, name, create, Mode::empty()) {
+        Ok(_) | Err(Errno::EEXIST) => {}
+        Err(e) => return Err(e).context(|| "create device inode"),
+    }
     let target = openat(&dir, name, flags, Mode::empty()).context(|| "open device inode")?;
     let path = std::ffi::CString::new(node.path.as_os_str().as_encoded_bytes())
         .map_err(|_| Error::new("device path contains null byte"))?;
     match clone_tree(AT_FDCWD, &path, false) {
         Ok(tree) => attach(&tree, &target).context(|| "move_mount"),
         Err(Errno::ENOSYS) => {
-            let onto = format!("/proc/self/fd/{}", target.as_raw_fd());
-            classic_mount(Some(&node.path), Path::new(&onto), None, libc::MS_BIND, None)
+            let descriptors = procfs.descriptors()?;
+            descriptors
+                .mount_on(Some(&node.path), target.as_fd(), None, MsFlags::MS_BIND, None)
                 .context(|| "bind mount")
         }
         Err(e) => Err(e).context(|| "open_tree"),
@@ -207,9 +213,7 @@ pub fn mount_console(slave: BorrowedFd<'_>) -> Result<()> {
         Err(Errno::ENOSYS | Errno::EPERM) => {
             // The container's /proc may be anything by now.
             let descriptors = Procfs::open()?.descriptors()?;
-            descriptors
-                .mount(Some(slave), target.as_fd(), nix::mount::MsFlags::MS_BIND)
-                .context(|| "bind mount console")
+            descriptors.mount(Some(slave), target.as_fd(), MsFlags::MS_BIND).context(|| "bind mount console")
         }
         Err(e) => Err(e).context(|| "bind mount console: open_tree"),
     }

@@ -41,10 +41,14 @@ fn read_only(path: &Path) -> Result<()> {
         other => other.context(|| format!("open {}", path.display()))?,
     };
     match clone_tree(target.as_fd(), c"", true) {
-        Ok(tree) => {
-            set_attributes(&tree, READ_ONLY, false).context(|| "mount_setattr")?;
-            attach(&tree, &target).context(|| "move_mount")
-        }
+        Ok(tree) => match set_attributes(&tree, READ_ONLY, false) {
+            // Linux 5.12 has it.
+            Err(Errno::ENOSYS) => read_only_by_mount(path, &target),
+            set => {
+                set.context(|| "mount_setattr")?;
+                attach(&tree, &target).context(|| "move_mount")
+            }
+        },
         // No such interface, or a filter that denies it.
         Err(Errno::ENOSYS | Errno::EPERM) => read_only_by_mount(path, &target),
         Err(e) => Err(e).context(|| "open_tree"),

@@ -117,7 +117,7 @@ pub fn prepare(setup: &mut Setup<'_>, late: &dyn Fn(usize) -> Result<Option<Owne
     }
     let own_dev = !mounts.iter().any(|m| m.kind == "bind" && clean(&m.destination) == Path::new("/dev"));
     if own_dev {
-        devices::create(fd.as_fd(), setup.spec, setup.user_namespace)
+        devices::create(fd.as_fd(), &procfs, setup.spec, setup.user_namespace)
             .context(|| "configuring container /dev")?;
     }
     Ok(Root { fd, mounts, own_dev })

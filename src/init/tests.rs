@@ -297,6 +297,58 @@ fn devices_of_config_json_are_made_with_their_owner() {
 }
 
 #[test]
+fn devices_are_bound_onto_whatever_the_image_has() {
+    test(|fixture| {
+        let dev = fixture.rootfs.join("dev");
+        fs::create_dir(&dev).unwrap();
+        nix::unistd::mkfifo(&dev.join("null"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        symlink(fixture.dir.path().join("secret"), dev.join("zero")).unwrap();
+        let spec = fixture.spec(&format!("[{PROC}]"), "");
+        let mut setup = Setup { user_namespace: true, ..fixture.setup(&spec) };
+        let root = prepare(&mut setup, &|_| Ok(None)).unwrap();
+        pivot(&setup, &root).unwrap();
+        for (path, major, minor) in devices::DEFAULT {
+            assert_eq!(fs::metadata(path).unwrap().rdev(), libc::makedev(*major, *minor), "{path}");
+        }
+    });
+}
+
+/// Makes system calls unknown, as in an older kernel.
+fn forget(calls: &[&str]) {
+    use libseccomp::{ScmpAction, ScmpFilterContext, ScmpSyscall};
+    let mut filter = ScmpFilterContext::new(ScmpAction::Allow).unwrap();
+    for call in calls {
+        let call = ScmpSyscall::from_name(call).unwrap();
+        filter.add_rule(ScmpAction::Errno(libc::ENOSYS), call).unwrap();
+    }
+    filter.load().unwrap();
+}
+
+#[test]
+fn older_kernels_do_with_fewer_calls() {
+    for calls in [&["mount_setattr"][..], &["mount_setattr", "fsopen"]] {
+        test(|fixture| {
+            let source = fixture.dir.path().display();
+            let mounts = format!(
+                r#"[{PROC},{DEV},{{"destination":"/tmp","type":"tmpfs","source":"tmpfs","options":["ro","noexec"]}},
+                {{"destination":"/data","source":"{source}","options":["rbind","ro","nosuid","rslave"]}},
+                {{"destination":"/plain","source":"{source}","options":["bind","rw","rprivate"]}}]"#
+            );
+            forget(calls);
+            // An empty directory to mask another is made by fsopen(2) alone.
+            fixture
+                .enter(&mounts, r#","maskedPaths":["/proc/kcore"],"readonlyPaths":["/proc/sys"]"#)
+                .unwrap();
+            assert!(mount_options("/data").contains(" ro,nosuid"), "{}", mount_options("/data"));
+            assert!(mount_options("/plain").contains(" rw"), "{}", mount_options("/plain"));
+            assert!(mount_options("/tmp").contains(" ro,"), "{}", mount_options("/tmp"));
+            assert!(mount_options("/proc/sys").contains(" ro"));
+            assert_eq!(fs::read("/data/secret").unwrap(), b"host");
+        });
+    }
+}
+
+#[test]
 fn in_a_user_namespace_devices_are_bound() {
     in_child(libc::CLONE_NEWUSER | libc::CLONE_NEWNS, || {
         fs::write("/proc/self/setgroups", "deny").unwrap();

@@ -167,8 +167,7 @@ impl Descriptors {
     }
 
     /// mount(2) onto what a descriptor is, for kernels and filters without the newer interface; with a source, that
-    /// descriptor bound there. The working directory is this one meanwhile: the call takes paths, and only one that
-    /// begins here is proved.
+    /// descriptor bound there.
     pub fn mount(
         &self,
         source: Option<BorrowedFd<'_>>,
@@ -176,12 +175,31 @@ impl Descriptors {
         flags: nix::mount::MsFlags,
     ) -> Result<(), Errno> {
         use std::os::fd::AsRawFd;
-        let none: Option<&str> = None;
         let source = source.map(|fd| fd.as_raw_fd().to_string());
+        self.mount_on(source.as_deref().map(Path::new), target, None, flags, None)
+    }
+
+    /// mount(2) onto what a descriptor is, with all that the call takes. The working directory is this one meanwhile: the
+    /// call takes paths, and only one that begins here is proved. So a source with a place must be absolute.
+    pub fn mount_on(
+        &self,
+        source: Option<&Path>,
+        target: BorrowedFd<'_>,
+        kind: Option<&str>,
+        flags: nix::mount::MsFlags,
+        data: Option<&str>,
+    ) -> Result<(), Errno> {
+        use std::os::fd::AsRawFd;
         let target = target.as_raw_fd().to_string();
-        let before = open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+        // One that its user may not enter is not come back to.
+        let before = match open(".", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()) {
+            Err(Errno::EACCES) => {
+                open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?
+            }
+            before => before?,
+        };
         nix::unistd::fchdir(&self.0)?;
-        let mounted = nix::mount::mount(source.as_deref(), target.as_str(), none, flags, none);
+        let mounted = nix::mount::mount(source, target.as_str(), kind, flags, data);
         nix::unistd::fchdir(&before)?;
         mounted
     }

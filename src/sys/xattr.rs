@@ -3,6 +3,7 @@
 //! The f- variants refuse O_PATH descriptors; a path of the form /proc/self/fd/N reaches whatever N is.
 
 use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
@@ -29,6 +30,14 @@ pub fn get(path: &CStr, name: &CStr) -> Result<Vec<u8>, Errno> {
     // SAFETY: the kernel writes at most `MAX` bytes into the buffer.
     let length = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), buffer.as_mut_ptr().cast(), MAX) };
     filled(buffer, length)
+}
+
+/// Sets an attribute of an open file. fsetxattr(2)
+pub fn set_open(file: impl AsFd, name: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `value.len()` bytes from the slice.
+    let ret = unsafe { libc::fsetxattr(fd, name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    super::check(ret.into()).map(drop)
 }
 
 /// Sets an attribute.

@@ -1,23 +1,52 @@
 //! Bind mounts: what is shown, where, and under which flags.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 
 use libc::{MS_BIND, MS_REC, MS_REMOUNT};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag};
+use nix::mount::MsFlags;
+use nix::sys::statfs::fstatfs;
 
-use super::{DIR_MODE, FILE_MODE, Mount, Mounter, attributes, c_string, classic_mount, is_dir, no_target};
+use super::{DIR_MODE, FILE_MODE, Mount, Mounter, attributes, c_string, is_dir, no_target, put};
 use crate::sys::mount::{Attributes, clone_tree, set_attributes};
 use crate::sys::resolve::{make_dir_in_root, make_file_in_root, open_in_root};
 use crate::sys::{Context, Result};
 
+/// Flags that mount(2) may not take away in a user namespace.
+const LOCKED: MsFlags =
+    MsFlags::MS_RDONLY.union(MsFlags::MS_NOSUID).union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+
 impl Mounter<'_> {
     pub(crate) fn bind(&self, m: &Mount, tree: OwnedFd) -> Result<()> {
         let target = self.bind_target(m, &tree).context(|| no_target(m))?;
-        set_bind_flags(m, &tree)?;
-        self.attach_and_adjust(m, &target, &tree)
+        match set_bind_flags(m, &tree) {
+            Err(e) if e.errno() == Some(Errno::ENOSYS) => {
+                put(&tree, &target)?;
+                self.remount(m, &tree).context(|| "remount bind mount")?;
+                self.propagate(m, &tree)
+            }
+            set => {
+                set?;
+                self.attach_and_adjust(m, &target, &tree)
+            }
+        }
+    }
+
+    /// The flags of a bind mount by mount(2), which changes only what is attached. Before Linux 5.12 there is nothing else.
+    fn remount(&self, m: &Mount, tree: &OwnedFd) -> Result<(), Errno> {
+        let descriptors = self.procfs.descriptors().map_err(|e| e.errno().unwrap_or(Errno::EIO))?;
+        let given = MsFlags::from_bits_retain(m.flags & !MS_REC) | MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+        match descriptors.mount(None, tree.as_fd(), given) {
+            // Flags that are locked, because the source comes from a more privileged user namespace.
+            Err(Errno::EPERM) => {
+                let there = MsFlags::from_bits_retain(fstatfs(tree)?.flags().bits()) & LOCKED;
+                let kept = there & !MsFlags::from_bits_retain(m.cleared);
+                descriptors.mount(None, tree.as_fd(), given | kept)
+            }
+            done => done,
+        }
     }
 
     /// The destination of a bind mount, made if missing as what its source is.
@@ -74,11 +103,6 @@ fn set_bind_flags(m: &Mount, tree: &OwnedFd) -> Result<()> {
     let replace = Attributes { set, clear: (all & !set) | atime, ..Attributes::default() };
     match set_attributes(tree, replace, false) {
         Err(Errno::EPERM) => {}
-        Err(Errno::ENOSYS) => {
-            let name = format!("/proc/self/fd/{}", tree.as_raw_fd());
-            let flags = given | MS_BIND | MS_REMOUNT;
-            return classic_mount(None, Path::new(&name), None, flags, None).context(|| "remount bind mount");
-        }
         other => return other.context(|| "failed to set user-requested vfs flags on bind-mount"),
     }
     // Symbolic links are not among what can be locked.

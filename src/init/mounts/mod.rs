@@ -8,7 +8,8 @@
 //!
 //! The destination is resolved once, to a descriptor, and the mount is attached to that: renaming or linking
 //! directories under us can put the mount at another place *inside* the root, never outside (CVE-2021-30465). Where
-//! the kernel or a seccomp filter around us denies this interface, mount(2) is used on `/proc/self/fd/N`.
+//! the kernel or a seccomp filter around us denies this interface, mount(2) is used on `/proc/self/fd/N` of a procfs that
+//! is proved to be one: the host's, for nothing of the container is the root directory yet.
 
 mod bind;
 mod cgroup;
@@ -18,12 +19,13 @@ mod idmap;
 mod options;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libc::{MS_RDONLY, MS_REC};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
+use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat, mkdirat};
 
 use crate::sys::mount::{Attributes, attach, clone_tree, set_attributes};
@@ -131,11 +133,12 @@ impl Mounter<'_> {
         }
     }
 
-    /// Gives a file SELinux's label of the mounts.
-    fn relabel(&self, file: &OwnedFd) -> Result<()> {
+    /// Gives a directory SELinux's label of the mounts.
+    fn relabel(&self, dir: &OwnedFd) -> Result<()> {
         let Some(label) = self.label.filter(|l| !l.is_empty()) else { return Ok(()) };
-        let path = c_string(format!("/proc/self/fd/{}", file.as_raw_fd()).as_bytes())?;
-        match xattr::set(&path, c"security.selinux", label.as_bytes()) {
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let dir = openat(dir, ".", flags, Mode::empty()).context(|| "open the new mount")?;
+        match xattr::set_open(&dir, c"security.selinux", label.as_bytes()) {
             // A kernel without SELinux.
             Ok(()) | Err(Errno::EOPNOTSUPP) => Ok(()),
             Err(e) => Err(e).context(|| format!("setxattr security.selinux {label}")),
@@ -238,10 +241,13 @@ impl Mounter<'_> {
 
     /// mount(2) on a descriptor, for kernels, filters and options that the newer interface cannot serve.
     fn classic(&self, m: &Mount, target: &OwnedFd, flags: u64, data: &str) -> Result<OwnedFd> {
-        let name = format!("/proc/self/fd/{}", target.as_raw_fd());
         let call =
             || format!("mount src={}, dst={}, data={data}", m.source.display(), m.destination.display());
-        classic_mount(Some(&m.source), Path::new(&name), Some(&m.kind), flags, Some(data)).context(call)?;
+        let flags = MsFlags::from_bits_retain(flags);
+        self.procfs
+            .descriptors()?
+            .mount_on(Some(&m.source), target.as_fd(), Some(&m.kind), flags, Some(data))
+            .context(call)?;
         // The descriptor is below the new mount: look the path up again, and make sure that it is a mount now.
         let path = self.procfs.path_of(target)?;
         let inside = path.strip_prefix(self.root_path).map_err(|_| Error::new("mountpoint moved"))?;
@@ -261,7 +267,7 @@ impl Mounter<'_> {
     /// Propagation types, in the order they were given, then the attributes of the whole tree.
     fn propagate(&self, m: &Mount, tree: &OwnedFd) -> Result<()> {
         for flags in &m.propagation {
-            set_propagation(tree.as_fd(), *flags)?;
+            set_propagation(self.procfs, tree.as_fd(), *flags)?;
         }
         if let Some(all) = m.recursive {
             set_attributes(tree, all, true).context(|| "mount_setattr (recursive attributes)")?;
@@ -295,14 +301,11 @@ fn is_dir(fd: &OwnedFd) -> Result<bool, Errno> {
 }
 
 /// Changes the propagation of a mount, or with MS_REC of the whole tree.
-pub(crate) fn set_propagation(mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
+fn set_propagation(procfs: &Procfs, mount: BorrowedFd<'_>, flags: u64) -> Result<()> {
     let kind = flags & !MS_REC;
     let change = Attributes { propagation: kind, ..Attributes::default() };
     match set_attributes(mount, change, flags & MS_REC != 0) {
-        Err(Errno::ENOSYS) => {
-            let name = format!("/proc/self/fd/{}", mount.as_raw_fd());
-            classic_mount(None, Path::new(&name), None, flags, None)
-        }
+        Err(Errno::ENOSYS) => procfs.descriptors()?.mount(None, mount, MsFlags::from_bits_retain(flags)),
         other => other,
     }
     .context(|| "change mount propagation")
@@ -316,7 +319,7 @@ pub(crate) fn classic_mount(
     flags: u64,
     data: Option<&str>,
 ) -> Result<(), Errno> {
-    let flags = nix::mount::MsFlags::from_bits_retain(flags);
+    let flags = MsFlags::from_bits_retain(flags);
     nix::mount::mount(source, target, kind, flags, data)
 }
 
