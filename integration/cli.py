@@ -702,7 +702,7 @@ def test_usage(host):
         (("exec",), 1, '"exec" requires a minimum of 1 argument(s)'),
         (("nope",), 3, "No help topic for 'nope'"),
         (("list", "--nope"), 1, "flag provided but not defined: -nope"),
-        (("create", "--bundle"), 1, "flag needs an argument: -bundle"),
+        (("create", "--bundle"), 1, "flag needs an argument: --bundle"),
         (("create", "--preserve-fds", "x", "y"), 1, "invalid value"),
         (("list", "--format", "nope"), 1, "invalid format option"),
         (("update", "--cpu-period", "x", "missing"), 1, ""),
@@ -799,6 +799,7 @@ def test_notify(host):
     c = container("run", "STATUS=x", "READY=1\nSTATUS=y")
     told(c, "run", "--detach", "--bundle", c.bundle, c.id)
     check("NOTIFY_SOCKET=/run/notify/notify.sock" in c.exec("env").stdout, "exec has it as well")
+    equal(c.exec("stat", "-c", "%a", "/run/notify/notify.sock").stdout, "777\n", "any user may write there")
     other = container("start", "READY=1")
     call(other, "create", "--bundle", other.bundle, other.id)
     told(other, "start", other.id)

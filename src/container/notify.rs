@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, connect, sendmsg, socket,
 };
-use nix::sys::stat::Mode;
+use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{Mount, Spec};
 
 use super::Result;
@@ -84,9 +84,11 @@ impl Socket {
         let call = || format!("bind {}", dir.join(DIR).join(NAME).display());
         // Of a `start` that was killed.
         let _ = std::fs::remove_file(&path);
-        let socket = UnixDatagram::bind(&path).context(call)?;
-        set_permissions(&path, Permissions::from_mode(0o777)).context(call)?;
-        Ok(Some(Self(socket)))
+        // Everybody may write to it. A chmod(2) would follow a link that the container has put there meanwhile.
+        let before = umask(Mode::empty());
+        let socket = UnixDatagram::bind(&path).context(call);
+        umask(before);
+        Ok(Some(Self(socket?)))
     }
 
     /// Waits until the container is ready or `init` has ended, and tells the service manager which pid to watch.
