@@ -145,13 +145,42 @@ fn process(args: &Args, container: &Container) -> Result<Process> {
             let parsed = bundle::parse(&text);
             let (process, names) = parsed.map_err(|e| Error::new(format!("{}: {e}", path.display())))?;
             unknown = names;
-            process
+            completed(process, container)?
         }
         None => from_flags(args, container)?,
     };
     new::warn_of_capabilities(&unknown, Some(&process));
     validate_process(&process)?;
     lsm::validate(&process)?;
+    Ok(process)
+}
+
+/// What a file leaves out is the container's own: a process without `capabilities` must not have more than its init.
+fn completed(mut process: Process, container: &Container) -> Result<Process> {
+    let spec = container.spec()?;
+    let Some(own) = spec.process() else { return Ok(process) };
+    if process.capabilities().is_none() {
+        process.set_capabilities(own.capabilities().clone());
+    }
+    let blank = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
+    if blank(process.apparmor_profile()) {
+        process.set_apparmor_profile(own.apparmor_profile().clone());
+    }
+    if blank(process.selinux_label()) {
+        process.set_selinux_label(own.selinux_label().clone());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(own.rlimits().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*own.io_priority());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(own.scheduler().clone());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(own.exec_cpu_affinity().clone());
+    }
     Ok(process)
 }
 
@@ -213,9 +242,9 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     }
     let (mut more, mut unknown) = (vec![], vec![]);
     for name in names {
-        match name.strip_prefix("CAP_").unwrap_or(name).parse::<Capability>() {
-            Ok(capability) => more.push(capability),
-            Err(_) => unknown.push(name.as_str()),
+        match name.strip_prefix("CAP_").map(str::parse::<Capability>) {
+            Some(Ok(capability)) => more.push(capability),
+            _ => unknown.push(name.as_str()),
         }
     }
     if !unknown.is_empty() {
