@@ -249,6 +249,41 @@ def test_plain_process(host):
     check("can't raise ambient capability CAP_CHOWN: operation not permitted" in said, said)
 
 
+def test_what_a_process_leaves_out(host):
+    """exec --process: capabilities and limits that the file does not name are the container's, not the runtime's."""
+    def change(spec):
+        spec["process"]["rlimits"] = [{"type": "RLIMIT_NOFILE", "soft": 77, "hard": 88}]
+
+    c = sleeper(host, change=change)
+    c.run()
+    process = host.dir / "process.json"
+    status = {"args": ["sh", "-c", "grep Cap /proc/self/status; ulimit -n; ulimit -Hn"], "cwd": "/", "env": ["PATH=/bin:/usr/bin"]}
+    process.write_text(json.dumps(status) + " what follows is not read")
+    said = c.call("exec", "--process", process, c.id).stdout
+    equal(said, c.call("exec", c.id, *status["args"]).stdout, "capabilities and limits")
+    equal(said.split()[-2:], ["77", "88"], "limits")
+    process.write_text(json.dumps({**status, "capabilities": {}, "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 5, "hard": 6}]}))
+    said = c.call("exec", "--process", process, c.id).stdout
+    check("CapEff:\t0000000000000000" in said and said.split()[-2:] == ["5", "6"], said)
+
+
+def test_flags_without_a_value(host):
+    """A flag whose value is empty is as if it had not been given; what is wrong with a command line is told in the log."""
+    c = sleeper(host)
+    c.run()
+    empty = [f"--{flag}=" for flag in ("cwd", "user", "process", "apparmor", "process-label", "pid-file", "console-socket", "pidfd-socket")]
+    equal(c.call("exec", *empty, c.id, "pwd").stdout, "/\n", "exec")
+    log = host.dir / "log"
+    for words, text in [(["state", "--nope", "x"], "flag provided but not defined: -nope"), (["nope"], "No help topic for 'nope'"),
+                        (["exec", "--preserve-fds", "x", "y", "z"], "invalid value")]:
+        log.unlink(missing_ok=True)
+        said = c.call("--log", log, "--log-format", "json", *words, ok=[1, 3]).stderr
+        check(text in said and text in json.loads(log.read_text())["msg"], f"{words}: {said}, {log.read_text()}")
+    check("container does not exist" in c.call("kill", "nobody", "NOPE", ok=[1]).stderr, "kill of nobody")
+    equal(c.call("exec", c.id, "--", "echo", "--", "x").stdout, "-- x\n", "two dashes after the container's name")
+    equal(c.call("h", "kill").stdout, c.call("kill", "--help").stdout, "help by one letter")
+
+
 def test_words(host):
     """What config.json may not ask for is refused, and what is done without is warned of, in runc's words."""
     root = host.overlay("busybox", "words")
@@ -311,7 +346,7 @@ def test_words(host):
         check("level=warning" in text and words in text and "/\n" in text, f"{part} = {value}: {text}")
     # What runc passes over.
     for part, value in [("vm", {"hypervisor": {"path": "/x"}}), ("linux.uidMappings", [{"containerID": 0, "hostID": 1, "size": 1}]),
-                        ("process.execCPUAffinity", {"initial": ""}), ("process.rlimits", None), ("process.user", None)]:
+                        ("linux.seccomp", {}), ("linux.resources.pids", {}), ("process.execCPUAffinity", {"initial": ""}), ("process.rlimits", None), ("process.user", None)]:
         equal(said(part, value, 0), "/\n", f"{part} = {value}")
     check(process["cwd"] == "/" and not (root / "made").exists(), "the sound config.json")
     sound["root"]["readonly"] = True

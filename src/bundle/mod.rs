@@ -84,20 +84,26 @@ fn read_known(text: &[u8]) -> Result<(Spec, Vec<String>)> {
 /// list those of the newest kernel. Flags of the scheduler may have the names of the specification's Go package, and
 /// numbers that are not given are 0, as in Go: a process without a user is root's.
 pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<String>), serde_json::Error> {
-    let failure = match serde_json::from_slice(text) {
+    let failure = match first(text) {
         Ok(value) => {
             // The one word that the parser does without, and runc does not.
             let priority = b"\"ioPriority\"";
             if text.windows(priority.len()).any(|part| part == priority)
-                && let Some(words) = words::wrong(&serde_json::from_slice(text)?)
+                && let Some(words) = words::wrong(&first(text)?)
             {
                 return Err(serde::de::Error::custom(words));
             }
-            return Ok((value, vec![]));
+            if !unlimited_pids(text) {
+                return Ok((value, vec![]));
+            }
+            None
         }
-        Err(e) => e,
+        Err(e) => Some(e),
     };
-    let Ok(mut value) = serde_json::from_slice::<Value>(text) else { return Err(failure) };
+    let mut value: Value = match first(text) {
+        Ok(value) => value,
+        Err(e) => return Err(failure.unwrap_or(e)),
+    };
     if value.is_null() {
         return Err(serde::de::Error::custom("config cannot be null"));
     }
@@ -124,6 +130,20 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
     for flag in flags.into_iter().flatten().filter(|f| **f == "SCHED_FLAG_RESET_ON_FORK") {
         *flag = "SCHED_RESET_ON_FORK".into();
     }
+    if let Some(linux) = value.get_mut("linux").and_then(Value::as_object_mut) {
+        // One that names no limit sets none, and one that names no action is no filter.
+        let resources = linux.get_mut("resources").and_then(Value::as_object_mut);
+        if let Some(resources) = resources.filter(|r| r.get("pids").is_some_and(|p| p.get("limit").is_none()))
+        {
+            resources.remove("pids");
+        }
+        let none = |filter: &Value, key: &str, empty: Value| filter.get(key).is_none_or(|v| *v == empty);
+        if linux.get("seccomp").is_some_and(|s| {
+            s.is_object() && none(s, "defaultAction", json!("")) && none(s, "syscalls", json!([]))
+        }) {
+            linux.remove("seccomp");
+        }
+    }
     // Nothing here is a virtual machine.
     if let Some(spec) = value.as_object_mut() {
         spec.remove("vm");
@@ -139,7 +159,26 @@ pub fn parse<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<(T, Vec<Stri
         return Err(serde::de::Error::custom(words));
     }
     // What else is wrong is told with its line and column.
-    serde_json::from_value(value).map(|value| (value, unknown.into_iter().collect())).map_err(|_| failure)
+    let parsed = serde_json::from_value(value).map_err(|e| failure.unwrap_or(e));
+    parsed.map(|value| (value, unknown.into_iter().collect()))
+}
+
+/// True if `pids` of the resources is there without a limit: to the parser that is a limit of 0.
+fn unlimited_pids(text: &[u8]) -> bool {
+    let name = b"\"pids\"";
+    fn after(rest: &[u8], byte: u8) -> Option<&[u8]> {
+        rest.trim_ascii_start().strip_prefix(&[byte])
+    }
+    let found = text.windows(name.len()).enumerate().filter(|(_, part)| part == name);
+    found.map(|(at, _)| &text[at + name.len()..]).any(|rest| {
+        let inside = after(rest, b':').and_then(|rest| after(rest, b'{'));
+        inside.is_some_and(|rest| !rest.trim_ascii_start().starts_with(b"\"limit\""))
+    })
+}
+
+/// The first value is it, as for Go's decoder, whatever follows.
+pub fn first<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, serde_json::Error> {
+    T::deserialize(&mut serde_json::Deserializer::from_slice(text))
 }
 
 /// To Go, what is null has not been given.
@@ -226,6 +265,27 @@ mod tests {
             assert_eq!(sets.bounding().as_ref().unwrap().len(), 1);
         }
         assert!(parse::<Process>(br#"{"user":7}"#).is_err());
+    }
+
+    #[test]
+    fn limits_and_filters_without_a_word_are_none() {
+        let linux = |inner: &str| {
+            let (spec, _): (Spec, _) =
+                parse(format!(r#"{{"ociVersion":"1.0.2","linux":{{{inner}}}}} what follows"#).as_bytes())
+                    .unwrap();
+            spec.linux().clone().unwrap()
+        };
+        let limit = |pids: &str| {
+            let linux = linux(&format!(r#""resources":{{"pids":{pids}}}"#));
+            linux.resources().as_ref().and_then(|r| r.pids().map(|p| p.limit()))
+        };
+        for none in ["{}", " { } ", r#"{"limit":null}"#, "null"] {
+            assert_eq!(limit(none), None, "{none}");
+        }
+        assert_eq!((limit(r#"{ "limit" : 0}"#), limit(r#"{"limit":7}"#)), (Some(0), Some(7)));
+        assert!(linux(r#""seccomp":{}"#).seccomp().is_none());
+        assert!(linux(r#""seccomp":{"defaultAction":"","syscalls":[]}"#).seccomp().is_none());
+        assert!(linux(r#""seccomp":{"defaultAction":"SCMP_ACT_ALLOW"}"#).seccomp().is_some());
     }
 
     #[test]

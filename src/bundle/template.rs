@@ -44,7 +44,7 @@ pub fn config(cgroup_v2: bool, rootless: Option<(u32, u32)>) -> Value {
             if m["destination"] == "/sys" {
                 *m = mount("/sys", "none", "/sys", &["rbind", "nosuid", "noexec", "nodev", "ro"]);
             }
-            if let Some(options) = m["options"].as_array_mut() {
+            if let Some(options) = m.get_mut("options").and_then(Value::as_array_mut) {
                 options
                     .retain(|o| o.as_str().is_none_or(|o| !o.starts_with("gid=") && !o.starts_with("uid=")));
             }
@@ -89,5 +89,6 @@ mod tests {
         crate::bundle::validate_process(spec.process().as_ref().unwrap()).unwrap();
         let text = config(false, Some((1000, 1000))).to_string();
         assert!(text.contains(r#""hostID":1000"#) && !text.contains("gid=5") && !text.contains("network"));
+        assert!(!text.contains("null"), "{text}");
     }
 }

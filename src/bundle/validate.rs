@@ -206,8 +206,8 @@ fn network_devices(spec: &Spec, linux: &Linux) -> Result<()> {
     if !geteuid().is_root() {
         return Err(Error::new("network devices are not supported for rootless containers"));
     }
-    let names = devices.iter().flat_map(|(old, device)| [Some(old), device.name().as_ref()]);
-    match names.flatten().find(|name| !name.is_empty() && !net_devices::is_valid(name)) {
+    let new = devices.values().filter_map(|device| device.name().as_ref()).filter(|name| !name.is_empty());
+    match devices.keys().chain(new).find(|name| !net_devices::is_valid(name)) {
         Some(name) => Err(Error::new(format!("invalid network device name {name:?}"))),
         None => Ok(()),
     }
@@ -325,7 +325,9 @@ mod tests {
         check(&[], &format!(r#","uidMappings":{one}"#), "").unwrap();
         refused(&[], r#","timeOffsets":{}"#, "", "time namespace isn't enabled");
         refused(&[], r#","netDevices":{"eth9":{}}"#, "", "without a NET namespace");
-        refused(&["network"], r#","netDevices":{"eth9":{"name":"a/b"}}"#, "", "invalid network device name");
+        for bad in [r#"{"eth9":{"name":"a/b"}}"#, r#"{"":{}}"#] {
+            refused(&["network"], &format!(r#","netDevices":{bad}"#), "", "invalid network device name");
+        }
         check(&["network"], r#","netDevices":{"eth9":{"name":"a"}}"#, "").unwrap();
     }
 

@@ -58,6 +58,7 @@ impl Cgroup {
     pub fn locate(cgroups_path: Option<&Path>, id: &str, systemd: bool) -> Result<Self> {
         if systemd {
             let unit = systemd::Unit::parse(cgroups_path, id)?;
+            systemd::running()?;
             let paths = hierarchy::locate(Some(&unit.path()?), id)?;
             return Ok(Self { paths, unit: Some(unit), rootless: false });
         }

@@ -23,13 +23,16 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("events", &args.args)?;
-    let bad = || Error::Usage(format!("invalid value {:?} for flag -interval: parse error", args.interval));
     // A negative one is well written, and no good.
-    let interval = match args.interval.strip_prefix('-') {
-        Some(text) => duration(text).map(|_| Duration::ZERO),
-        None => duration(&args.interval),
-    };
-    let interval = interval.ok_or_else(bad)?;
+    let (text, negative) =
+        args.interval.strip_prefix('-').map_or((&*args.interval, false), |text| (text, true));
+    let interval = duration(text).map_err(|why| {
+        Error::Usage(format!(
+            "invalid value {:?} for flag -interval: time: {why} {:?}",
+            args.interval, args.interval
+        ))
+    })?;
+    let interval = if negative { Duration::ZERO } else { interval };
     let container = Container::load(&context.store, id)?;
     if interval.is_zero() {
         return Err(Error::new("duration interval must be greater than 0"));
@@ -60,16 +63,21 @@ fn line(id: &str, event: &Event) -> Result<String> {
     Ok(text.map_err(|e| Error::new(e.to_string()))? + "\n")
 }
 
-/// A duration as Go writes it: `1m30s`, `500ms`, `1.5s`.
-fn duration(text: &str) -> Option<Duration> {
+/// A duration as Go writes it: `1m30s`, `500ms`, `1.5s`; or what Go says before one that is none.
+fn duration(text: &str) -> Result<Duration, String> {
+    let invalid = || "invalid duration".to_owned();
     let mut rest = text;
     let mut sum = Duration::ZERO;
     if rest == "0" {
-        return Some(sum);
+        return Ok(sum);
     }
     while !rest.is_empty() {
-        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        if !rest.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+            return Err(invalid());
+        }
+        let unit = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
         let (number, tail) = rest.split_at(unit);
+        let number: f64 = number.parse().map_err(|_| invalid())?;
         let end = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
         let (unit, tail) = tail.split_at(end);
         let seconds = match unit {
@@ -79,12 +87,13 @@ fn duration(text: &str) -> Option<Duration> {
             "s" => 1.0,
             "m" => 60.0,
             "h" => 3600.0,
-            _ => return None,
+            "" => return Err("missing unit in duration".to_owned()),
+            unit => return Err(format!("unknown unit {unit:?} in duration")),
         };
-        sum += Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?;
+        sum += Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())?;
         rest = tail;
     }
-    (!text.is_empty()).then_some(sum)
+    if text.is_empty() { Err(invalid()) } else { Ok(sum) }
 }
 
 #[cfg(test)]
@@ -93,13 +102,18 @@ mod tests {
 
     #[test]
     fn durations_are_gos() {
-        assert_eq!(duration("5s"), Some(Duration::from_secs(5)));
-        assert_eq!(duration("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(duration("1.5s"), Some(Duration::from_millis(1500)));
-        assert_eq!(duration("0"), Some(Duration::ZERO));
-        for bad in ["", "5", "-1s", "s", "1x", "1..5s"] {
-            assert_eq!(duration(bad), None, "{bad}");
+        for (text, millis) in [("5s", 5000), ("1m30s", 90_000), ("500ms", 500), ("1.5s", 1500), ("0", 0)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for (bad, why) in [
+            ("", "invalid duration"),
+            ("5", "missing unit in duration"),
+            ("-1s", "invalid duration"),
+            ("s", "invalid duration"),
+            ("1x", "unknown unit \"x\" in duration"),
+            ("1..5s", "invalid duration"),
+        ] {
+            assert_eq!(duration(bad), Err(why.to_owned()), "{bad}");
         }
     }
 

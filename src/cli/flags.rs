@@ -8,6 +8,9 @@
 //! Go takes one dash or two, values after `=` or a space, booleans with a value, and the same flag any number of
 //! times. Flags may follow positional arguments, but not where the rest is a command line of its own.
 
+use std::any::TypeId;
+use std::path::PathBuf;
+
 use clap::{ArgAction, Command};
 
 /// Rewrites `args` (without the program's name). `stops` names the subcommands whose flags end at the first
@@ -25,7 +28,7 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
                 if std::ptr::eq(level, root) {
                     // The name of the subcommand; clap complains of an unknown one.
                     out.append(&mut flags);
-                    out.push(arg.clone());
+                    out.push(if arg == "h" { "help".to_owned() } else { arg.clone() });
                     match root.get_subcommands().find(|c| c.get_name() == arg) {
                         Some(command) => level = command,
                         None => {
@@ -36,7 +39,10 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
                 } else {
                     positional.push(arg.clone());
                     if stops.contains(&level.get_name()) {
-                        positional.extend(rest.cloned());
+                        // What follows is no flag anyway, with or without two dashes.
+                        let after = rest.as_slice();
+                        let dashes = usize::from(after.first().is_some_and(|a| a == "--"));
+                        positional.extend_from_slice(&after[dashes..]);
                         break;
                     }
                 }
@@ -55,7 +61,7 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
             flags.push("--help".to_owned());
             continue;
         }
-        let Some((long, takes_value, global)) = find(level, root, name) else {
+        let Some((Flag { long, takes_value, blank }, global)) = find(level, root, name) else {
             return Err(format!("flag provided but not defined: -{name}"));
         };
         let target = if global { &mut out } else { &mut flags };
@@ -64,8 +70,13 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
         } else if takes_value != Takes::Nothing {
             let value = match value {
                 Some(value) => value,
-                None => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: -{name}"))?,
+                None => rest.next().cloned().ok_or_else(|| format!("flag needs an argument: {arg}"))?,
             };
+            if blank && value.is_empty() {
+                let before = format!("--{long}=");
+                target.retain(|f| !f.starts_with(&before));
+                continue;
+            }
             // The flags of the program itself go before the subcommand's name, which is the last so far.
             let at = if global { target.len() - 1 } else { target.len() };
             target.insert(at, format!("--{long}={value}"));
@@ -73,7 +84,7 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
             let flag = format!("--{long}");
             target.retain(|f| *f != flag);
             if truth(value.as_deref().unwrap_or("true")).ok_or_else(|| {
-                format!("invalid boolean value {:?} for -{name}: parse error", value.unwrap_or_default())
+                format!("invalid value {:?} for flag -{name}: parse error", value.unwrap_or_default())
             })? {
                 let at = if global { target.len() - 1 } else { target.len() };
                 target.insert(at, flag);
@@ -86,6 +97,27 @@ pub fn normalise(args: &[String], root: &Command, stops: &[&str]) -> Result<Vec<
         out.append(&mut positional);
     }
     Ok(out)
+}
+
+/// The value of one of the program's own flags that stand before the subcommand, in a command line that may be wrong.
+pub fn given<'a>(args: &'a [String], root: &Command, name: &str) -> Option<&'a str> {
+    let mut rest = args.iter();
+    let mut value = None;
+    while let Some(body) = rest.next().and_then(|arg| arg.strip_prefix('-')) {
+        let body = body.strip_prefix('-').unwrap_or(body);
+        let (flag, mut text) = match body.split_once('=') {
+            Some((flag, text)) => (flag, Some(text)),
+            None => (body, None),
+        };
+        let Some((found, _)) = find(root, root, flag) else { break };
+        if found.takes_value == Takes::Value && text.is_none() {
+            text = rest.next().map(String::as_str);
+        }
+        if found.long == name {
+            value = text;
+        }
+    }
+    value
 }
 
 /// A number, or what Go's `strconv` says of a text that is none.
@@ -112,8 +144,16 @@ enum Takes {
     Optional,
 }
 
-/// The flag's long name, whether it takes a value, and whether it is the program's rather than the subcommand's.
-fn find(level: &Command, root: &Command, name: &str) -> Option<(String, Takes, bool)> {
+/// What there is to know of a flag.
+struct Flag {
+    long: String,
+    takes_value: Takes,
+    /// Without a value it is as if it had not been given: of paths and words whose default is none.
+    blank: bool,
+}
+
+/// The flag, and whether it is the program's rather than the subcommand's.
+fn find(level: &Command, root: &Command, name: &str) -> Option<(Flag, bool)> {
     let of = |command: &Command| {
         let arg = command.get_arguments().find(|a| {
             a.get_long() == Some(name)
@@ -125,12 +165,18 @@ fn find(level: &Command, root: &Command, name: &str) -> Option<(String, Takes, b
             ArgAction::Set | ArgAction::Append => Takes::Value,
             _ => Takes::Nothing,
         };
-        Some((arg.get_long()?.to_owned(), takes_value))
+        let kind = arg.get_value_parser().type_id();
+        let blank = takes_value == Takes::Value
+            && matches!(arg.get_action(), ArgAction::Set)
+            && (kind == TypeId::of::<PathBuf>() || kind == TypeId::of::<String>())
+            && arg.get_default_values().is_empty()
+            && arg.get_long() != Some("root");
+        Some(Flag { long: arg.get_long()?.to_owned(), takes_value, blank })
     };
-    if let Some((long, takes_value)) = of(level) {
-        return Some((long, takes_value, false));
+    if let Some(flag) = of(level) {
+        return Some((flag, false));
     }
-    of(root).map(|(long, takes_value)| (long, takes_value, true))
+    of(root).map(|flag| (flag, true))
 }
 
 /// Go's strconv.ParseBool.
@@ -179,17 +225,37 @@ mod tests {
             ("run --rounds id", "run --rounds -- id"),
             ("run -rounds=3 id", "run --rounds=3 -- id"),
             ("run --help", "run --help"),
+            ("h run", "help run"),
+            ("exec id -- ls -- -l", "exec -- id ls -- -l"),
+            ("exec -- id -- ls", "exec -- id -- ls"),
             ("--debug nonsense -x", "--debug nonsense -x"),
             ("run -- -id", "run -- -id"),
+            ("-log= run --bundle=B --bundle= id", "run -- id"),
+            ("exec -e= id", "exec --env= -- id"),
+            ("run --rounds= id", "run --rounds= -- id"),
         ] {
             assert_eq!(normal(go).as_deref(), Ok(ours), "{go}");
         }
     }
 
     #[test]
+    fn the_log_of_a_wrong_command_line_is_found() {
+        let log = |line: &str| {
+            let args: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            given(&args, &command(), "log").map(str::to_owned)
+        };
+        assert_eq!(log("--debug --log L run --nope").as_deref(), Some("L"));
+        assert_eq!(log("-log=L -nope").as_deref(), Some("L"));
+        assert_eq!(log("exec --nope id tool --log L"), None);
+        assert_eq!(log("--nope --log L run"), None);
+    }
+
+    #[test]
     fn what_is_wrong_is_said_as_go_says_it() {
-        assert_eq!(normal("run --bundle").unwrap_err(), "flag needs an argument: -bundle");
+        assert_eq!(normal("run --bundle").unwrap_err(), "flag needs an argument: --bundle");
         assert_eq!(normal("run --nope id").unwrap_err(), "flag provided but not defined: -nope");
-        assert!(normal("run --detach=maybe id").unwrap_err().contains("invalid boolean value"));
+        assert_eq!(normal("run -b").unwrap_err(), "flag needs an argument: -b");
+        let said = "invalid value \"maybe\" for flag -detach: parse error";
+        assert_eq!(normal("run --detach=maybe id").unwrap_err(), said);
     }
 }

@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use super::{Context, Count, check_args, log};
-use crate::container::{Error, Result, Store, signal};
+use crate::container::{Container, Error, Result, Store, signal};
 use crate::sys::Context as _;
 
 /// Send a signal (default: SIGTERM) to the container's init process
@@ -23,8 +23,9 @@ pub struct Args {
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     check_args("kill", &args.args, Count::AtLeast(1))?;
     check_args("kill", &args.args, Count::AtMost(2))?;
-    let number = parse(args.args.get(1).map_or("", String::as_str))?;
+    let text = args.args.get(1).map_or("", String::as_str);
     if args.regex {
+        let number = parse(text)?;
         for id in matching(&context.store, &args.args[0])? {
             match signal::kill(&context.store, &id, number) {
                 // It may have ended, or gone, since it was found.
@@ -34,7 +35,9 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         }
         return Ok(0);
     }
-    match signal::kill(&context.store, &args.args[0], number) {
+    // A container that does not exist is told of before a signal that does not.
+    let container = Container::load(&context.store, &args.args[0])?;
+    match container.signal(parse(text)?) {
         Err(Error::NotRunning) if args.all => Ok(0),
         done => done.map(|()| 0),
     }

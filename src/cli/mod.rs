@@ -172,10 +172,19 @@ pub fn main() -> ExitCode {
         return swrk::main(&args);
     }
     let command = definition();
+    // The log that a command line asks for which is wrong elsewhere.
+    let given = |name| flags::given(&args, &command, name).unwrap_or_default().to_owned();
+    let (log_file, log_format) = (given("log"), given("log-format"));
+    let early_log = || {
+        // What is wrong with these is less than what is told next.
+        let _ = log::init(Some(Path::new(&log_file)), &log_format, false);
+    };
     let args = match flags::normalise(&args, &command, STOPS) {
         Ok(args) => args,
         Err(text) => {
+            early_log();
             complain(format_args!("Incorrect Usage: {text}\n\n"));
+            help(args.iter().find(|a| command.find_subcommand(a).is_some()));
             log::error(&text, None);
             return ExitCode::FAILURE;
         }
@@ -183,7 +192,12 @@ pub fn main() -> ExitCode {
     let parsed = command.try_get_matches_from(std::iter::once("stasis".to_owned()).chain(args));
     let cli = match parsed.and_then(|m| Cli::from_arg_matches(&m)) {
         Ok(cli) => cli,
-        Err(e) => return misunderstood(&e),
+        Err(e) => {
+            if e.use_stderr() {
+                early_log();
+            }
+            return misunderstood(&e);
+        }
     };
     if cli.global.version {
         say(version());
@@ -215,7 +229,10 @@ fn misunderstood(e: &clap::Error) -> ExitCode {
             let flag = part(ContextKind::InvalidArg);
             let flag = flag.split(' ').next().unwrap_or_default().trim_start_matches('-');
             let value = part(ContextKind::InvalidValue);
-            let text = format!("invalid value {value:?} for flag -{flag}: parse error");
+            // Most are numbers, of which it is told why they are none.
+            let why = flags::integer::<i64>("ParseInt", &value).err();
+            let why = why.unwrap_or_else(|| "parse error".to_owned());
+            let text = format!("invalid value {value:?} for flag -{flag}: {why}");
             complain(format_args!("Incorrect Usage: {text}\n\n"));
             log::error(&text, None);
             return ExitCode::FAILURE;
@@ -315,7 +332,9 @@ fn root(given: Option<&Path>) -> Result<PathBuf> {
 /// What `--rootless` says, or what the user is.
 fn rootless_cgroup(mode: &str) -> Result<bool> {
     match mode {
-        "" | "auto" => Ok(!nix::unistd::geteuid().is_root() || !all_ids()),
+        auto if auto.is_empty() || auto.eq_ignore_ascii_case("auto") => {
+            Ok(!nix::unistd::geteuid().is_root() || !all_ids())
+        }
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
         other => Err(Error::new(format!("strconv.ParseBool: parsing {other:?}: invalid syntax"))),
@@ -368,13 +387,19 @@ fn check_args(name: &str, args: &[String], count: Count) -> Result<()> {
         return Ok(());
     }
     say("Incorrect Usage.\n\n");
-    let mut command = definition();
-    if let Some(command) = command.find_subcommand_mut(name) {
-        // A closed pipe is no reason to say more.
-        let _ = command.print_help();
-    }
+    help(Some(name));
     let program = std::env::args().next().unwrap_or_else(|| "stasis".to_owned());
     Err(Error::Usage(format!("{program}: {name:?} requires {words} argument(s)")))
+}
+
+/// Prints what a subcommand takes, or the program.
+fn help(name: Option<impl AsRef<str>>) {
+    let mut command = definition();
+    // A closed pipe is no reason to say more.
+    let _ = match name.and_then(|name| command.find_subcommand_mut(name.as_ref())) {
+        Some(subcommand) => subcommand.print_help(),
+        None => command.print_help(),
+    };
 }
 
 /// Prints, and says whether somebody still reads. A closed pipe is no failure of a command.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::{Context, flags, log, one_id};
+use crate::bundle;
 use crate::cgroup::rdt::Resctrl;
 use crate::container::update::{self, Shares};
 use crate::container::{Error, Result};
@@ -78,9 +79,6 @@ pub struct Args {
 
 pub fn run(context: &Context, args: &Args) -> Result<u8> {
     let id = one_id("update", &args.args)?;
-    if [&args.kernel_memory, &args.kernel_memory_tcp].iter().any(|limit| limit.is_some()) {
-        log::warn("Kernel memory settings are ignored and will be removed");
-    }
     let given = |schema: &Option<String>| schema.clone().filter(|s| !s.is_empty());
     let shares = Shares { cache: given(&args.l3_cache_schema), bandwidth: given(&args.mem_bw_schema) };
     if shares.cache.is_some() && !Resctrl::find().is_some_and(|r| r.has_cache()) {
@@ -89,10 +87,16 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
     if shares.bandwidth.is_some() && !Resctrl::find().is_some_and(|r| r.has_bandwidth()) {
         return Err(Error::new("Intel RDT/MBA: memory bandwidth schema is not enabled"));
     }
-    let resources = match args.resources.as_deref() {
+    let mut resources = match args.resources.as_deref() {
         Some(path) if !path.as_os_str().is_empty() => read(path)?,
         _ => from_flags(args)?,
     };
+    if let Some(memory) = resources.get_mut("memory").and_then(Value::as_object_mut) {
+        let obsolete = ["kernel", "kernelTCP"].map(|name| memory.remove(name).is_some_and(|v| !v.is_null()));
+        if obsolete.contains(&true) {
+            log::warn("Kernel memory settings are ignored and will be removed");
+        }
+    }
     let resources = serde_json::from_value(resources).map_err(|e| Error::new(format!("resources: {e}")))?;
     update::update(&context.store, id, &resources, &shares)?;
     Ok(0)
@@ -105,9 +109,20 @@ fn read(path: &Path) -> Result<Value> {
     } else {
         text = std::fs::read(path).context(|| format!("open {}", path.display()))?;
     }
-    // The first value is it, as for Go's decoder, whatever follows.
-    let mut values = serde_json::Deserializer::from_slice(&text).into_iter();
-    values.next().ok_or_else(|| Error::new("EOF"))?.map_err(|e| Error::new(e.to_string()))
+    if text.trim_ascii().is_empty() {
+        return Err(Error::new("EOF"));
+    }
+    match bundle::first(&text).map_err(|e| Error::new(e.to_string()))? {
+        Value::Null => Ok(json!({})),
+        Value::Object(mut all) => {
+            // One that names no limit changes none.
+            if all.get("pids").is_some_and(|pids| pids.get("limit").is_none_or(Value::is_null)) {
+                all.remove("pids");
+            }
+            Ok(Value::Object(all))
+        }
+        _ => Err(Error::new("the resources are no object")),
+    }
 }
 
 fn from_flags(args: &Args) -> Result<Value> {
@@ -141,6 +156,8 @@ fn from_flags(args: &Args) -> Result<Value> {
         ("memory", "limit", &args.memory),
         ("memory-swap", "swap", &args.memory_swap),
         ("memory-reservation", "reservation", &args.memory_reservation),
+        ("kernel-memory", "kernel", &args.kernel_memory),
+        ("kernel-memory-tcp", "kernelTCP", &args.kernel_memory_tcp),
     ] {
         if let Some(text) = value.as_deref().filter(|t| !t.is_empty()) {
             let number = bytes(text)
@@ -190,6 +207,23 @@ fn bytes(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_has_a_value_is_updated() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let updated = |text: &str| {
+            std::fs::write(file.path(), text).unwrap();
+            read(file.path()).map_err(|e| e.to_string())
+        };
+        for nothing in ["null", "{}", r#"{"pids":{}}"#, r#"{"pids":null} x"#, r#"{"pids":{"limit":null}}"#] {
+            assert_eq!(updated(nothing), Ok(json!({})), "{nothing}");
+        }
+        assert_eq!(updated(r#"{"pids":{"limit":0}}"#), Ok(json!({"pids": {"limit": 0}})));
+        assert_eq!(updated(" ").unwrap_err(), "EOF");
+        for wrong in ["[]", "5", "{"] {
+            assert!(updated(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_have_units() {

@@ -126,10 +126,8 @@ pub fn validate(spec: &Spec) -> Result<()> {
         if all.iter().filter(|n| n.typ() == kind.kind).count() > 1 {
             let last = all.iter().rfind(|n| n.typ() == kind.kind).and_then(|n| n.path().as_deref());
             let path = last.unwrap_or(std::path::Path::new(""));
-            return Err(Error::new(format!(
-                "malformed spec file: duplicated ns {{\"{}\" {path:?}}}",
-                kind.kind
-            )));
+            let name = serde_json::to_value(kind.kind).unwrap_or_default();
+            return Err(Error::new(format!("malformed spec file: duplicated ns {{{name} {path:?}}}")));
         }
         if wanted(spec, kind.kind).is_some()
             && !std::path::Path::new("/proc/self/ns").join(kind.file).exists()

@@ -111,8 +111,9 @@ pub fn environment(env: &[String], uid: u32) -> Result<Vec<String>> {
             Some((name, _)) => name,
         };
         if pair.contains('\0') {
+            let name = name.replace('\0', "\\x00");
             return Err(Error::new(format!(
-                "invalid environment variable {name:?}: contains nul byte (\\x00)"
+                "invalid environment variable \"{name}\": contains nul byte (\\x00)"
             )));
         }
         // An empty HOME counts as none.

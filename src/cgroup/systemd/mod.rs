@@ -37,6 +37,14 @@ pub struct Unit {
     slice: String,
 }
 
+/// Refuses to go on where there is no systemd: that of the host is told by a directory.
+pub fn running() -> Result<()> {
+    if bus::user().is_none() && !Path::new("/run/systemd/system").is_dir() {
+        return Err(Error::new("systemd not running on this host, cannot use systemd cgroups manager"));
+    }
+    Ok(())
+}
+
 impl Unit {
     /// The unit that `cgroupsPath` names, or one called after the container.
     pub fn parse(cgroups_path: Option<&Path>, id: &str) -> Result<Self> {

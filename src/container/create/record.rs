@@ -88,5 +88,5 @@ pub fn write_pid_file(path: &Path, pid: i32) -> Result<()> {
         fs::write(&tmp, pid.to_string())?;
         fs::rename(&tmp, path)
     };
-    Ok(write().context(|| format!("writing {}", path.display()))?)
+    Ok(write().context(|| format!("open {}", tmp.display()))?)
 }
