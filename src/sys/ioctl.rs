@@ -103,6 +103,11 @@ pub fn unsent(fd: impl AsFd) -> nix::Result<i32> {
     get(fd, SIOCOUTQNSD, 0)
 }
 
+/// Types a byte into a terminal, or on a master says it. Needs CAP_SYS_ADMIN.
+pub fn push_input(fd: impl AsFd, byte: u8) -> nix::Result<()> {
+    set(fd, libc::TIOCSTI, &byte)
+}
+
 /// Terminal settings.
 pub fn termios(fd: impl AsFd) -> nix::Result<Termios> {
     get(fd, libc::TCGETS, Termios::default())

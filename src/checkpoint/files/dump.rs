@@ -10,7 +10,7 @@ use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
     KINDS, Surroundings, check, epoll, external, fanotify, inotify, locks, netlink, options, packet,
-    register_path, tcp, tun, unix,
+    register_path, tcp, tty, tun, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
 use crate::checkpoint::{Error, Result};
@@ -58,6 +58,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if !more.is_empty() {
         dump.model.set_extension(unix::EXTENSION, &more)?;
     }
+    tty::dump_queues(dump)?;
     tun::describe(dump)
 }
 

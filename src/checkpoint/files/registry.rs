@@ -10,7 +10,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, Pids};
 use crate::checkpoint::files::share::{Holder, Shared};
-use crate::checkpoint::files::{inet, inotify, multicast, netlink, options, packet, tcp, tun, unix};
+use crate::checkpoint::files::{inet, inotify, multicast, netlink, options, packet, tcp, tty, tun, unix};
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::{Error, Result};
 use crate::sys::kcmp::{self, What};
@@ -47,6 +47,8 @@ pub struct Registry {
     pub(super) netlink: Vec<netlink::Flags>,
     /// What packet sockets have beside their records.
     pub(super) packets: Vec<packet::More>,
+    /// The ends of ptys.
+    pub(super) terminals: BTreeMap<u32, tty::Ends>,
     /// Descriptors of tun devices.
     pub(super) tunnels: Vec<tun::Tunnel>,
     /// The keys of the TCP sockets of a family.

@@ -7,7 +7,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::settings;
+use super::{queue, settings as settings_of};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::{external, regular};
@@ -77,6 +77,8 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
             hang_up(opener, master, &ttys)?;
         }
     }
+    // Before the settings, which would make something of it once more.
+    let fillers = fill(opener, &infos, &made)?;
     for info in infos.values().filter(|i| i.r#type != TtyType::Ctty as i32 && !is_hung(i)) {
         let index = index(&infos, info)?;
         let end = match made.get(&index) {
@@ -115,6 +117,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     for (tty, file) in opened {
         opener.put_owned(tty.id, file, &tty.fown, tty.flags);
     }
+    drop(fillers);
     let lonely: BTreeSet<u32> = model.extension(super::hung::LONELY)?;
     for master in lonely.iter().filter_map(|index| made.get(index)) {
         let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
@@ -140,6 +143,47 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         opener.put_owned(tty.id, master, &tty.fown, tty.flags);
     }
     Ok(())
+}
+
+/// Puts what waited into the queues. The slaves that this took are to stay open until others are: a master notices when its
+/// last slave goes.
+fn fill(
+    opener: &Opener<'_, '_>,
+    infos: &BTreeMap<u32, &TtyInfoEntry>,
+    made: &BTreeMap<u32, OwnedFd>,
+) -> Result<Vec<OwnedFd>> {
+    let model = opener.restore.model;
+    let lines: Vec<queue::Lines> = model.extension(queue::EXTENSION)?;
+    let mut waiting = queue::of_images(&model.tty_data)?;
+    for line in &lines {
+        waiting.entry(line.id).or_default();
+    }
+    let mut fillers = Vec::new();
+    for (id, data) in waiting {
+        let Some(info) = infos.get(&id).filter(|info| !is_hung(info)) else { continue };
+        let number = index(infos, info)?;
+        let slave = super::index_of(rdev(info)).is_some();
+        let (Some(settings), true) = (&info.termios, slave) else {
+            if let Some(master) = made.get(&number) {
+                fillers.push(queue::peer(master)?);
+                queue::push_told(master, data)?;
+            }
+            continue;
+        };
+        let settings = settings_of(settings)?;
+        let ends = lines.iter().find(|lines| lines.id == id).map(|lines| lines.ends.clone());
+        let typed = match ends {
+            Some(ends) => queue::Typed { data: data.to_vec(), ends: Some(ends) },
+            None => queue::Typed::guess(data, &settings),
+        };
+        let slave = match made.get(&number) {
+            Some(master) => queue::peer(master)?,
+            None => console(opener, number)?,
+        };
+        queue::push_typed(&slave, &settings, &typed)?;
+        fillers.push(slave);
+    }
+    Ok(fillers)
 }
 
 /// A slave without settings: its master was gone.
@@ -233,10 +277,10 @@ fn console(opener: &Opener<'_, '_>, index: u32) -> Result<OwnedFd> {
 
 fn configure(end: &OwnedFd, info: &TtyInfoEntry) -> Result<()> {
     if let Some(t) = &info.termios {
-        ioctl::set_termios(end, &settings(t)?).during(WHAT, || "ioctl(_, TCSETS)".into())?;
+        ioctl::set_termios(end, &settings_of(t)?).during(WHAT, || "ioctl(_, TCSETS)".into())?;
     }
     if let Some(t) = &info.termios_locked {
-        let locked = settings(t)?;
+        let locked = settings_of(t)?;
         if locked != ioctl::Termios::default() {
             ioctl::set_locked_termios(end, &locked).during(WHAT, || "ioctl(_, TIOCSLCKTRMIOS)".into())?;
         }

@@ -15,20 +15,21 @@
 //! Every end has an info of its own, numbered as CRIU does; each TtyFile names a RegFile for its path.
 //!
 //! Sessions take their terminal while the tree grows, before the leader's children are forked: only so do they inherit
-//! it. Foreground groups are set when all groups exist. What waits in the queues of a pty is refused (the console's
-//! output is with its client already; what was typed ahead into it is lost).
+//! it. Foreground groups are set when all groups exist. What waits in the queues of a pty comes back (`queue.rs`); the
+//! console's output is with its client already.
 
 mod hung;
 mod make;
+mod queue;
 mod session;
 
 pub use make::{Terminals, open};
+pub use queue::{Ends, dump as dump_queues};
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{major, minor};
 
 use crate::checkpoint::context::Dump;
@@ -107,7 +108,7 @@ pub fn later(_: &Live, _: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Refuses slaves whose master is outside, but for the console, and what waits to be read.
+/// Refuses slaves whose master is outside, but for the console, and what waits to be read and could not be put back.
 pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
     let mut found = Vec::new();
     let mut ends = Vec::new();
@@ -124,13 +125,10 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
         let master = matches!(end, End::Master(_));
         let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
         let given = console && index == CONSOLE && !master;
-        if given {
-            continue;
-        }
         if seen.insert((index, master)) {
-            found.extend(empty(live).err().map(|e| live.name(e)));
+            found.extend(queue::check(live, end).err().map(|e| live.name(e)));
         }
-        if !master && !masters.contains(&index) {
+        if !given && !master && !masters.contains(&index) {
             found.push(
                 live.name(Error::new("a terminal belongs to somebody outside the container"))
                     .remedy("end the session that `exec --tty` opened, or wait for its end"),
@@ -174,10 +172,8 @@ fn describe(dump: &mut Dump<'_>, live: &Live, end: End) -> Result<u32> {
     let what = "cannot read the settings of a terminal";
     let (End::Master(index) | End::Slave(index) | End::Controlling(index)) = end;
     let master = matches!(end, End::Master(_));
-    let given = dump.source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
-    if !(given && index == CONSOLE && !master) {
-        empty(live)?;
-    }
+    queue::check(live, end)?;
+    queue::note(dump, live, end)?;
     if master && hung::is_lonely(live)? {
         let mut all: BTreeSet<u32> = dump.model.extension(hung::LONELY)?;
         all.insert(index);
@@ -256,19 +252,6 @@ fn owner(root: &OwnedFd, index: u32, rdev: u64) -> Option<(u32, u32)> {
     let node = crate::sys::resolve::open_in_root(root, format!("/dev/pts/{index}"), OFlag::O_PATH).ok()?;
     let stat = nix::sys::stat::fstat(&node).ok()?;
     (stat.st_rdev == rdev).then_some((stat.st_uid, stat.st_gid))
-}
-
-/// Refuses to lose what somebody has written and nobody has read.
-///
-/// What is written to one end reaches the other by a worker of the kernel, and FIONREAD does not wait for that one; poll(2)
-/// does, when it finds nothing.
-fn empty(live: &Live) -> Result<()> {
-    let mut ready = [PollFd::new(live.file.as_fd(), PollFlags::POLLIN)];
-    poll(&mut ready, PollTimeout::ZERO).during("cannot look into a terminal", || "poll(_, POLLIN)".into())?;
-    match ioctl::readable(&live.file).during("cannot look into a terminal", || "ioctl(_, FIONREAD)".into())? {
-        0 => Ok(()),
-        n => Err(Error::new(format!("{n} bytes wait in a pty")).remedy("try again once they have been read")),
-    }
 }
 
 /// In CRIU's images the control characters are packed: four lie in every number, as they lie in memory.
@@ -367,16 +350,5 @@ mod tests {
         assert_eq!([1, 9, 5].map(|sid| controlling_id(&known, sid)), [2012, 2014, 2016]);
         let far = [info_id(1005, true), info_id(1006, false), info_id(1 << 20, true)];
         assert_eq!(far, [2011, BEYOND + 2012, BEYOND + (1 << 21) + 1]);
-    }
-
-    #[test]
-    fn what_waits_is_not_lost() {
-        // Often, for the kernel's worker may be quicker or slower than we are.
-        for _ in 0..200 {
-            let (master, slave) = pty();
-            empty(&master).unwrap();
-            nix::unistd::write(&slave.file, b"hello").unwrap();
-            assert!(empty(&master).unwrap_err().to_string().contains("5 bytes wait"));
-        }
     }
 }
