@@ -19,6 +19,8 @@ mod container;
 mod fixture;
 #[path = "engine/known.rs"]
 mod known;
+#[path = "engine/processor.rs"]
+mod processor;
 #[path = "engine/table.rs"]
 mod table;
 #[path = "engine/vdso.rs"]
@@ -71,7 +73,7 @@ fn main() -> ExitCode {
     let modes = |f: &Fixture| match (
         &interop,
         &exchange,
-        f.modes.iter().any(|m| matches!(m, Mode::Stop | Mode::Kernel)),
+        f.modes.iter().any(|m| matches!(m, Mode::Stop | Mode::Kernel | Mode::Processor)),
     ) {
         (None, None, _) => f.modes.clone(),
         (_, _, false) => vec![],
@@ -330,6 +332,26 @@ fn walk(place: &Place, c: &mut Container, fixture: &Fixture, mode: Mode) -> Resu
                 c.seal(images)?;
                 c.restore(images).map_err(|e| format!("{images}: {e}"))?;
             }
+            c.check()?;
+        }
+        Mode::Processor => {
+            c.checkpoint("image", &[])?;
+            processor::of_another(&c.dir("image"), true)?;
+            c.seal("image")?;
+            let strange = format!("component {}", processor::STRANGE);
+            let error = match c.restore("image") {
+                Ok(()) => return Err("the restore wasn't refused".to_owned().into()),
+                Err(e) => e + &c.story(),
+            };
+            if !error.contains(&strange) {
+                return Err(format!("refused, but without \"{strange}\": {error}").into());
+            }
+            c.assert_gone()?;
+            c.restore_with("image", &["--cpu-cap", "none"])?;
+            c.checkpoint("again", &[])?;
+            processor::of_another(&c.dir("again"), false)?;
+            c.seal("again")?;
+            c.restore("again")?;
             c.check()?;
         }
         Mode::Denied => {

@@ -3,7 +3,8 @@
 //! A program looks at its start what the processor can do, chooses its functions, and never looks again: on a processor
 //! that lacks one of those instructions it is killed by SIGILL, some time after the restore. The registers do not tell
 //! (transactional memory and random numbers have none), so the images say what the processor had, and a restore on one
-//! that has less is refused by name, unless `--cpu-cap none` promises that nobody uses it.
+//! that has less is refused by name, unless `--cpu-cap none` promises that nobody uses it. So are registers that it
+//! lacks, where a thread uses them or a handler of a signal returns to them (`task/frames.rs`): that flag leaves them out.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -11,8 +12,9 @@ use std::io::{BufRead, BufReader};
 use crate::checkpoint::arch;
 use crate::checkpoint::context::Options;
 use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::image::ImageDir;
 use crate::checkpoint::model::Model;
-use crate::checkpoint::task::process;
+use crate::checkpoint::task::{frames, process};
 
 /// The name of this room's extension in stasis.img.
 const EXTENSION: &str = "processor";
@@ -21,13 +23,32 @@ const SHOWN: usize = 32;
 
 /// Notes what this processor has.
 pub fn dump(model: &mut Model) -> Result<()> {
+    frames::dump(model)?;
     model.set_extension(EXTENSION, &here()?)
 }
 
 /// Whether this processor has all that the images' had. Images that do not say are taken.
-pub fn admit(model: &Model, options: &Options) -> Result<()> {
+pub fn admit(model: &mut Model, images: &ImageDir, options: &Options) -> Result<()> {
     accept(&model.extension::<Vec<String>>(EXTENSION)?, options)?;
-    registers(model)
+    if options.any_processor {
+        mask(model)?;
+    }
+    registers(model)?;
+    frames::mends(model, images, options).map(drop)
+}
+
+/// Takes registers out that this processor lacks.
+fn mask(model: &mut Model) -> Result<()> {
+    let mut extra = process::extra(model)?;
+    let mut none = Vec::new();
+    for (tid, core) in &mut model.cores {
+        let own = extra.threads.iter_mut().find(|thread| thread.tid == *tid);
+        if let Some(info) = &mut core.thread_info {
+            arch::record::mask(info, own.map_or(&mut none, |own| &mut own.xstate));
+        }
+    }
+    process::set_extra(model, &extra);
+    Ok(())
 }
 
 /// Whether this processor has the registers of all threads.
@@ -89,14 +110,17 @@ mod tests {
     #[test]
     fn a_smaller_processor_is_refused_by_name() {
         let mut model = Model::default();
-        admit(&model, &Options::default()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let images = ImageDir::create(dir.path()).unwrap();
+        let admit = |model: &mut Model, options: &Options| admit(model, &images, options);
+        admit(&mut model, &Options::default()).unwrap();
         dump(&mut model).unwrap();
-        admit(&model, &Options::default()).unwrap();
+        admit(&mut model, &Options::default()).unwrap();
         let mut more = here().unwrap();
         more.extend(["avx4096", "\x1b[2J"].map(str::to_owned));
         model.set_extension(EXTENSION, &more).unwrap();
-        let error = admit(&model, &Options::default()).unwrap_err().to_string();
+        let error = admit(&mut model, &Options::default()).unwrap_err().to_string();
         assert!(error.contains(r"lacks: avx4096 \u{1b}[2J;") && error.contains("--cpu-cap"), "{error}");
-        admit(&model, &Options { any_processor: true, ..Options::default() }).unwrap();
+        admit(&mut model, &Options { any_processor: true, ..Options::default() }).unwrap();
     }
 }

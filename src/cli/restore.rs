@@ -65,7 +65,8 @@ pub struct Args {
     /// What becomes of processes that are wider than config.json allows: refuse or clamp
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
     policy: String,
-    /// What the processor must have: ins, all instructions of that of the checkpoint, or none
+    /// What the processor must have: ins, all instructions of that of the checkpoint and all registers in use, or none,
+    /// which leaves out the registers that it lacks
     #[arg(long, value_name = "CAP", default_value = "ins")]
     cpu_cap: String,
     /// Print what the restore took

@@ -173,10 +173,10 @@ pub fn restore_when(
     let mut warnings = configured(&annotations.into_iter().collect(), &mut options)?;
     // The images are read before anything is made.
     let images = ImageDir::open(&options.image_path)?;
-    let model = Model::read(&images)?;
+    let mut model = Model::read(&images)?;
     model.validate()?;
     files::accept(&model, &options)?;
-    processor::admit(&model, &options)?;
+    processor::admit(&mut model, &images, &options)?;
     time::go_on(&model, &mut request.bundle.spec)?;
     labels::name(&options, &mut request.bundle.spec)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;

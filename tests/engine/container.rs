@@ -231,6 +231,11 @@ impl<'a> Container<'a> {
 
     /// `restore --detach` from `images`.
     pub fn restore(&mut self, images: &str) -> Result<(), String> {
+        self.restore_with(images, &[])
+    }
+
+    /// The same with more flags.
+    pub fn restore_with(&mut self, images: &str, more: &[&str]) -> Result<(), String> {
         let (images, work) = (self.dir(images), self.dir(&format!("{images}.work")));
         let words: Vec<String> =
             [&self.bundle, &images, &work].iter().map(|p| p.to_string_lossy().into_owned()).collect();
@@ -245,6 +250,7 @@ impl<'a> Container<'a> {
             &words[2],
         ];
         let mut flags = self.fixture.restore.clone();
+        flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         if !self.place.exchange.as_os_str().is_empty() {
             // The fixtures use none of the instructions that one of the machines lacks.
             flags.extend(["--cpu-cap", "none"].map(str::to_owned));

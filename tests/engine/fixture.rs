@@ -24,6 +24,8 @@ pub enum Mode {
     Denied,
     /// As twice, and each restore takes the vdso of the images for that of another kernel.
     Kernel,
+    /// As twice, and the images are those of another processor: what this one lacks is refused, and left out on request.
+    Processor,
     /// Checkpoint, restore by runc with CRIU, check. Only with `INTEROP`.
     ToRunc,
     /// Run and checkpoint by runc with CRIU, restore, check. Only with `INTEROP`.
@@ -47,6 +49,7 @@ impl Mode {
             Self::Refused => "refused",
             Self::Denied => "denied",
             Self::Kernel => "kernel",
+            Self::Processor => "processor",
             Self::ToRunc => "to-runc",
             Self::FromRunc => "from-runc",
             Self::Runc => "runc-alone",
@@ -56,9 +59,18 @@ impl Mode {
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::Plain, Self::Stop, Self::Leave, Self::Twice, Self::Refused, Self::Denied, Self::Kernel]
-            .into_iter()
-            .find(|m| m.name() == name)
+        [
+            Self::Plain,
+            Self::Stop,
+            Self::Leave,
+            Self::Twice,
+            Self::Refused,
+            Self::Denied,
+            Self::Kernel,
+            Self::Processor,
+        ]
+        .into_iter()
+        .find(|m| m.name() == name)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `stub`     | the assembly that makes calls inside a task, and how the driver enters and leaves it      |
 //! | `record`   | [`ThreadInfo`]: registers as CRIU's core image keeps them                                 |
 //! | `features` | parts of the processor that a program has to ask for                                      |
+//! | `frames`   | what stands on the stack of a thread that handles a signal                                |
 //! | `compat`   | 32-bit programs, which the architecture's kernel runs beside its own                       |
 //! | `bridge`   | code that leads from the vdso of another kernel to this one's                              |
 //! | `instructions` | which of `/proc/cpuinfo`'s flags programs rely on without asking                     |

@@ -34,6 +34,7 @@ use crate::checkpoint::memory::vdso::{self, Fit, Vdso};
 use crate::checkpoint::memory::{aio, bridge, maps, marks, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
+use crate::checkpoint::task::frames;
 use crate::sys::{pidfd, userfaultfd};
 
 const RSEQ_FLAG_UNREGISTER: i32 = 1;
@@ -58,6 +59,8 @@ pub struct Memories<'a> {
     heirs: BTreeMap<i32, i32>,
     /// The processes that have been filled, with what is left to do.
     filled: BTreeMap<i32, Plan>,
+    /// What handlers of signals return to, as this processor takes it.
+    mends: frames::Mends,
 }
 
 impl<'a> Memories<'a> {
@@ -65,9 +68,10 @@ impl<'a> Memories<'a> {
     pub fn open(restore: &'a Restore<'a>, forks: impl Iterator<Item = (i32, i32)>) -> Result<Self> {
         aio::check(restore.model, restore.options.lazy)?;
         let shared = Shared::open(restore.model, restore.images)?;
+        let mends = frames::mends(restore.model, restore.images, restore.options)?;
         // Who is filled later has nothing to pass on yet.
         let heirs = if restore.options.lazy { BTreeMap::new() } else { inherit::heirs(restore.model, forks) };
-        Ok(Self { restore, shared, lazy: Lazy::default(), heirs, filled: BTreeMap::new() })
+        Ok(Self { restore, shared, lazy: Lazy::default(), heirs, filled: BTreeMap::new(), mends })
     }
 
     /// Fills a process that is about to fork `child`, if the child has memory of it.
@@ -165,6 +169,9 @@ impl<'a> Memories<'a> {
         let (mm, vpid) = (self.mm(task.vpid)?, task.vpid.cast_unsigned());
         let on_fault = lock::of(self.restore.model, vpid)?;
         finish(&mut task.injection, mm, plan, &on_fault)?;
+        for (at, bytes) in self.mends.get(&task.vpid).into_iter().flatten() {
+            task.injection.write_mem(*at, bytes)?;
+        }
         aio::polls(task, self.restore.model)?;
         let marks = marks::of(self.restore.model, vpid)?;
         marks::restore(&mut task.injection, &marks, &mm.vmas, self.heirs.contains_key(&task.vpid))

@@ -11,11 +11,13 @@
 //!  timers       interval and POSIX timers                          limits       rlimits, oom score, loginuid
 //!  scheduling   policy, nice, affinity                             modes        what prctl(2) has set
 //!  cookies      who may share a processor's core                   keys         what is in a thread's keyrings
+//!  frames       what handlers return to, on another processor
 //!  labels       AppArmor profiles, labels of SELinux           sessions     what exec has started: second roots
 //! ```
 
 pub mod cookies;
 pub mod credentials;
+pub mod frames;
 pub mod freeze;
 pub mod keys;
 pub mod labels;

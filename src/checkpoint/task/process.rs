@@ -99,6 +99,11 @@ pub fn extra(model: &Model) -> Result<TaskExtra> {
     }
 }
 
+/// Puts in its place what has been changed of it.
+pub fn set_extra(model: &mut Model, extra: &TaskExtra) {
+    model.set_extension_data(EXTENSION, extra.encode_to_vec());
+}
+
 /// How the tree of the images would be made.
 pub fn plan(model: &Model) -> Result<Vec<tree::Step>> {
     let (pstree, ids) = (&model.pstree, &model.ids);

@@ -10,12 +10,11 @@
 //!   jmp rbp            to the stub's stop
 //! ```
 
+use super::xsave::TILES;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::image::XstateComponent;
 use crate::checkpoint::remote::{Batch, Injection, Out};
 
-/// The number of AMX's tiles among the xsave components.
-const TILES: u32 = 18;
 /// Components that a process may use only when it has asked for them.
 const ON_REQUEST: u64 = 1 << TILES;
 

@@ -4,13 +4,14 @@ pub mod bridge;
 mod calls;
 pub mod compat;
 pub mod features;
+pub mod frames;
 mod ia32;
 mod instructions;
 pub mod record;
 mod regs;
 pub(in crate::checkpoint) mod requests;
 pub(in crate::checkpoint) mod stub;
-mod xsave;
+pub mod xsave;
 
 pub use calls::{call_name, map_compat_vdso, map_vdso};
 pub use instructions::instructions;

@@ -16,7 +16,7 @@ use libc::user_regs_struct;
 use super::Regs;
 use super::compat;
 use super::regs::{ERESTART_RESTARTBLOCK, USER32_CS};
-use super::xsave::{component, components};
+use super::xsave::{component, layout};
 use crate::checkpoint::image::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
     UserX86XsaveEntry, XstateComponent,
@@ -95,6 +95,11 @@ fn widen(info: &ThreadInfoX86) -> UserX86RegsEntry {
 /// The instruction pointer of the record.
 pub fn ip(info: &ThreadInfoX86) -> u64 {
     info.gpregs.ip
+}
+
+/// The stack pointer of the record.
+pub fn sp(info: &ThreadInfoX86) -> u64 {
+    info.gpregs.sp
 }
 
 /// The general registers of the record. Segments are this kernel's own: an image may not choose them.
@@ -190,16 +195,29 @@ pub fn dump_extended(area: &[u8]) -> Result<(ThreadInfoX86, Vec<XstateComponent>
     Ok((ThreadInfoX86 { fpregs: entry, tls: no_segments(), ..ThreadInfoX86::default() }, extras))
 }
 
+/// Whether this register is as Linux starts every program with it, no protection key but 0 may be used, or as the processor
+/// starts.
+pub fn is_first_pkru(pkru: u32) -> bool {
+    [0, 0x5555_5554].contains(&pkru)
+}
+
+/// Leaves out what this processor lacks of the components that a thread uses.
+pub fn mask(info: &mut ThreadInfoX86, extras: &mut Vec<XstateComponent>) {
+    let here = here();
+    if let Some(xsave) = &mut info.fpregs.xsave {
+        xsave.xstate_bv &= here;
+    }
+    extras.retain(|extra| here & 1 << (extra.number & 63) != 0);
+}
+
 /// Components that the kernel or the processor counts as used while the program makes no use of them: a processor
 /// without them does as well.
 fn idle(xsave: &UserX86XsaveEntry) -> u64 {
-    /// What Linux starts every program with: no protection key but 0 may be used.
-    const PKRU_AT_START: u32 = 0x5555_5554;
     let mut idle = 0;
     if xsave.bndreg_state.iter().chain(&xsave.bndcsr_state).all(|word| *word == 0) {
         idle |= 1 << 3 | 1 << 4;
     }
-    if xsave.pkru.first().is_none_or(|pkru| [0, PKRU_AT_START].contains(pkru)) {
+    if xsave.pkru.first().is_none_or(|pkru| is_first_pkru(*pkru)) {
         idle |= 1 << 9;
     }
     idle
@@ -225,11 +243,15 @@ fn used(xsave: &UserX86XsaveEntry, extras: &[XstateComponent], here: u64) -> Res
     .remedy("restore on a machine with the same processor features"))
 }
 
-/// Refuses a thread whose registers this processor lacks, before anything is made. The kernel may have less to give than
-/// the processor: that is found later.
+/// The components that programs have here, one bit each.
+fn here() -> u64 {
+    layout().mask() | 0b11
+}
+
+/// Refuses a thread whose registers this machine lacks, before anything is made.
 pub fn admit(info: &ThreadInfoX86, extras: &[XstateComponent]) -> Result<()> {
     match &info.fpregs.xsave {
-        Some(xsave) => used(xsave, extras, components()).map(drop),
+        Some(xsave) => used(xsave, extras, here()).map(drop),
         None => Ok(()),
     }
 }
@@ -301,7 +323,8 @@ fn no_segments() -> Vec<UserDescT> {
         .collect()
 }
 
-fn names(components: u64) -> String {
+/// The names of components, one bit each.
+pub fn names(components: u64) -> String {
     let name = |n: u32| match n {
         2 => "AVX".to_owned(),
         3 | 4 => "MPX".to_owned(),
