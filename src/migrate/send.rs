@@ -1,8 +1,8 @@
 //! The source's side.
 
 use std::fs;
-use std::io::Read;
-use std::net::TcpStream;
+use std::io::{self, Read};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -146,7 +146,7 @@ pub fn send(
 fn connect(to: &Destination, patience: Duration) -> Result<(Option<Running>, Wire)> {
     match to {
         Destination::Tcp(address) => {
-            let stream = TcpStream::connect(address).context(|| format!("connect to {address}"))?;
+            let stream = dial(address, patience).context(|| format!("connect to {address}"))?;
             // The last words are short, and waited for.
             stream.set_nodelay(true).context(|| "setsockopt(TCP_NODELAY)")?;
             let output = stream.try_clone().context(|| "dup")?;
@@ -162,6 +162,18 @@ fn connect(to: &Destination, patience: Duration) -> Result<(Option<Running>, Wir
             Ok((Some(running), Wire::new(OwnedFd::from(input), OwnedFd::from(output), patience)))
         }
     }
+}
+
+/// Connects to the first of a host's addresses that answers; none may be silent for longer than that.
+fn dial(address: &str, patience: Duration) -> io::Result<TcpStream> {
+    let mut last = io::ErrorKind::NotFound.into();
+    for address in address.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, patience) {
+            Ok(stream) => return Ok(stream),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
 }
 
 /// A command that ends by itself once the connection, which is dropped before it, is closed.
@@ -282,5 +294,36 @@ impl Heir for Sender<'_> {
         self.committed = true;
         self.wire.send(Kind::Commit, &[])?;
         self.wire.expect(Kind::Running).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use nix::sys::socket::{Backlog, listen};
+
+    use super::*;
+
+    #[test]
+    fn nobody_waits_long_for_a_host_that_does_not_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        // What comes when nobody takes what came before is not answered at all.
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let mut waiting = Vec::new();
+        let error = loop {
+            match dial(&address, Duration::from_millis(200)) {
+                Ok(stream) => waiting.push(stream),
+                Err(e) => break e,
+            }
+            assert!(waiting.len() < 10, "all are taken");
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop((listener, waiting));
+        assert_eq!(
+            dial(&address, Duration::from_secs(60)).unwrap_err().kind(),
+            io::ErrorKind::ConnectionRefused
+        );
     }
 }
