@@ -42,10 +42,15 @@ pub fn hand_over(devices: &HashMap<String, LinuxNetDevice>, pid: i32) -> Result<
 fn one(here: &Route, name: &str, new: &str, (namespace, path): (&File, &str)) -> sys::Result<()> {
     let device = index(name)
         .context(|| format!("link not found for interface {name} on runtime namespace: if_nametoindex"))?;
+    let was_on = here.is_on(device).context(|| "fail to look at link")?;
     here.switch(device, false).context(|| "fail to set link down")?;
     let addresses = here.addresses(device).context(|| "fail to get ip addresses")?;
-    here.relocate(device, new, namespace.as_fd())
-        .context(|| format!("fail to move network device {name} to network namespace {path}"))?;
+    let moved = here.relocate(device, new, namespace.as_fd());
+    if moved.is_err() && was_on {
+        // It stays with the host, some of whose devices nobody can move.
+        let _ = here.switch(device, true);
+    }
+    moved.context(|| format!("fail to move network device {name} to network namespace {path}"))?;
     inside(namespace, || {
         let there = Route::open().context(|| "socket(AF_NETLINK)")?;
         // The number may have been taken in there.
@@ -69,6 +74,20 @@ fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> sys::Result<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::network::{loopback_is_up, loopback_up};
+    use crate::sys::testing::in_child;
+
+    #[test]
+    fn what_cannot_be_moved_stays_on() {
+        in_child(libc::CLONE_NEWNET, || {
+            let other = File::open("/proc/self/ns/net").unwrap();
+            nix::sched::unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            loopback_up().unwrap();
+            let error = one(&Route::open().unwrap(), "lo", "lo", (&other, "there")).unwrap_err().to_string();
+            assert!(error.contains("fail to move network device lo"), "{error}");
+            assert!(loopback_is_up().unwrap());
+        });
+    }
 
     #[test]
     fn names_are_the_kernels() {

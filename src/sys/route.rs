@@ -35,6 +35,12 @@ impl Route {
         self.0.change(libc::RTM_NEWLINK, 0, &link(device, if on { up } else { 0 }, up))
     }
 
+    /// Whether a device is switched on.
+    pub fn is_on(&self, device: u32) -> Result<bool, Errno> {
+        let device = self.0.get(libc::RTM_GETLINK, &link(device, 0, 0))?;
+        Ok(u32_at(&device.body, 8).unwrap_or(0) & libc::IFF_UP as u32 != 0)
+    }
+
     /// Moves a device to another namespace, under that name.
     pub fn relocate(&self, device: u32, name: &str, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
         let mut body = link(device, 0, 0);
@@ -108,6 +114,9 @@ mod tests {
             assert_eq!((all[0].family, all[0].prefix), (ours.family, 24));
             assert_eq!(route.add_address(lo, &ours), Err(Errno::EEXIST));
             assert_eq!(route.switch(lo + 1000, true), Err(Errno::ENODEV));
+            assert_eq!((route.is_on(lo), route.is_on(lo + 1000)), (Ok(true), Err(Errno::ENODEV)));
+            route.switch(lo, false).unwrap();
+            assert_eq!(route.is_on(lo), Ok(false));
         });
     }
 }
