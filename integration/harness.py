@@ -558,6 +558,11 @@ def own_mounts():
         sys.exit(f"a mount namespace of our own: {os.strerror(ctypes.get_errno())}")
 
 
+def loopback():
+    """Migrations go over it, and a machine may have it switched off."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], stderr=subprocess.DEVNULL)
+
+
 def forward_signals():
     """Ctrl-C and `kill` end the run in an orderly way."""
     def stop(*_):

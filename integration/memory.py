@@ -428,7 +428,7 @@ def test_a_migration_that_fails_leaves_the_source_running(host):
 
     fails("closed|lost", via="true")
     fails("as stasis does", via="yes")
-    fails("nothing for 1 s", via="sleep 10", timeout=1)
+    fails("nothing for 1 s", via="sleep 6", timeout=1)
     receive = " ".join(map(str, d.command("receive", "--bundle", d.bundle, d.id)))
     fails("closed|lost|nothing", via=f"{receive} | dd bs=1 count=5 status=none")  # it hears the greeting only
     # Not to be restored there: it has a limit that the program is above.

@@ -206,7 +206,13 @@ def test_user_namespace_auto(host):
         seen.add(outside)
         p("exec", name, "touch", "/etc/mine")
     equal(len(seen), 2, "ranges of ids")
-    p("rm", "-f", "-t", "0", "first", "second")
+
+    def removed():
+        # Whoever watches over a container that has been killed cleans up as well.
+        p("rm", "-f", "-t", "0", "-a", ok=None)
+        return p("ps", "-aq").stdout == ""
+
+    until(removed, "both to be removed")
 
 
 def test_preserve_fds(host):
