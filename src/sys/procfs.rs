@@ -21,7 +21,7 @@ use super::resolve::open_beneath;
 use super::{Context, Error, Result};
 
 /// Reads a small file in as few system calls as it takes: two and the end. The length that a file of procfs, sysfs or a
-/// control group claims to have means nothing.
+/// control group claims to have means nothing. Names in it may be any bytes: what is no UTF-8 of them becomes U+FFFD.
 pub fn read_text(path: impl AsRef<Path>) -> std::io::Result<String> {
     read_open(&mut File::open(path)?)
 }
@@ -33,7 +33,8 @@ pub fn read_bytes(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
 
 /// The same of an open file.
 pub fn read_open(file: &mut File) -> std::io::Result<String> {
-    String::from_utf8(read_all(file)?).map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))
+    let bytes = read_all(file)?;
+    Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
 fn read_all(file: &mut File) -> std::io::Result<Vec<u8>> {

@@ -59,7 +59,9 @@ fn size(bytes: u64) -> String {
 /// The name of a process.
 fn comm(model: &Model, pid: u32) -> String {
     let core: Option<&CoreEntry> = model.cores.get(&pid);
-    core.and_then(|core| core.tc.as_ref()).map(|tc| clean(&tc.comm)).unwrap_or_default()
+    core.and_then(|core| core.tc.as_ref())
+        .map(|tc| clean(&String::from_utf8_lossy(&tc.comm)))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -105,7 +107,7 @@ mod tests {
             let core = model.cores[&1].clone();
             model.cores.insert(id, core);
         }
-        model.cores.get_mut(&2).unwrap().tc.as_mut().unwrap().comm = "child\x1b[1m".into();
+        model.cores.get_mut(&2).unwrap().tc.as_mut().unwrap().comm = b"child\x1b[1m".to_vec();
         model.cores.get_mut(&2).unwrap().tc.as_mut().unwrap().task_state = DEAD;
         model.cores.get_mut(&3).unwrap().tc = None;
         model.pstree[0].threads = vec![1, 3];

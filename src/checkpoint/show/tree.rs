@@ -78,7 +78,10 @@ pub fn tree(images: &ImageDir, model: &Model) -> Vec<Process> {
 
 fn thread_name(model: &Model, id: u32) -> String {
     let thread = model.cores.get(&id).and_then(|core| core.thread_core.as_ref());
-    thread.and_then(|t| t.comm.as_deref()).map(clean).unwrap_or_default()
+    thread
+        .and_then(|t| t.comm.as_deref())
+        .map(|name| clean(&String::from_utf8_lossy(name)))
+        .unwrap_or_default()
 }
 
 fn process(images: &ImageDir, model: &Model, entry: &PstreeEntry) -> Process {

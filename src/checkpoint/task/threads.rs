@@ -96,11 +96,10 @@ pub fn capture(
 }
 
 /// The name of a thread, as the kernel prints it: a newline is the end.
-pub fn comm(pid: i32, tid: i32) -> Result<String> {
+pub fn comm(pid: i32, tid: i32) -> Result<Vec<u8>> {
     let bytes = read_bytes(format!("/proc/{pid}/task/{tid}/comm"))
         .map_err(|e| Error::new(format!("cannot read the thread's name: {e}")))?;
-    let name = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
-    Ok(String::from_utf8_lossy(name).into_owned())
+    Ok(bytes.strip_suffix(b"\n").unwrap_or(&bytes).to_vec())
 }
 
 /// Asks a thread for what only it can tell.

@@ -82,7 +82,9 @@ pub(super) fn alive(tc: &TaskCoreEntry) -> bool {
 }
 
 fn check_task(tc: &TaskCoreEntry, image: &str) -> Result<()> {
-    require(tc.comm.len() < 16, image, || format!("the name {:?} is too long", tc.comm))?;
+    require(tc.comm.len() < 16, image, || {
+        format!("the name {:?} is too long", String::from_utf8_lossy(&tc.comm))
+    })?;
     require(tc.sigactions.len() <= 62, image, || "there are more handlers than signals".into())?;
     let limits = tc.rlimits.as_ref().map_or(0, |r| r.rlimits.len());
     require(limits <= 32, image, || format!("there are {limits} resource limits"))?;
@@ -111,7 +113,7 @@ fn check_thread(model: &Model, core: &CoreEntry, image: &str) -> Result<()> {
 fn check_core(model: &Model, thread: &ThreadCoreEntry, image: &str) -> Result<()> {
     check_queue(thread.signals_p.as_ref(), image)?;
     let name = thread.comm.as_deref().unwrap_or_default();
-    require(name.len() < 16, image, || format!("the name {name:?} is too long"))?;
+    require(name.len() < 16, image, || format!("the name {:?} is too long", String::from_utf8_lossy(name)))?;
     if let Some(creds) = &thread.creds {
         let sets = [&creds.cap_inh, &creds.cap_prm, &creds.cap_eff, &creds.cap_bnd, &creds.cap_amb];
         require(sets.iter().all(|set| set.len() <= 2), image, || "a capability set is too long".into())?;

@@ -199,7 +199,7 @@ fn forget_children(injection: &mut Injection, stopped: &[i32]) -> Result<()> {
 pub(super) fn die(task: NewTask, tc: &TaskCoreEntry) -> Result<()> {
     let mut injection = task.injection;
     let mut batch = Batch::new();
-    let name = batch.string(tc.comm.as_bytes());
+    let name = batch.string(&tc.comm);
     batch.call(libc::SYS_prctl, &[PR_SET_NAME.into(), name]);
     injection.run(&batch)?;
     let code = tc.exit_code.cast_signed();

@@ -48,7 +48,7 @@ impl Revival<'_> {
             batch.call(libc::SYS_rseq, &args);
         }
         let name = thread.comm.as_deref().filter(|_| vtid != entry.pid).unwrap_or(&tc.comm);
-        let name = batch.string(name.as_bytes());
+        let name = batch.string(name);
         batch.call(libc::SYS_prctl, &[PR_SET_NAME.into(), name]);
 
         batch.about("cannot queue the signals again");
