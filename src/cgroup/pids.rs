@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::Cgroup;
 use super::file::{is_missing, read, write};
 use super::freezer::wait_for_event;
+use crate::sys::procfs::read_text;
 use crate::sys::{Context, Error, Result};
 
 /// How long the last processes of a group may take to go away.
@@ -50,7 +51,7 @@ pub(super) fn of(dir: &Path) -> Result<Vec<i32>> {
 
 /// The process of a thread; none when it has ended.
 fn process_of(tid: i32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    let status = read_text(format!("/proc/{tid}/status")).ok()?;
     status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 

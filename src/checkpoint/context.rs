@@ -8,6 +8,7 @@ use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::RegFileEntry;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Injection, Thread};
+use crate::checkpoint::task::status::Status;
 
 /// What the caller asked of `checkpoint` and `restore`. Flags that mean nothing to one of the two are ignored by it.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +112,8 @@ pub struct LiveTask {
     pub vpid: i32,
     /// Handle for `pidfd_getfd(2)`.
     pub pidfd: OwnedFd,
+    /// `/proc/PID/status` of when it stood still. Signals may have come since.
+    pub status: Status,
     /// True for a process that has exited and was not waited for: it has no threads, memory or descriptors.
     pub zombie: bool,
     /// Its threads, the leader first, each seized and stopped. Empty for a zombie.

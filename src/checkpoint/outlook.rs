@@ -12,6 +12,7 @@ use crate::checkpoint::files::uring;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::namespaces::Kind;
 use crate::checkpoint::{Error, Freezer, check};
+use crate::sys::procfs::read_text;
 
 /// The outlook for one container.
 #[derive(Debug, Serialize)]
@@ -130,7 +131,7 @@ struct Size {
 
 impl Size {
     fn of(pid: i32) -> Option<Self> {
-        Some(Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?))
+        Some(Self::parse(&read_text(format!("/proc/{pid}/status")).ok()?))
     }
 
     fn parse(status: &str) -> Self {

@@ -1,6 +1,6 @@
 //! What /proc says of a process, read without more work than it takes: `state` and `kill` are called often.
 
-use std::fs;
+use crate::sys::procfs::read_bytes;
 
 /// PF_EXITING: a thread that is in exit(2).
 const EXITING: u64 = 0x4;
@@ -25,7 +25,7 @@ pub struct Stat {
 impl Stat {
     /// Reads /proc/PID/stat; None where there is no such process.
     pub fn of(pid: i32) -> Option<Self> {
-        Self::parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&read_bytes(format!("/proc/{pid}/stat")).ok()?)
     }
 
     fn parse(line: &[u8]) -> Option<Self> {

@@ -34,7 +34,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
             let table = table(dump, index, pid, vpid, files_id)?;
             dump.model.fdinfo.insert(files_id, table);
         }
-        let fs = directories(dump, pid).map_err(|e| e.pid(vpid))?;
+        let fs = directories(dump, index).map_err(|e| e.pid(vpid))?;
         dump.model.fs.insert(vpid.cast_unsigned(), fs);
     }
     let foreign = epoll::resolve(dump)?;
@@ -139,7 +139,8 @@ pub(super) fn record(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, FdTypes)>
 }
 
 /// Working directory, root and umask.
-fn directories(dump: &mut Dump<'_>, pid: i32) -> Result<FsEntry> {
+fn directories(dump: &mut Dump<'_>, index: usize) -> Result<FsEntry> {
+    let (pid, umask) = (dump.tasks[index].pid, dump.tasks[index].status.umask);
     let mut register = |name: &str| {
         let path = format!("/proc/{pid}/{name}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
@@ -150,13 +151,5 @@ fn directories(dump: &mut Dump<'_>, pid: i32) -> Result<FsEntry> {
         register_path(dump, dir, &link, OFlag::O_PATH | OFlag::O_DIRECTORY)
     };
     let (cwd_id, root_id) = (register("cwd")?, register("root")?);
-    let path = format!("/proc/{pid}/status");
-    let status =
-        std::fs::read_to_string(&path).during("cannot read the umask", || format!("open({path:?})"))?;
-    let umask = status
-        .lines()
-        .find_map(|l| l.strip_prefix("Umask:"))
-        .and_then(|v| u32::from_str_radix(v.trim(), 8).ok())
-        .ok_or_else(|| Error::new("the kernel does not tell the umask"))?;
     Ok(FsEntry { cwd_id, root_id, umask: Some(umask) })
 }

@@ -11,7 +11,7 @@
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::stat::FileStat;
 
@@ -20,7 +20,8 @@ use crate::checkpoint::files::fdinfo::Fdinfo;
 use crate::checkpoint::files::share::{Holder, Key};
 use crate::checkpoint::image::FownEntry;
 use crate::checkpoint::{Error, Result};
-use crate::sys::{fcntl, pidfd};
+use crate::sys::procfs::read_text;
+use crate::sys::{fcntl, pidfd, stat};
 
 /// A descriptor of a live process.
 #[derive(Debug)]
@@ -57,7 +58,7 @@ impl Live {
                 .map_err(name)?,
         };
         let path = format!("/proc/{pid}/fdinfo/{fd}");
-        let text = match std::fs::read_to_string(&path) {
+        let text = match read_text(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             other => {
                 other.during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)")).map_err(name)?
@@ -71,16 +72,31 @@ impl Live {
     pub fn own(file: OwnedFd, vpid: i32) -> Result<Self> {
         let fd = file.as_raw_fd();
         let path = format!("/proc/self/fdinfo/{fd}");
-        let text = std::fs::read_to_string(&path)
-            .during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)"))?;
+        let text = read_text(&path).during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)"))?;
         let pid = std::process::id().cast_signed();
         Self::from_parts(pid, vpid, fd, file, Fdinfo::parse(&text)?)
+    }
+
+    /// Looks at a file that was opened by its `name` in `/proc`, maybe with O_PATH: an executable, a directory, a mapping.
+    /// `flags`: how it is to be opened. fdinfo would say no more of it, and costs more.
+    pub fn named(file: OwnedFd, name: &Path, flags: u32) -> Result<Self> {
+        let place =
+            stat::place(&file).during("cannot stat the file", || format!("statx({})", file.as_raw_fd()))?;
+        let mnt_id = i32::try_from(place.mount)
+            .map_err(|_| Error::new("the file's mount has a number that no record can hold").path(name))?;
+        let info = Fdinfo { flags, mnt_id, ..Fdinfo::default() };
+        Self::with_link(std::process::id().cast_signed(), 0, file.as_raw_fd(), file, info, name.to_owned())
     }
 
     fn from_parts(pid: i32, vpid: i32, fd: i32, file: OwnedFd, info: Fdinfo) -> Result<Self> {
         let own = file.as_raw_fd();
         let link = std::fs::read_link(format!("/proc/self/fd/{own}"))
             .during("cannot read the descriptor's name", || format!("readlink(\"/proc/self/fd/{own}\")"))?;
+        Self::with_link(pid, vpid, fd, file, info, link)
+    }
+
+    fn with_link(pid: i32, vpid: i32, fd: i32, file: OwnedFd, info: Fdinfo, link: PathBuf) -> Result<Self> {
+        let own = file.as_raw_fd();
         let stat =
             nix::sys::stat::fstat(&file).during("cannot stat the descriptor", || format!("fstat({own})"))?;
         let fs = nix::sys::statfs::fstatfs(&file)

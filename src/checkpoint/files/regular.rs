@@ -182,10 +182,7 @@ pub fn text(path: &Path) -> Result<String> {
 ///
 /// `opened` may be O_PATH; `link` is its name as /proc shows it, `flags` how it is to be opened.
 pub fn register_path(dump: &mut Dump<'_>, opened: OwnedFd, link: &Path, flags: OFlag) -> Result<u32> {
-    let mut live = Live::own(opened, 0)?;
-    link.clone_into(&mut live.link);
-    live.info.flags = flags.bits().cast_unsigned() & !(libc::O_CLOEXEC.cast_unsigned());
-    live.info.pos = 0;
+    let live = Live::named(opened, link, flags.bits().cast_unsigned() & !(libc::O_CLOEXEC.cast_unsigned()))?;
     let key: PathKey =
         (live.stat.st_dev, live.stat.st_ino, live.info.mnt_id, live.info.flags, live.link.clone());
     if let Some(&id) = dump.files.paths.get(&key) {

@@ -83,7 +83,7 @@ fn live(task: &mut LiveTask, watched: bool, looks: &mut Looks) -> Result<(MmEntr
     // Asked now: the first batch has mapped it.
     let (start, end) = injection.footprint();
     let hidden: Vec<_> = (start < end).then_some(start..end).into_iter().collect();
-    Ok((mm, layout::read(task.pid, &hidden, watched, looks)?))
+    Ok((mm, layout::read(task.pid, &hidden, watched, task.status.locked != Some(0), looks)?))
 }
 
 /// Gives each mapping with a file or with shared memory its `shmid`, and writes shared memory seen for the first time.

@@ -19,13 +19,20 @@ use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
 
 /// Describes all mappings of a stopped task, apart from those within `hidden`: what an injection has put there.
-/// `watched`: if its memory is write-protected, it is so by us. `looks` may have its flags already.
-pub fn read(pid: i32, hidden: &[Range<u64>], watched: bool, looks: &mut Looks) -> Result<Vec<Vma>> {
+/// `watched`: if its memory is write-protected, it is so by us. `looks` may have its flags already, which are not to be
+/// trusted if some of it is `locked`.
+pub fn read(
+    pid: i32,
+    hidden: &[Range<u64>],
+    watched: bool,
+    locked: bool,
+    looks: &mut Looks,
+) -> Result<Vec<Vma>> {
     let is_hidden = |m: &Mapping| hidden.iter().any(|h| h.start <= m.start && m.end <= h.end);
     let known = if looks.know(pid) {
         let mut now = maps::read(pid)?;
         now.retain(|mapping| !is_hidden(mapping));
-        looks.of_stopped(pid, &now)
+        looks.of_stopped(pid, &now, locked)
     } else {
         None
     };
@@ -183,7 +190,7 @@ mod tests {
     fn this_process_has_code_heap_stack_and_vdso() {
         in_child(0, || {
             let pid = std::process::id().cast_signed();
-            let vmas = read(pid, &[], false, &mut Looks::default()).unwrap();
+            let vmas = read(pid, &[], false, false, &mut Looks::default()).unwrap();
             let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
             assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
             assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
@@ -227,10 +234,10 @@ mod tests {
     #[test]
     fn what_is_hidden_is_left_out() {
         let pid = std::process::id().cast_signed();
-        let all = read(pid, &[], false, &mut Looks::default()).unwrap();
+        let all = read(pid, &[], false, false, &mut Looks::default()).unwrap();
         let stack = all.iter().find(|v| v.mapping.name() == b"[stack]").unwrap();
         let hidden = stack.entry.start..stack.entry.end;
-        let rest = read(pid, &[hidden], false, &mut Looks::default()).unwrap();
+        let rest = read(pid, &[hidden], false, false, &mut Looks::default()).unwrap();
         assert!(rest.iter().all(|v| v.mapping.name() != b"[stack]"));
     }
 }

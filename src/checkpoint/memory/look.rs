@@ -13,7 +13,6 @@
 //! What it locks is not left to that: a process that has locked memory is looked at while it stands still.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 
@@ -59,8 +58,8 @@ impl Looks {
     }
 
     /// The mappings of a stopped process, `now`, with the flags that were seen. None: something is new, or locked.
-    pub fn of_stopped(&mut self, pid: i32, now: &[Mapping]) -> Option<Flagged> {
-        let seen = self.seen.remove(&pid).filter(|_| !has_locked(pid))?;
+    pub fn of_stopped(&mut self, pid: i32, now: &[Mapping], locked: bool) -> Option<Flagged> {
+        let seen = self.seen.remove(&pid).filter(|_| !locked)?;
         let mut left = seen.into_iter();
         let all: Option<Flagged> = now.iter().map(|now| left.find(|(seen, _)| seen == now)).collect();
         let all = all.filter(|all| !all.iter().any(|(_, flags)| flags.has(b"lo")))?;
@@ -93,13 +92,6 @@ fn comparable(mut flags: VmFlags) -> VmFlags {
     flags
 }
 
-/// Whether a process has locked memory; one that cannot be asked has.
-fn has_locked(pid: i32) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmLck:"));
-    line.and_then(|line| line.split_whitespace().next()) != Some("0")
-}
-
 #[cfg(test)]
 mod tests {
     use std::ffi::OsString;
@@ -124,13 +116,13 @@ mod tests {
         let of = |now: &[Mapping], seen: &Flagged| {
             let mut looks = Looks::default();
             looks.add(pid, seen.clone());
-            looks.of_stopped(pid, now)
+            looks.of_stopped(pid, now, false)
         };
         assert_eq!(of(&[mapping(0x1000, 0x2000), mapping(0x3000, 0x4000)], &seen), Some(seen.clone()));
         assert_eq!(of(&[mapping(0x3000, 0x4000)], &seen), Some(seen[1..].to_vec()), "what is gone is gone");
         assert_eq!(of(&[mapping(0x1000, 0x2000), mapping(0x3000, 0x5000)], &seen), None);
         assert_eq!(of(&[mapping(0x1000, 0x2000)], &vec![flagged(0x1000, 0x2000, "rd lo")]), None);
-        assert_eq!(Looks::default().of_stopped(pid, &[]), None, "who was not looked at");
+        assert_eq!(Looks::default().of_stopped(pid, &[], false), None, "who was not looked at");
     }
 
     #[test]

@@ -9,12 +9,13 @@
 //! `smaps` walks the page tables of all that is mapped and costs milliseconds a gigabyte; `maps` costs microseconds.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::os::unix::ffi::OsStringExt;
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::memory::pages::PAGE;
+use crate::sys::procfs::read_bytes;
 
 /// Bytes of `smaps` that are read before they are looked at.
 const CHUNK: usize = 256 << 10;
@@ -96,7 +97,7 @@ impl VmFlags {
 /// Everything that `/proc/PID/maps` lists.
 pub fn read(pid: i32) -> Result<Vec<Mapping>> {
     let path = format!("/proc/{pid}/maps");
-    let text = fs::read(&path).during("cannot read the mappings", || format!("read({path:?})"))?;
+    let text = read_bytes(&path).during("cannot read the mappings", || format!("read({path:?})"))?;
     lines(&text).map(line).collect()
 }
 

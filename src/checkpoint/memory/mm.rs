@@ -1,10 +1,9 @@
 //! The bounds of an address space: what `/proc/PID/stat`, `auxv`, `exe` and brk(2) show, put back by PR_SET_MM_MAP.
 
-use std::fs;
-
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
 use crate::checkpoint::remote::{Arg, Batch, Injection};
+use crate::sys::procfs::read_bytes;
 
 const PR_GET_DUMPABLE: i32 = 3;
 const PR_SET_MM: i32 = 35;
@@ -15,10 +14,10 @@ const PR_GET_THP_DISABLE: i32 = 42;
 /// Reads everything but the mappings and the executable.
 pub fn capture(pid: i32, injection: &mut Injection) -> Result<MmEntry> {
     let path = format!("/proc/{pid}/stat");
-    let stat = fs::read(&path).during("cannot read the task's state", || format!("read({path:?})"))?;
+    let stat = read_bytes(&path).during("cannot read the task's state", || format!("read({path:?})"))?;
     let mut mm = bounds(&stat).ok_or_else(|| Error::new("cannot understand /proc/PID/stat"))?;
     let path = format!("/proc/{pid}/auxv");
-    let auxv = fs::read(&path).during("cannot read the auxiliary vector", || format!("read({path:?})"))?;
+    let auxv = read_bytes(&path).during("cannot read the auxiliary vector", || format!("read({path:?})"))?;
     mm.mm_saved_auxv = auxv.as_chunks::<8>().0.iter().map(|word| u64::from_ne_bytes(*word)).collect();
     // The kernel ends the vector itself, and CRIU has room for 22 pairs, which is what is left on Linux 6.18.
     while mm.mm_saved_auxv.ends_with(&[0, 0]) {
@@ -105,11 +104,11 @@ mod tests {
 
     #[test]
     fn the_bounds_of_this_process_are_in_order() {
-        let mm = bounds(&fs::read("/proc/self/stat").unwrap()).unwrap();
+        let mm = bounds(&std::fs::read("/proc/self/stat").unwrap()).unwrap();
         assert!(mm.mm_start_code < mm.mm_end_code);
         assert!(mm.mm_arg_start < mm.mm_arg_end && mm.mm_arg_end <= mm.mm_env_start);
         assert!(mm.mm_start_stack < mm.mm_arg_start);
-        let args = fs::read("/proc/self/cmdline").unwrap();
+        let args = std::fs::read("/proc/self/cmdline").unwrap();
         assert_eq!(mm.mm_arg_end - mm.mm_arg_start, args.len() as u64);
     }
 

@@ -13,7 +13,6 @@
 //!
 //! A copy dies with the command that made it, but nobody waits for it then: the next command does, see [`bury`].
 
-use std::fs;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -29,6 +28,7 @@ use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Injection, Thread};
 use crate::checkpoint::task::status::Stat;
 use crate::checkpoint::task::{freeze, placement};
 use crate::sys;
+use crate::sys::procfs::read_text;
 
 /// Below this size copying the memory takes less time than what surrounds a snapshot.
 const WORTH: u64 = 4 << 20;
@@ -208,7 +208,7 @@ fn reap(injection: &mut Injection, pid: i32) -> Result<()> {
 fn place(tid: i32) -> Result<Place> {
     let status = |pid: i32| {
         let path = format!("/proc/{pid}/status");
-        fs::read_to_string(&path).during("cannot find the parent of a copy", || format!("read({path:?})"))
+        read_text(&path).during("cannot find the parent of a copy", || format!("read({path:?})"))
     };
     let of_copy = status(tid)?;
     let parent = field(&of_copy, "PPid").next();

@@ -12,6 +12,7 @@ use nix::mount::MsFlags;
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::device;
+use crate::sys::procfs::read_bytes;
 
 /// MS_NOSYMFOLLOW, for which nix has no name.
 pub const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(libc::MS_NOSYMFOLLOW);
@@ -48,7 +49,7 @@ pub struct Mount {
 /// The mounts that a process sees: each after the one that it lies on, otherwise in the order of the kernel's list.
 pub fn of(pid: &str) -> Result<Vec<Mount>> {
     let path = format!("/proc/{pid}/mountinfo");
-    let text = std::fs::read(&path).during("cannot read the mount table", || format!("read({path:?})"))?;
+    let text = read_bytes(&path).during("cannot read the mount table", || format!("read({path:?})"))?;
     Ok(parents_first(parse(&text)?))
 }
 

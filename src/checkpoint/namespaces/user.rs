@@ -20,6 +20,7 @@ use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::task::credentials::Policy;
+use crate::sys::procfs::read_text;
 use crate::sys::{credentials, ioctl};
 
 /// Whether the container has id mappings of its own.
@@ -214,8 +215,7 @@ fn permit(spec: &Spec, maps: &UsernsEntry) -> Result<()> {
 fn maps(pid: i32) -> Result<UsernsEntry> {
     let read = |name| {
         let path = format!("/proc/{pid}/{name}");
-        let text = std::fs::read_to_string(&path)
-            .during("cannot read the id mappings", || format!("read({path:?})"))?;
+        let text = read_text(&path).during("cannot read the id mappings", || format!("read({path:?})"))?;
         parse(&text)
     };
     Ok(UsernsEntry { uid_map: read("uid_map")?, gid_map: read("gid_map")? })

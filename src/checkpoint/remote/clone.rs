@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::batch::{Arg, Batch, Call};
 use super::injection::Injection;
-use super::memory::{Memory, Status};
+use super::memory::{Facts, Memory};
 use super::thread::Thread;
 use super::wait::Stop;
 use super::{ptrace, signals};
@@ -99,10 +99,7 @@ impl Injection {
             Some(&inner) => (inner, inner),
             None if is_thread => (self.ids.0, in_parent),
             None if args.flags & libc::CLONE_NEWPID as u64 == 0 => (in_parent, in_parent),
-            None => {
-                let status = Status::read(tid)?;
-                (status.tgid, status.tid)
-            }
+            None => Facts::read(tid)?.ids,
         };
         let mut template = self.template;
         if args.flags & libc::CLONE_SETTLS as u64 != 0 {
@@ -110,7 +107,7 @@ impl Injection {
         }
         Ok(Self {
             thread: thread.clone(),
-            memory: Memory::new(tid),
+            memory: Rc::new(Memory::new(tid)),
             code: self.code,
             scratch: self.scratch,
             scratch_len: self.scratch_len,

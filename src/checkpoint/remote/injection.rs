@@ -29,7 +29,7 @@ pub(super) const CODE: u64 = 4096;
 #[derive(Debug)]
 pub struct Injection {
     pub(super) thread: Thread,
-    pub(super) memory: Memory,
+    pub(super) memory: Rc<Memory>,
     /// Where the stub stands.
     pub(super) code: u64,
     pub(super) scratch: u64,
@@ -65,6 +65,8 @@ pub(super) struct Home {
     pub(super) dispatch: Option<Dispatch>,
     /// SIGSTOP arrived meanwhile.
     pub(super) stopped: bool,
+    /// The scratch is a loan: [`super::beside::Beside`].
+    pub(super) lent: bool,
 }
 
 impl Drop for Injection {
@@ -269,7 +271,7 @@ impl Injection {
     }
 
     /// Makes a thread that stands anywhere in the stub continue at its stop.
-    fn park(&self) -> Result<()> {
+    pub(super) fn park(&self) -> Result<()> {
         if self.thread.is_gone() { Ok(()) } else { self.thread.set_regs(&self.enter(Place::Stop)) }
     }
 
@@ -283,6 +285,9 @@ impl Injection {
                 "a batch of {len} bytes is larger than the {} bytes of scratch memory",
                 self.scratch_len
             )));
+        }
+        if self.home.as_mut().is_some_and(|home| std::mem::take(&mut home.lent)) {
+            (self.scratch, self.scratch_len) = (0, 0);
         }
         let len = len.next_power_of_two();
         let compat = self.home.as_ref().is_some_and(|home| home.regs.is_compat());

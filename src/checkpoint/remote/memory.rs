@@ -1,7 +1,7 @@
 //! Memory of a stopped task, and the few lines of /proc that the driver needs.
 
 use std::cell::OnceCell;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -79,23 +79,22 @@ impl Memory {
     }
 }
 
-/// What /proc/TID/status says of a thread.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct Status {
-    /// Thread group, in the innermost pid namespace.
-    pub(super) tgid: i32,
-    /// Thread, in the innermost pid namespace.
-    pub(super) tid: i32,
-    /// Thread group, in our pid namespace.
-    pub(super) host_tgid: i32,
-    /// Queued for the thread or its process.
-    pub(super) pending: u64,
-    pub(super) blocked: u64,
-    pub(super) caught: u64,
-    pub(super) ignored: u64,
+/// What `/proc/TID/status` says of a thread that batches go by.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Thread group and thread, in the innermost pid namespace.
+    pub ids: (i32, i32),
+    /// Signals queued for the thread or its process.
+    pub pending: u64,
+    /// Those that it blocks.
+    pub blocked: u64,
+    /// Those that have a handler.
+    pub caught: u64,
+    /// Those that it ignores.
+    pub ignored: u64,
 }
 
-impl Status {
+impl Facts {
     pub(super) fn read(tid: i32) -> Result<Self> {
         let path = format!("/proc/{tid}/status");
         let text = read_text(&path)
@@ -104,25 +103,34 @@ impl Status {
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let mut status = Self::default();
+        let mut facts = Self::default();
         for line in text.lines() {
             let Some((name, value)) = line.split_once(':') else { continue };
             let value = value.trim();
             let last = || value.rsplit(char::is_whitespace).next()?.parse().ok();
             let mask = || u64::from_str_radix(value, 16).ok();
             match name {
-                "Tgid" => status.host_tgid = value.parse().ok()?,
-                "NStgid" => status.tgid = last()?,
-                "NSpid" => status.tid = last()?,
-                "SigPnd" | "ShdPnd" => status.pending |= mask()?,
-                "SigBlk" => status.blocked = mask()?,
-                "SigIgn" => status.ignored = mask()?,
-                "SigCgt" => status.caught = mask()?,
+                "NStgid" => facts.ids.0 = last()?,
+                "NSpid" => facts.ids.1 = last()?,
+                "SigPnd" | "ShdPnd" => facts.pending |= mask()?,
+                "SigBlk" => facts.blocked = mask()?,
+                "SigIgn" => facts.ignored = mask()?,
+                "SigCgt" => facts.caught = mask()?,
                 _ => {}
             }
         }
-        (status.tgid > 0 && status.tid > 0).then_some(status)
+        (facts.ids.0 > 0 && facts.ids.1 > 0).then_some(facts)
     }
+}
+
+/// The process of a thread, in our pid namespace.
+pub(super) fn process_of(tid: i32) -> Result<i32> {
+    let path = format!("/proc/{tid}/status");
+    let text =
+        read_text(&path).during("cannot read the thread's status", || format!("open({path:?}, O_RDONLY)"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    line.and_then(|pid| pid.trim().parse().ok())
+        .ok_or_else(|| Error::new("cannot understand the thread's status").path(&path))
 }
 
 /// Where the kernel put the vdso when the program was started (AT_SYSINFO_EHDR). None if it has none.
@@ -139,7 +147,8 @@ pub(super) fn vdso_of_auxv(tid: i32) -> Result<Option<u64>> {
 /// Where the vdso is mapped now, start and end, as /proc/TID/maps says.
 pub(super) fn vdso_of_maps(tid: i32) -> Result<Option<(u64, u64)>> {
     let path = format!("/proc/{tid}/maps");
-    let maps = fs::read(&path).during("cannot read the mappings", || format!("open({path:?}, O_RDONLY)"))?;
+    let maps =
+        read_bytes(&path).during("cannot read the mappings", || format!("open({path:?}, O_RDONLY)"))?;
     let line = maps.split(|&b| b == b'\n').find(|line| line.ends_with(b"[vdso]"));
     Ok(line.and_then(|line| {
         let range = std::str::from_utf8(line.split(|&b| b == b' ').next()?).ok()?;
@@ -151,7 +160,8 @@ pub(super) fn vdso_of_maps(tid: i32) -> Result<Option<(u64, u64)>> {
 /// Executable mappings, start and end.
 pub(super) fn executable(tid: i32) -> Result<Vec<(u64, u64)>> {
     let path = format!("/proc/{tid}/maps");
-    let maps = fs::read(&path).during("cannot read the mappings", || format!("open({path:?}, O_RDONLY)"))?;
+    let maps =
+        read_bytes(&path).during("cannot read the mappings", || format!("open({path:?}, O_RDONLY)"))?;
     let parse = |line: &[u8]| {
         let mut words = line.split(|&b| b == b' ');
         let range = std::str::from_utf8(words.next()?).ok()?;
@@ -164,9 +174,9 @@ pub(super) fn executable(tid: i32) -> Result<Vec<(u64, u64)>> {
 
 /// A thread's state and where it sleeps, in words, for errors about a thread that does not stop.
 pub(super) fn standing(tid: i32) -> String {
-    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    let stat = read_text(format!("/proc/{tid}/stat")).unwrap_or_default();
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-    let wchan = fs::read_to_string(format!("/proc/{tid}/wchan")).unwrap_or_default();
+    let wchan = read_text(format!("/proc/{tid}/wchan")).unwrap_or_default();
     match state {
         None => format!("thread {tid} is gone"),
         Some(state) if wchan.is_empty() || wchan == "0" => format!("thread {tid} is in state {state}"),
@@ -190,9 +200,9 @@ mod tests {
     fn status_of_a_thread_in_a_nested_namespace() {
         let text = "Name:\tx\nTgid:\t71\nNStgid:\t71\t1\nNSpid:\t72\t2\nSigPnd:\t0000000000000001\n\
                     ShdPnd:\t0000000000000100\nSigBlk:\t00000000fffffff0\nSigCgt:\t0000000000400000\n";
-        let status = Status::parse(text).unwrap();
-        assert_eq!((status.tgid, status.tid, status.host_tgid), (1, 2, 71));
-        assert_eq!((status.pending, status.blocked, status.caught), (0x101, 0xffff_fff0, 0x40_0000));
+        let facts = Facts::parse(text).unwrap();
+        assert_eq!(facts.ids, (1, 2));
+        assert_eq!((facts.pending, facts.blocked, facts.caught), (0x101, 0xffff_fff0, 0x40_0000));
     }
 
     #[test]

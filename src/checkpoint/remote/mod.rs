@@ -27,11 +27,13 @@
 //! | `names`       | system calls as strace prints them                                |
 //! | `vdso`        | the end of the vdso and its slots                                |
 //! | `injection`   | running batches: live tasks, and tasks being restored             |
+//! | `beside`      | batches in more threads of the same process                      |
 //! | `clone`       | children and threads of a task being restored; zombies            |
 //! | `leave`       | the last step of a restore                                        |
 //! | `conduit`     | passing descriptors into a task                                   |
 
 mod batch;
+mod beside;
 mod clone;
 mod conduit;
 mod injection;
@@ -51,9 +53,11 @@ mod wait;
 mod tests;
 
 pub use batch::{Arg, Batch, Call, Out, Results};
+pub use beside::Beside;
 pub use clone::{CloneArgs, Exit};
 pub use conduit::Conduit;
 pub use injection::Injection;
 pub use leave::Final;
+pub use memory::Facts;
 pub use thread::{Dispatch, RseqConfig, Thread};
 pub use wait::Stop;

@@ -14,10 +14,11 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::injection::{Home, Injection};
-use super::memory::{Memory, Status};
+use super::memory::{Facts, Memory, process_of};
 use super::thread::Thread;
+use super::vdso::{self, Slot};
 use super::wait::Stop;
-use super::{pin, ptrace, rseq, signals, vdso};
+use super::{pin, ptrace, rseq, signals};
 use crate::checkpoint::arch::Regs;
 use crate::checkpoint::arch::stub::{self, Frame, Place};
 use crate::checkpoint::error::{Error, Result};
@@ -35,37 +36,57 @@ impl Injection {
     /// [`Self::finish`]: read them before, or with [`Self::image_regs`] and [`Self::sigmask`].
     pub fn start(thread: &Thread) -> Result<Self> {
         let tid = thread.tid();
+        Self::start_known(thread, &Facts::read(tid)?, pin::last_processor(tid))
+    }
+
+    /// The same, of a thread about which the caller knows that much: its status, and where it ran last.
+    pub fn start_known(thread: &Thread, facts: &Facts, processor: i32) -> Result<Self> {
+        let tid = thread.tid();
+        let memory = Rc::new(Memory::new(tid));
+        let room = vdso::room(tid, &memory)?;
+        let slot = |ip: u64| vdso::free_slot(&room, tid, &memory, ip);
+        let mut injection = Self::enter_slot(thread, facts, processor, &memory, slot)?;
+        let _beside = pin::beside(injection.processor);
+        injection.grow(FIRST_SCRATCH)?;
+        Ok(injection)
+    }
+
+    /// Writes a slot for the thread, whose scratch is yet to come.
+    pub(super) fn enter_slot(
+        thread: &Thread,
+        facts: &Facts,
+        processor: i32,
+        memory: &Rc<Memory>,
+        slot: impl FnOnce(u64) -> Result<Slot>,
+    ) -> Result<Self> {
         let raw = thread.regs()?;
         if !raw.is_native() && !raw.is_compat() {
             return Err(Error::new("the task runs in a code segment of its own making"));
         }
         let mask = thread.sigmask()?;
-        let status = Status::read(tid)?;
         let stopped = status_is_stopped(thread);
-        let blocked = status.blocked | mask;
-        let signal = signals::harmless(blocked, status.caught, status.ignored, status.pending, stopped)
+        let blocked = facts.blocked | mask;
+        let signal = signals::harmless(blocked, facts.caught, facts.ignored, facts.pending, stopped)
             .ok_or_else(|| Error::new("the thread leaves no signal free that could stop it after a batch"))?;
-        let memory = Memory::new(tid);
         let mut home_regs = raw;
-        if let Some(abort) = section_abort(thread, &memory, raw.ip())? {
+        if let Some(abort) = section_abort(thread, memory, raw.ip())? {
             home_regs.set_ip(abort);
         }
-        let vdso::Slot { at: slot, before } =
-            vdso::free_slot(&vdso::room(tid, &memory)?, tid, &memory, raw.ip())?;
-        memory.force(slot, &stub::slot(tid, mask, &home_regs.for_stub()))?;
+        let Slot { at: slot, before } = slot(raw.ip())?;
+        memory.force(slot, &stub::slot(thread.tid(), mask, &home_regs.for_stub()))?;
 
         let dispatch = thread.dispatch()?;
         if dispatch.is_some() {
             thread.set_dispatch(None)?;
         }
-        let home = Home { slot, before, regs: home_regs, mask, dispatch, stopped: false };
-        let mut injection = Self {
+        let home = Home { slot, before, regs: home_regs, mask, dispatch, stopped: false, lent: false };
+        Ok(Self {
             thread: thread.clone(),
-            memory,
+            memory: Rc::clone(memory),
             code: slot,
             scratch: 0,
             scratch_len: 0,
-            ids: (status.tgid, status.tid),
+            ids: facts.ids,
             signal,
             template: raw.native(),
             home: Some(home),
@@ -73,11 +94,8 @@ impl Injection {
             queued: Rc::new(Cell::new(0)),
             births: Vec::new(),
             patience: PATIENCE,
-            processor: pin::last_processor(tid),
-        };
-        let _beside = pin::beside(injection.processor);
-        injection.grow(FIRST_SCRATCH)?;
-        Ok(injection)
+            processor,
+        })
     }
 
     /// Ends the injection: the thread has its registers, mask and memory again, and is still stopped.
@@ -91,7 +109,7 @@ impl Injection {
         if self.thread.is_gone() {
             return Ok(());
         }
-        let unmapped = self.unmap_scratch();
+        let unmapped = if home.lent { Ok(()) } else { self.unmap_scratch() };
         if self.thread.is_gone() {
             return unmapped;
         }
@@ -119,7 +137,7 @@ impl Injection {
 
     /// A stop signal that came during the injection is sent again.
     fn stop_process(&self) -> Result<()> {
-        let pid = Status::read(self.thread.tid())?.host_tgid;
+        let pid = process_of(self.thread.tid())?;
         // SAFETY: kill takes numbers only.
         nix::errno::Errno::result(unsafe { libc::kill(pid, libc::SIGSTOP) }).map(drop).map_err(|errno| {
             Error::new("cannot stop the process again").call(format!("kill({pid}, SIGSTOP)"), errno)

@@ -34,6 +34,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::remote::{Stop, Thread};
 use crate::checkpoint::{Error, Result};
 use crate::sys;
+use crate::sys::procfs::read_text;
 
 /// The container's freezer: `cgroup/` implements it for v1, v2 and for hosts without one.
 pub trait Freezer {
@@ -132,6 +133,8 @@ struct Found {
     /// Process, thread, seizure.
     threads: BTreeMap<i32, (i32, Thread)>,
     processes: BTreeSet<i32>,
+    /// Children of all of them, as the last pass has found them.
+    children: BTreeSet<i32>,
     /// Threads that stand still.
     stopped: BTreeSet<i32>,
     /// Threads that had ended when their turn came, and wait to be reaped.
@@ -187,14 +190,18 @@ impl Found {
     /// Seizes all threads that are new, and counts them and those that have just ended.
     fn pass(&mut self, freezer: &dyn Freezer, frozen: bool) -> Result<usize> {
         let mut new = 0;
-        for pid in freezer.pids()? {
+        let listed: BTreeSet<i32> = freezer.pids()?.into_iter().collect();
+        for &pid in &listed {
             new += self.process(pid, frozen)?;
         }
+        if new > 0 {
+            // There will be another pass, and the children of who runs now are of no use to that.
+            return Ok(new);
+        }
         // Those that have left the container's cgroup are its processes still.
-        for pid in self.processes.clone() {
-            for child in children(pid) {
-                new += self.process(child, frozen)?;
-            }
+        self.children = self.threads.iter().flat_map(|(tid, (pid, _))| children_of(*pid, *tid)).collect();
+        for child in self.children.difference(&listed).copied().collect::<Vec<_>>() {
+            new += self.process(child, frozen)?;
         }
         Ok(new)
     }
@@ -331,8 +338,7 @@ impl Found {
             }
             tasks.insert(*pid, self.live(*pid, threads.into_iter().map(|(_, thread)| thread).collect())?);
         }
-        let zombies: BTreeSet<i32> = tasks.keys().flat_map(|pid| children(*pid)).collect();
-        for pid in zombies {
+        for &pid in &self.children {
             if !tasks.contains_key(&pid) {
                 match Status::of(pid) {
                     Ok(status) if status.state == 'Z' => _ = tasks.insert(pid, self.live(pid, Vec::new())?),
@@ -351,8 +357,9 @@ impl Found {
     fn live(&self, pid: i32, threads: Vec<Thread>) -> Result<LiveTask> {
         let pidfd =
             sys::pidfd::open(pid, 0).during("cannot hold the process", || format!("pidfd_open({pid}, 0)"))?;
-        let vpid = self.inner(pid);
-        Ok(LiveTask { pid, vpid, pidfd, zombie: threads.is_empty(), threads, injection: None })
+        let status = Status::of(pid)?;
+        let vpid = status.pid_at(self.depth).unwrap_or(pid);
+        Ok(LiveTask { pid, vpid, pidfd, status, zombie: threads.is_empty(), threads, injection: None })
     }
 
     /// The process's id in the container; its id here when it is gone.
@@ -363,7 +370,7 @@ impl Found {
 
 /// Whether job control has stopped the thread; its state shows D while it is frozen.
 fn is_stopped(tid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan == "do_signal_stop")
+    read_text(format!("/proc/{tid}/wchan")).is_ok_and(|wchan| wchan == "do_signal_stop")
 }
 
 /// Kills stopped processes, and waits until every thread is gone. One that has no processor to end on for so long is not
@@ -440,8 +447,8 @@ const SLICE: Duration = Duration::from_millis(1);
 fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Stood> {
     let first = tasks.remove(&init).ok_or_else(|| Error::new("the container's first process has ended"))?;
     let mut parents: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
-    for pid in tasks.keys() {
-        parents.entry(Status::of(*pid)?.ppid).or_default().push(*pid);
+    for (pid, task) in &tasks {
+        parents.entry(task.status.ppid).or_default().push(*pid);
     }
     let mut descend = |root: Vec<LiveTask>, tasks: &mut BTreeMap<i32, LiveTask>| {
         let (mut sorted, mut next) = (root, 0);
@@ -454,12 +461,8 @@ fn order(init: i32, mut tasks: BTreeMap<i32, LiveTask>) -> Result<Stood> {
         sorted
     };
     let sorted = descend(vec![first], &mut tasks);
-    let mut roots = Vec::new();
-    for pid in tasks.keys() {
-        if !tasks.contains_key(&Status::of(*pid)?.ppid) {
-            roots.push(*pid);
-        }
-    }
+    let is_root = |task: &&LiveTask| !tasks.contains_key(&task.status.ppid);
+    let roots: Vec<i32> = tasks.values().filter(is_root).map(|task| task.pid).collect();
     let roots = roots.into_iter().filter_map(|pid| tasks.remove(&pid)).collect();
     let strangers = descend(roots, &mut tasks);
     Ok(Stood { tasks: sorted, strangers })
@@ -485,14 +488,14 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// Those of one thread, in the order in which it has got them.
 fn children_of(pid: i32, tid: i32) -> Vec<i32> {
-    let list = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+    let list = read_text(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
     list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect()
 }
 
 /// Whether a thread of this process waits for a child that runs on its memory.
 pub fn in_vfork(pid: i32) -> bool {
     let calls_vfork = |tid: i32| {
-        let call = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+        let call = read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
         call.split_ascii_whitespace().next().and_then(|n| n.parse().ok()) == Some(libc::SYS_vfork)
     };
     let threads = status::threads(pid).unwrap_or_default();
@@ -504,7 +507,7 @@ pub fn in_vfork(pid: i32) -> bool {
 fn waits_for_child(pid: i32, tid: i32) -> bool {
     const VFORK: u64 = libc::CLONE_VFORK as u64;
     // 56 0x4111 0x0 ...: number, arguments; `running` of one that does not sleep.
-    let call = sys::procfs::read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
+    let call = read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     let mut words = call.split_ascii_whitespace();
     let number = words.next().and_then(|n| n.parse().ok());
     let first = words.next().and_then(|a| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok());

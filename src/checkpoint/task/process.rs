@@ -57,6 +57,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     let mut extra = TaskExtra::default();
     let (ids, mut groups) = (sharing::ids(dump)?, cookies::Groups::default());
     let depth = status::depth(dump.source.init)?;
+    let inside: BTreeMap<i32, i32> = dump.tasks.iter().map(|task| (task.pid, task.vpid)).collect();
     for i in 0..dump.tasks.len() {
         let task = &mut dump.tasks[i];
         let mut captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
@@ -64,7 +65,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
             captured.extra.cookie = groups.of(thread.tid())?;
         }
         let vpid = task.vpid;
-        let entry = tree_entry(task, &captured, depth)?;
+        let entry = tree_entry(task, &captured, depth, &inside);
         dump.model.pstree.push(entry);
         if task.zombie {
             dump.model.cores.insert(vpid.cast_unsigned(), zombie(task)?);
@@ -120,26 +121,33 @@ pub fn plan(model: &Model) -> Result<Vec<tree::Step>> {
     Ok(steps)
 }
 
-fn tree_entry(task: &LiveTask, captured: &[Captured], depth: usize) -> Result<PstreeEntry> {
-    let status = Status::of(task.pid)?;
+/// `inside`: what the container's processes are called there.
+fn tree_entry(
+    task: &LiveTask,
+    captured: &[Captured],
+    depth: usize,
+    inside: &BTreeMap<i32, i32>,
+) -> PstreeEntry {
+    let status = &task.status;
     // A parent outside of the container's namespace is not there for it.
-    let ppid = if task.vpid == 1 { 0 } else { parent(&status, depth) };
-    let inside = |ids: &[i32]| ids.get(depth).copied().unwrap_or(0).cast_unsigned();
+    let ppid = if task.vpid == 1 { 0 } else { parent(status, depth, inside) };
+    let own = |ids: &[i32]| ids.get(depth).copied().unwrap_or(0).cast_unsigned();
     let mut threads: Vec<u32> = captured.iter().map(|c| c.vtid.cast_unsigned()).collect();
     if threads.is_empty() {
         threads.push(task.vpid.cast_unsigned());
     }
-    Ok(PstreeEntry {
+    PstreeEntry {
         pid: task.vpid.cast_unsigned(),
         ppid,
-        pgid: inside(&status.ns_pgid),
-        sid: inside(&status.ns_sid),
+        pgid: own(&status.ns_pgid),
+        sid: own(&status.ns_sid),
         threads,
-    })
+    }
 }
 
-fn parent(status: &Status, depth: usize) -> u32 {
-    Status::of(status.ppid).ok().and_then(|p| p.pid_at(depth)).unwrap_or(0).cast_unsigned()
+fn parent(status: &Status, depth: usize, inside: &BTreeMap<i32, i32>) -> u32 {
+    let other = || Status::of(status.ppid).ok().and_then(|p| p.pid_at(depth));
+    inside.get(&status.ppid).copied().or_else(other).unwrap_or(0).cast_unsigned()
 }
 
 /// The records of a process and its threads. Leaves the leader's injection in `task`.
@@ -167,7 +175,8 @@ fn alive(
     }
     limits::dump(task.pid, &mut tc)?;
 
-    let mut injection = Injection::start(&task.threads[0])?;
+    let mut injection =
+        Injection::start_known(&task.threads[0], &captured[0].status.facts(), captured[0].processor)?;
     let mut batch = Batch::new();
     let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
     let results = injection.run(&batch)?;
@@ -180,13 +189,19 @@ fn alive(
     let features = features::on_request(results.u64(asked.0.features, 0));
     captured[0].extra.core_filter = modes::core_filter(task.pid)?;
     captured[0].extra.features = features;
-    for (thread, captured) in task.threads.iter().zip(&mut captured).skip(1) {
-        let mut injection = Injection::start(thread)?;
+    if task.threads.len() > 1 {
+        let mut others: Vec<_> = task.threads.iter().zip(&mut captured).skip(1).collect();
+        // Following them to another processor costs more than all that is asked of a thread.
+        others.sort_by_key(|(_, captured)| captured.processor);
         let mut batch = Batch::new();
         let asked = threads::Ask::new(&mut batch);
-        let results = injection.run(&batch)?;
-        asked.answer(&results, &mut injection, (&users, &groups), captured)?;
-        injection.finish()?;
+        let mut beside = injection.lend()?;
+        for (thread, captured) in others {
+            let mut injection = beside.start(thread, &captured.status.facts(), captured.processor)?;
+            let results = injection.run(&batch)?;
+            asked.answer(&results, &mut injection, (&users, &groups), captured)?;
+            injection.finish()?;
+        }
     }
     task.injection = Some(injection);
     Ok(captured.into_iter().map(|c| (c.vtid, c.core, c.extra)).collect())
@@ -242,7 +257,7 @@ fn zombie(task: &LiveTask) -> Result<CoreEntry> {
         task_state: DEAD,
         // Field 52 is the exit code as wait(2) gives it.
         exit_code: u32::try_from(Stat::of(task.pid)?.field(52)).unwrap_or(0),
-        comm: threads::comm(task.pid, task.pid)?,
+        comm: status::named(task.pid, task.pid)?.0,
         ..TaskCoreEntry::default()
     };
     Ok(CoreEntry { mtype: Machine::X8664.into(), tc: Some(tc), ..CoreEntry::default() })

@@ -115,10 +115,14 @@ pub fn check(pid: i32, tid: i32) -> Result<()> {
 }
 
 /// Whether it flushes what others wait for: prctl(PR_GET_IO_FLUSHER), without the capability that this needs.
-pub fn is_io_flusher(pid: i32, tid: i32) -> Result<bool> {
+pub fn is_io_flusher(stat: &Stat) -> bool {
     // Field 9 are the flags.
-    let stat = Stat::parse(&status::read(format!("/proc/{pid}/task/{tid}/stat"))?);
-    Ok(stat.field(9) & IO_FLUSHER == IO_FLUSHER)
+    stat.field(9) & IO_FLUSHER == IO_FLUSHER
+}
+
+/// The processor that it ran on last.
+pub fn processor(stat: &Stat) -> i32 {
+    i32::try_from(stat.field(39)).unwrap_or(-1)
 }
 
 /// Puts a thread's scheduling back. Processors that do not exist here, or are not in the destination's cpuset, are left

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use crate::checkpoint::error::Context;
+use crate::checkpoint::remote::Facts;
 use crate::checkpoint::{Error, Result};
-use crate::sys::procfs::read_text;
+use crate::sys::procfs::{read_bytes, read_text};
 
 /// The lines of `/proc/PID/status` that matter to a dump.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -40,6 +41,12 @@ pub struct Status {
     pub shared_pending: u64,
     /// Blocked signals.
     pub blocked: u64,
+    /// Ignored signals.
+    pub ignored: u64,
+    /// Signals that have a handler.
+    pub caught: u64,
+    /// Locked memory in KiB; none is told of a process without memory.
+    pub locked: Option<u64>,
     /// Capabilities: inheritable, permitted, effective, bounding, ambient.
     pub caps: [u64; 5],
     /// No new privileges.
@@ -87,6 +94,9 @@ impl Status {
                 "SigPnd" => status.pending = hex()?,
                 "ShdPnd" => status.shared_pending = hex()?,
                 "SigBlk" => status.blocked = hex()?,
+                "SigIgn" => status.ignored = hex()?,
+                "SigCgt" => status.caught = hex()?,
+                "VmLck" => status.locked = value.split(' ').next().and_then(|n| n.parse().ok()),
                 "CapInh" => status.caps[0] = hex()?,
                 "CapPrm" => status.caps[1] = hex()?,
                 "CapEff" => status.caps[2] = hex()?,
@@ -105,6 +115,16 @@ impl Status {
 }
 
 impl Status {
+    /// What batches in the thread go by.
+    pub fn facts(&self) -> Facts {
+        Facts {
+            ids: (self.ns_pid.last().copied().unwrap_or(0), self.ns_tid.last().copied().unwrap_or(0)),
+            pending: self.pending | self.shared_pending,
+            blocked: self.blocked,
+            caught: self.caught,
+            ignored: self.ignored,
+        }
+    }
     /// The process's id in the pid namespace that lies `depth` below the reader's.
     pub fn pid_at(&self, depth: usize) -> Option<i32> {
         self.ns_pid.get(depth).copied()
@@ -154,8 +174,17 @@ pub fn is_kernels(pid: i32, tid: i32) -> bool {
 }
 
 /// Numbered fields of `/proc/PID/stat`, counted as proc(5) does: field 1 is the pid, 3 the state.
-#[derive(Debug)]
+#[derive(Debug, Clone, Default)]
 pub struct Stat(Vec<i64>);
+
+/// A thread's name and its numbered fields, those that it doesn't share with others.
+pub fn named(pid: i32, tid: i32) -> Result<(Vec<u8>, Stat)> {
+    let path = format!("/proc/{pid}/task/{tid}/stat");
+    let bytes = read_bytes(&path).during("cannot read the thread's state", || format!("read({path})"))?;
+    let name = bytes.iter().position(|b| *b == b'(').zip(bytes.iter().rposition(|b| *b == b')'));
+    let name = name.and_then(|(start, end)| bytes.get(start + 1..end)).unwrap_or_default();
+    Ok((name.to_vec(), Stat::parse(&String::from_utf8_lossy(&bytes))))
+}
 
 impl Stat {
     /// Of process `pid`.

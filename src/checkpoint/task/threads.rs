@@ -9,10 +9,9 @@ use crate::checkpoint::arch::{MACHINE, Regs, compat, record};
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::image::{CoreEntry, RseqEntry, ThreadCoreEntry, ThreadDispatch, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Injection, Out, Results, Thread};
-use crate::checkpoint::task::status::{IdMap, Status};
+use crate::checkpoint::task::status::{self, IdMap, Status};
 use crate::checkpoint::task::{credentials, keys, labels, modes, scheduling, seccomp, signals};
 use crate::checkpoint::{Error, Result};
-use crate::sys::procfs::read_bytes;
 
 const PR_GET_PDEATHSIG: u64 = 2;
 const PR_GET_TID_ADDRESS: u64 = 40;
@@ -26,7 +25,9 @@ pub struct Captured {
     pub own: i32,
     /// `/proc/PID/task/TID/status`.
     pub status: Status,
-    /// Its general as they were.
+    /// Where it ran last.
+    pub processor: i32,
+    /// Its general registers as they were.
     raw: Regs,
     /// Its core record, without what only a batch can tell.
     pub core: CoreEntry,
@@ -51,6 +52,7 @@ pub fn capture(
 ) -> Result<Captured> {
     let tid = thread.tid();
     let status = Status::of_thread(task.pid, tid)?;
+    let (comm, stat) = status::named(task.pid, tid)?;
     let own = status.ns_tid.last().copied().unwrap_or(tid);
     let vtid = status.tid_at(depth).unwrap_or(own);
     let named = |e: Error| e.pid(task.vpid);
@@ -68,7 +70,7 @@ pub fn capture(
     let mut thread_core = ThreadCoreEntry {
         blk_sigset: Some(thread.sigmask().map_err(named)?),
         signals_p: Some(signals::queue(&thread.pending(false).map_err(named)?, status.pending)),
-        comm: Some(comm(task.pid, tid)?),
+        comm: Some(comm),
         ..ThreadCoreEntry::default()
     };
     thread_core.rseq_entry = thread.rseq().map_err(named)?.map(|rseq| RseqEntry {
@@ -89,17 +91,11 @@ pub fn capture(
         offset: d.range.0,
         length: d.range.1,
     });
-    let io_flusher = scheduling::is_io_flusher(task.pid, tid).map_err(named)?.then_some(true);
+    let io_flusher = scheduling::is_io_flusher(&stat).then_some(true);
     let extra =
         ThreadExtra { tid: vtid.cast_unsigned(), xstate, dispatch, io_flusher, ..ThreadExtra::default() };
-    Ok(Captured { vtid, own, status, raw, core, extra })
-}
-
-/// The name of a thread, as the kernel prints it: a newline is the end.
-pub fn comm(pid: i32, tid: i32) -> Result<Vec<u8>> {
-    let bytes = read_bytes(format!("/proc/{pid}/task/{tid}/comm"))
-        .map_err(|e| Error::new(format!("cannot read the thread's name: {e}")))?;
-    Ok(bytes.strip_suffix(b"\n").unwrap_or(&bytes).to_vec())
+    let processor = scheduling::processor(&stat);
+    Ok(Captured { vtid, own, status, processor, raw, core, extra })
 }
 
 /// Asks a thread for what only it can tell.

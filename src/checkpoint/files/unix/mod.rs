@@ -47,6 +47,7 @@ use crate::checkpoint::image::{
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
+use crate::sys::procfs::read_text;
 use crate::sys::sockopt::{self, get_bytes, get_int};
 use more::{Credentials, Sender};
 
@@ -331,7 +332,7 @@ fn peer_credentials(live: &Live, pids: &Pids) -> Result<Option<Credentials>> {
 
 /// Effective ids of the process that has a socket: those it connected with, as a rule.
 fn owner(live: &Live) -> Option<Credentials> {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", live.pid)).ok()?;
+    let status = read_text(format!("/proc/{}/status", live.pid)).ok()?;
     let effective = |key: &str| {
         status.lines().find_map(|l| l.strip_prefix(key))?.split_whitespace().nth(1)?.parse::<u32>().ok()
     };

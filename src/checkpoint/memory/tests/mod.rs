@@ -118,6 +118,7 @@ fn save(program: &Program, images: &ImageDir, paths: &Paths) -> Saved {
         pid: program.pid(),
         vpid: 1,
         pidfd: pidfd::open(program.pid(), 0).unwrap(),
+        status: crate::checkpoint::task::status::Status::of(program.pid()).unwrap(),
         zombie: false,
         threads: vec![thread],
         injection: Some(injection),

@@ -127,29 +127,53 @@ fn victim(shared: &Shared, catch: bool) {
 // SAFETY: all access is volatile, word by word.
 unsafe impl Sync for Shared {}
 
-/// Drives one thread of the victim without end, and is killed in the middle.
-fn drive(shared: &Shared, tid: i32) {
-    while shared.get(PROGRESS) < u64::MAX {
-        let Ok(thread) = Thread::seize(tid) else { continue };
-        if thread.stop(Instant::now() + Duration::from_secs(60)).is_err() {
-            continue;
+/// Drives one thread of the victim without end, and then `beside` it another, and is killed in the middle.
+fn drive(shared: &Shared, tid: i32, beside: Option<i32>) {
+    let mut batch = Batch::new();
+    for _ in 0..40 {
+        batch.call(libc::SYS_getppid, &[]);
+    }
+    let out = batch.out(8);
+    batch.call(libc::SYS_pipe2, &[out.arg(), libc::O_CLOEXEC.into()]);
+    batch.call(libc::SYS_close, &[out.load_u32(0)]);
+    batch.call(libc::SYS_close, &[out.load_u32(4)]);
+    let run = |injection: &mut Injection| {
+        if let Err(error) = injection.run(&batch) {
+            eprintln!("{error}");
+            shared.set(WRONG, 2);
         }
+    };
+    let stopped = |tid: i32| {
+        let thread = Thread::seize(tid).ok()?;
+        thread.stop(Instant::now() + Duration::from_secs(60)).ok()?;
+        Some(thread)
+    };
+    while shared.get(PROGRESS) < u64::MAX {
+        let Some(thread) = stopped(tid) else { continue };
         let Ok(mut injection) = Injection::start(&thread) else {
             shared.set(WRONG, 1);
             return;
         };
-        for _ in 0..3 {
-            let mut batch = Batch::new();
-            for _ in 0..40 {
-                batch.call(libc::SYS_getppid, &[]);
+        (0..3).for_each(|_| run(&mut injection));
+        if let Some(other) = beside.and_then(stopped) {
+            let Ok(mut lent) = injection.lend() else {
+                shared.set(WRONG, 4);
+                return;
+            };
+            for _ in 0..3 {
+                let facts = Facts::read(other.tid()).unwrap();
+                let Ok(mut injection) = lent.start(&other, &facts, -1) else {
+                    shared.set(WRONG, 5);
+                    return;
+                };
+                run(&mut injection);
+                if injection.finish().is_err() {
+                    shared.set(WRONG, 6);
+                }
             }
-            let out = batch.out(8);
-            batch.call(libc::SYS_pipe2, &[out.arg(), libc::O_CLOEXEC.into()]);
-            batch.call(libc::SYS_close, &[out.load_u32(0)]);
-            batch.call(libc::SYS_close, &[out.load_u32(4)]);
-            if let Err(error) = injection.run(&batch) {
-                eprintln!("{error}");
-                shared.set(WRONG, 2);
+            drop(lent);
+            if other.detach().is_err() {
+                shared.set(WRONG, 7);
             }
         }
         if injection.finish().is_err() || thread.detach().is_err() {
@@ -177,7 +201,7 @@ fn until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 /// Kills drivers for a while; a busy machine sees fewer of them.
-fn survive(catch: bool) {
+fn survive(catch: bool, lend: bool) {
     // One at a time: they are made to be timing-dependent.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -194,7 +218,9 @@ fn survive(catch: bool) {
         random ^= random << 17;
         let worker = usize::try_from(random % WORKERS as u64).unwrap();
         let tid = i32::try_from(shared.get(TIDS + worker)).unwrap();
-        let driver = Child::fork(|| drive(&shared, tid));
+        let next = shared.get(TIDS + (worker + 1) % WORKERS);
+        let beside = lend.then(|| i32::try_from(next).unwrap());
+        let driver = Child::fork(|| drive(&shared, tid, beside));
         // A random moment is what this is about.
         std::thread::sleep(Duration::from_micros(random >> 16 & 0xfff));
         drop(driver);
@@ -207,22 +233,28 @@ fn survive(catch: bool) {
     }
     // One that is not killed still finds the victim as it should be.
     let (before, tid) = (shared.get(PROGRESS), i32::try_from(shared.get(TIDS)).unwrap());
-    let driver = Child::fork(|| drive(&shared, tid));
+    let driver = Child::fork(|| drive(&shared, tid, None));
     until("no driver comes to an end any more", || shared.get(PROGRESS) > before);
     drop(driver);
-    until("scratch memory is left behind", || mappings(child.0) == 0);
+    // What is lent is nobody's for a moment, between two threads.
+    until("scratch memory is left behind", || lend || mappings(child.0) == 0);
     assert_eq!(shared.get(WRONG), 0, "after the last");
     println!("{killed} drivers killed, {} injections whole", shared.get(PROGRESS));
 }
 
 #[test]
 fn the_drivers_death_does_no_harm() {
-    survive(false);
+    survive(false, false);
 }
 
 #[test]
 fn nor_where_all_harmless_signals_are_caught() {
-    survive(true);
+    survive(true, false);
+}
+
+#[test]
+fn nor_that_of_one_that_lends_memory() {
+    survive(false, true);
 }
 
 /// A 32-bit program, which counts in word 0 of a page that it shares with us, and says in word 1 what went wrong.
@@ -255,7 +287,7 @@ fn nor_in_a_32_bit_program() {
     let mut killed = 0;
     while Instant::now() < limit {
         random = random.rotate_left(11).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let driver = Child::fork(|| drive(&shared, child.0));
+        let driver = Child::fork(|| drive(&shared, child.0, None));
         // A random moment is what this is about.
         std::thread::sleep(Duration::from_micros(random >> 16 & 0xfff));
         drop(driver);
