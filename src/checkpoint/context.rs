@@ -231,6 +231,8 @@ pub struct Restore<'a> {
     pub model: &'a Model,
     /// Where the images are, for pages and other bulk data.
     pub images: &'a crate::checkpoint::image::ImageDir,
+    /// Whose things are on this host.
+    pub owners: crate::checkpoint::namespaces::user::Owners,
     /// The namespaces that the container had made, as far as they have been made again.
     pub made: crate::checkpoint::namespaces::nested::Made,
 }

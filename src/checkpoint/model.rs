@@ -9,6 +9,7 @@
 
 mod criu;
 mod extension;
+mod owners;
 mod read;
 mod seal;
 #[cfg(test)]

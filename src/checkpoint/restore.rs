@@ -24,6 +24,7 @@ use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::{self, Made, pids};
 use crate::checkpoint::namespaces::net::Hold;
+use crate::checkpoint::namespaces::user::Owners;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::labels::Label;
@@ -49,8 +50,12 @@ pub fn restore(
     let (mut tree, mut threads, mut network) = (BTreeMap::new(), Vec::new(), Hold::default());
     // Each process is held by a few; the hooks that come later are not to have more.
     let _room = sys::fd::Room::make();
-    let result = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
-        let restore = Restore { options, target, model: &model, images, made: Made::default() };
+    let admitted = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
+        let owners = Owners::of(&model, target.init)?;
+        Ok((owners.apply(model)?, owners))
+    });
+    let result = admitted.and_then(|(model, owners)| {
+        let restore = Restore { options, target, model: &model, images, owners, made: Made::default() };
         run(&restore, &mut tree, &mut threads, &mut network, ready)
     });
     match &result {

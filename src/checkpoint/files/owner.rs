@@ -36,7 +36,8 @@ impl Files<'_> {
                 .get(&inside)
                 .ok_or_else(|| Error::new("the owner of an open file is not among the processes"))?;
             let owner = Owner { kind: fown.pid_type.cast_signed(), pid };
-            fcntl::set_owner_as(file, owner, [fown.uid, fown.euid])
+            let owners = &self.restore.owners;
+            fcntl::set_owner_as(file, owner, [owners.user(fown.uid)?, owners.user(fown.euid)?])
                 .during(what, || format!("fcntl(_, F_SETOWN_EX, {{{}, {pid}}})", owner.kind))?;
         }
         if fown.signum != 0 {

@@ -26,30 +26,11 @@ impl Model {
     /// Owners of files are the container's there, and this host's in ours.
     fn adopt_owners(&mut self) {
         let Some(maps) = self.userns.get(&Kind::User.inits(self)).cloned() else { return };
-        let own = |uid: &mut u32, gid: &mut u32| {
+        // It never fails.
+        let _ = self.each_owner(&mut |_, uid, gid| {
             (*uid, *gid) = (outside(&maps.uid_map, *uid), outside(&maps.gid_map, *gid));
-        };
-        self.ghosts.values_mut().for_each(|ghost| own(&mut ghost.uid, &mut ghost.gid));
-        self.memfds.iter_mut().for_each(|memfd| own(&mut memfd.uid, &mut memfd.gid));
-        for tty in &mut self.tty_info {
-            if let (Some(uid), Some(gid)) = (&mut tty.uid, &mut tty.gid) {
-                own(uid, gid);
-            }
-        }
-        for ipc in self.ipcns.values_mut() {
-            let shm = ipc.shm.iter_mut().map(|(shm, _)| &mut shm.desc);
-            let sem = ipc.sem.iter_mut().map(|(sem, _)| &mut sem.desc);
-            let msg = ipc.msg.iter_mut().map(|(msg, _)| &mut msg.desc);
-            for desc in shm.chain(sem).chain(msg) {
-                own(&mut desc.uid, &mut desc.gid);
-                own(&mut desc.cuid, &mut desc.cgid);
-            }
-        }
-        for socket in self.files.iter_mut().filter_map(|file| file.usk.as_mut()) {
-            if let Some(perms) = &mut socket.file_perms {
-                own(&mut perms.uid, &mut perms.gid);
-            }
-        }
+            Ok(())
+        });
     }
 
     /// A TCP connection that both sides have ended has a stream there, with nothing in it.

@@ -89,7 +89,7 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let (init, spec) = (restore.target.init, &restore.target.spec);
     let id = Kind::Ipc.inits(restore.model);
     let Some(namespace) = restore.model.ipcns.get(&id) else { return Ok(()) };
-    let queues = mq::read(restore.model, id)?;
+    let queues = mq::read(restore.model, id, &restore.owners)?;
     if !Kind::Ipc.owned(init, spec)? {
         let system_v = namespace.shm.is_empty() && namespace.sem.is_empty() && namespace.msg.is_empty();
         let empty = system_v && queues.is_empty();
@@ -107,7 +107,7 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
 /// Makes everything again in one namespace.
 pub fn put_back(restore: &Restore<'_>, id: u32, doors: Doors) -> Result<()> {
     let Some(namespace) = restore.model.ipcns.get(&id) else { return Ok(()) };
-    let (queues, spec) = (mq::read(restore.model, id)?, &restore.target.spec);
+    let (queues, spec) = (mq::read(restore.model, id, &restore.owners)?, &restore.target.spec);
     let segments = through(doors, || {
         if let Some(entry) = &namespace.var {
             var::restore(entry, spec)?;

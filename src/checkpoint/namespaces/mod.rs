@@ -93,7 +93,6 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// Fills the namespaces of a container that has been built and runs nothing yet.
 pub fn restore(restore: &Restore<'_>) -> Result<()> {
-    user::restore(restore)?;
     uts::restore(restore)?;
     ipc::restore(restore)?;
     user::as_root_of(restore.target, || mount::restore(restore))

@@ -21,7 +21,7 @@ mod table;
 
 pub use class::{Class, classify};
 pub use restore::restore;
-pub use table::in_kernels_order;
+pub use table::{has_owner, in_kernels_order};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};

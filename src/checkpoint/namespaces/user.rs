@@ -5,8 +5,10 @@
 //!   owners of files    as this host sees them              the engine sets them, from outside the namespace
 //! ```
 //!
-//! So the mappings must be the same at a restore. What the engine makes, it makes as the container's root: a file
-//! system of the container's knows no owner that is not mapped.
+//! Where config.json of a restore has other mappings, [`Owners`] turns the second into those of the same users inside. What
+//! the engine makes, it makes as the container's root: a file system of the container's knows no owner that is not mapped.
+
+mod owners;
 
 use std::os::fd::OwnedFd;
 
@@ -22,6 +24,8 @@ use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::task::credentials::Policy;
 use crate::sys::procfs::read_text;
 use crate::sys::{credentials, ioctl};
+
+pub use owners::Owners;
 
 /// Whether the container has id mappings of its own.
 pub fn private(source: &Source) -> Result<bool> {
@@ -56,46 +60,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a container whose mappings are not those of the images, naming both.
-pub fn restore(restore: &Restore<'_>) -> Result<()> {
-    let init = restore.target.init;
-    let saved = restore.model.userns.get(&Kind::User.inits(restore.model));
-    let here = match Kind::User.private(init)? {
-        true => Some(maps(init)?),
-        false => None,
-    };
-    compare(saved, here.as_ref())
-}
-
-fn compare(saved: Option<&UsernsEntry>, here: Option<&UsernsEntry>) -> Result<()> {
-    if saved == here {
-        return Ok(());
-    }
-    let text = |maps: Option<&UsernsEntry>| match maps {
-        None => "none".to_owned(),
-        Some(maps) => {
-            let extent = |e: &UidGidExtent| format!("{}:{}:{}", e.first, e.lower_first, e.count);
-            let list = |all: &[UidGidExtent]| all.iter().map(extent).collect::<Vec<_>>().join(",");
-            format!("users {} groups {}", list(&maps.uid_map), list(&maps.gid_map))
-        }
-    };
-    Err(Error::new(format!(
-        "the id mappings of config.json ({}) are not those of the checkpoint ({})",
-        text(here),
-        text(saved)
-    ))
-    .remedy("give linux.uidMappings and linux.gidMappings of config.json the values of the checkpoint"))
-}
-
 /// The id on this host for one of the container's; one that is not mapped stays as it is, and is nobody's inside.
 pub fn outside(extents: &[UidGidExtent], id: u32) -> u32 {
     let extent = extents.iter().find(|e| id >= e.first && id - e.first < e.count);
     extent.and_then(|e| e.lower_first.checked_add(id - e.first)).unwrap_or(id)
-}
-
-/// The mappings that owners in archives of a tmpfs go through: CRIU's have those that the container sees.
-pub fn of_archives(model: &Model) -> Option<UsernsEntry> {
-    model.userns.get(&Kind::User.inits(model)).filter(|_| model.extension.is_none()).cloned()
 }
 
 /// Saves the mappings of a user namespace that the container has made, to the ids of the one around it. `pids` are in
@@ -293,14 +261,9 @@ mod tests {
     }
 
     #[test]
-    fn mappings_are_read_and_compared() {
+    fn mappings_are_read() {
         let users = parse("         0     100000      65536\n     70000          7          1\n").unwrap();
         assert_eq!(users[1], UidGidExtent { first: 70000, lower_first: 7, count: 1 });
         assert!(parse("0 1").is_err());
-        let saved = UsernsEntry { uid_map: users, gid_map: Vec::new() };
-        compare(Some(&saved), Some(&saved)).unwrap();
-        compare(None, None).unwrap();
-        let error = compare(Some(&saved), None).unwrap_err().to_string();
-        assert!(error.contains("(none)") && error.contains("0:100000:65536,70000:7:1"), "{error}");
     }
 }

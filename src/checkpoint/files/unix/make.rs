@@ -52,7 +52,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     if entries.is_empty() {
         return Ok(());
     }
-    let sockets = Sockets::new(entries, more::read(opener.restore.model)?)?;
+    let sockets = Sockets::new(entries, more::read(opener.restore.model, &opener.restore.owners)?)?;
     let (first, last) = plan(&sockets, opener.restore.options.ext_unix_sk)?;
     let (target, files) = (opener.restore.target, &opener.files.opened);
     let queues = &opener.restore.model.sk_queues;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Result;
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::user::Owners;
 
 /// Name of the extension in stasis.img.
 pub const EXTENSION: &str = "unix";
@@ -64,8 +65,14 @@ impl More {
     }
 }
 
-/// The extension of these images, by id.
-pub fn read(model: &Model) -> Result<BTreeMap<u32, More>> {
-    let all: Vec<More> = model.extension(EXTENSION)?;
+/// The extension of these images, by id, with users and groups of this host.
+pub fn read(model: &Model, owners: &Owners) -> Result<BTreeMap<u32, More>> {
+    let mut all: Vec<More> = model.extension(EXTENSION)?;
+    for more in &mut all {
+        let senders = more.senders.iter_mut().filter_map(|sender| sender.credentials.as_mut());
+        for who in senders.chain(&mut more.peer).chain(&mut more.owner) {
+            owners.both(&mut who.uid, &mut who.gid)?;
+        }
+    }
     Ok(all.into_iter().map(|more| (more.id, more)).collect())
 }

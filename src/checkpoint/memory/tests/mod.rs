@@ -16,6 +16,7 @@ use crate::checkpoint::image::{ImageDir, vma as status};
 use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::Made;
+use crate::checkpoint::namespaces::user::Owners;
 use crate::checkpoint::remote::{Conduit, Final, Injection, Thread};
 use crate::sys::pidfd;
 
@@ -155,8 +156,14 @@ fn put(saved: &Saved, images: &ImageDir, paths: &Paths) -> Result<Program> {
         entrants: Vec::new(),
     };
     let options = Options::default();
-    let context =
-        Restore { options: &options, target: &target, model: &saved.model, images, made: Made::default() };
+    let context = Restore {
+        options: &options,
+        target: &target,
+        model: &saved.model,
+        images,
+        owners: Owners::default(),
+        made: Made::default(),
+    };
     let mut memories = Memories::open(&context, std::iter::empty())?;
     let files = paths.open();
     let open = |id: u32| files.get(&id).map(File::as_fd).ok_or_else(|| Error::new("no such file"));

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::user::Owners;
 use crate::sys::mount::FsContext;
 use crate::sys::mqueue::{self, Attributes, Message};
 use crate::sys::sysv;
@@ -110,9 +111,13 @@ fn one(name: String) -> Result<Queue> {
     Ok(Queue { name, mode, uid, gid, maxmsg: is.maxmsg, msgsize: is.msgsize, messages })
 }
 
-/// The queues of these images.
-pub(super) fn read(model: &Model, id: u32) -> Result<Vec<Queue>> {
-    model.extension(&extension(id))
+/// The queues of these images, with owners of this host.
+pub(super) fn read(model: &Model, id: u32, owners: &Owners) -> Result<Vec<Queue>> {
+    let mut all: Vec<Queue> = model.extension(&extension(id))?;
+    for queue in &mut all {
+        owners.both(&mut queue.uid, &mut queue.gid)?;
+    }
+    Ok(all)
 }
 
 /// Makes and fills them, in this thread's namespace. Their owners make them, for it is counted whose they are.

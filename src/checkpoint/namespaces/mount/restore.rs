@@ -26,7 +26,6 @@ use crate::checkpoint::namespaces::enter::within;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount, NOSYMFOLLOW};
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
-use crate::checkpoint::namespaces::user;
 use crate::sys::mount::{Attributes, FsContext, attach, set_attributes};
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
@@ -223,7 +222,7 @@ impl Table<'_> {
         }
         let devices = may(&self.restore.target.spec, Capability::Mknod);
         let archive = self.restore.images.raw_open(&tmpfs::name(entry.root_dev))?;
-        let owners = user::of_archives(self.restore.model);
+        let owners = self.restore.owners.of_archives(self.restore.model, self.restore.target.init)?;
         tmpfs::unpack(&tree, archive, &Policy { devices, keep, owners })?;
         self.filled.insert(entry.root_dev);
         seal(entry, tree)

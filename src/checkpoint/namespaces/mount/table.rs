@@ -62,6 +62,11 @@ pub(super) fn fstype(entry: &MntEntry) -> Option<&str> {
     named.or(entry.fsname.as_deref())
 }
 
+/// Whether the options `uid` and `gid` of a mount name users and groups whom the container knows.
+pub fn has_owner(entry: &MntEntry) -> bool {
+    matches!(fstype(entry), Some("tmpfs" | "devpts" | "hugetlbfs" | "proc"))
+}
+
 /// CRIU writes a table from its end to its beginning. In the kernel's order the older of two mounts stands first, and so
 /// does what another one lies on.
 pub fn in_kernels_order(mut table: Vec<MntEntry>) -> Vec<MntEntry> {

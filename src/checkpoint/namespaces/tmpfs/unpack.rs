@@ -24,8 +24,7 @@ use tar::{Archive, Entry, EntryType};
 use super::records::{Attribute, Record, Socket};
 use super::{KEPT, XATTR, broken, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::UsernsEntry;
-use crate::checkpoint::namespaces::user;
+use crate::checkpoint::namespaces::user::Owners;
 use crate::sys::hugetlb::Target;
 use crate::sys::resolve::open_beneath;
 use crate::sys::{ioctl, xattr};
@@ -46,17 +45,13 @@ pub struct Policy {
     pub devices: bool,
     /// Paths that other mounts lie on. They are neither replaced nor removed: that would take the mounts away.
     pub keep: BTreeSet<PathBuf>,
-    /// Owners are a container's with these mappings.
-    pub owners: Option<UsernsEntry>,
+    /// Whose the files are on this host.
+    pub owners: Owners,
 }
 
 impl Policy {
-    fn owner(&self, uid: u32, gid: u32) -> (Uid, Gid) {
-        let (uid, gid) = match &self.owners {
-            Some(maps) => (user::outside(&maps.uid_map, uid), user::outside(&maps.gid_map, gid)),
-            None => (uid, gid),
-        };
-        (Uid::from_raw(uid), Gid::from_raw(gid))
+    fn owner(&self, uid: u32, gid: u32) -> Result<(Uid, Gid)> {
+        Ok((Uid::from_raw(self.owners.user(uid)?), Gid::from_raw(self.owners.group(gid)?)))
     }
 }
 
@@ -122,10 +117,11 @@ pub fn unpack(root: impl AsFd, from: File, policy: &Policy) -> Result<()> {
         let at = unpacker.open(&path, OFlag::O_PATH | OFlag::O_DIRECTORY)?;
         meta.apply(at.as_fd()).map_err(|e| e.path(&path))?;
     }
-    while let Some(Attribute { name, path, value }) = unpacker.attributes.pop() {
+    while let Some(Attribute { name, path, mut value }) = unpacker.attributes.pop() {
         let path = inward(&path)?;
         let file = unpacker.open(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
         let name = CString::new(name).map_err(|_| broken("an attribute has a zero byte in its name"))?;
+        policy.owners.attribute(&name, &mut value).map_err(|e| e.path(&path))?;
         set_attribute(&magic_path(file.as_fd()), &name, &value).map_err(|e| e.path(&path))?;
     }
     while let Some((path, flags)) = unpacker.flags.pop() {
@@ -301,7 +297,7 @@ impl Unpacker<'_> {
                 .during("cannot fill the tmpfs", || format!("mknodat(_, {name:?}, S_IFSOCK)"))?;
         }
         let file = self.open(&path, OFlag::O_PATH | OFlag::O_NOFOLLOW)?;
-        let (uid, gid) = self.policy.owner(socket.uid, socket.gid);
+        let (uid, gid) = self.policy.owner(socket.uid, socket.gid)?;
         let meta = Meta {
             uid,
             gid,
@@ -445,7 +441,7 @@ impl Meta {
     fn of<R: Read>(entry: &mut Entry<'_, R>, policy: &Policy) -> Result<Self> {
         let header = entry.header();
         let id = |n: io::Result<u64>| n.map_err(broken).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let (uid, gid) = policy.owner(id(header.uid())?, id(header.gid())?);
+        let (uid, gid) = policy.owner(id(header.uid())?, id(header.gid())?)?;
         let mode = Mode::from_bits_truncate(header.mode().map_err(broken)?);
         let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(0);
         let mut meta = Self { uid, gid, mode, modified: TimeSpec::new(seconds, 0), xattrs: Vec::new() };
@@ -458,7 +454,9 @@ impl Meta {
                     if let Some(name) = key.strip_prefix(XATTR) {
                         let name = CString::new(name)
                             .map_err(|_| Error::new("an extended attribute has a zero byte in its name"))?;
-                        meta.xattrs.push((name, record.value_bytes().to_vec()));
+                        let mut value = record.value_bytes().to_vec();
+                        policy.owners.attribute(&name, &mut value)?;
+                        meta.xattrs.push((name, value));
                     }
                 }
                 Err(_) => return Err(Error::new("an extended attribute has an odd name")),

@@ -38,7 +38,6 @@ use crate::checkpoint::image::MntEntry;
 use crate::checkpoint::namespaces::enter::{Doors, door, doors, through};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::tmpfs::{self, Policy};
-use crate::checkpoint::namespaces::user;
 use crate::sys::mount::{Attributes, attach, set_attributes, set_group};
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
@@ -397,7 +396,7 @@ impl Builder<'_> {
         }
         let devices = super::restore::may(&self.restore.target.spec, Capability::Mknod);
         let archive = self.restore.images.raw_open(&name)?;
-        let owners = user::of_archives(self.restore.model);
+        let owners = self.restore.owners.of_archives(self.restore.model, self.restore.target.init)?;
         tmpfs::unpack(&tree, archive, &Policy { devices, keep: BTreeSet::new(), owners })?;
         super::restore::seal(entry, tree)
     }
