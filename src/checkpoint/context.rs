@@ -146,6 +146,8 @@ pub struct Dump<'a> {
     pub frozen_groups: Vec<PathBuf>,
     /// What the container's own control groups are limited to, as far as it was read before the container stood still.
     pub limits: crate::checkpoint::namespaces::cgroup::Limits,
+    /// The sysctls of its network, opened, where they are kept.
+    pub sysctls: Option<crate::checkpoint::namespaces::net::Sysctls>,
     /// Network devices that go with the container.
     pub network: crate::checkpoint::namespaces::net::Hold,
     /// The namespaces that the container has made.
@@ -174,6 +176,7 @@ impl<'a> Dump<'a> {
             files: crate::checkpoint::files::Registry::default(),
             frozen_groups: Vec::new(),
             limits: BTreeMap::new(),
+            sysctls: None,
             network: crate::checkpoint::namespaces::net::Hold::default(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,

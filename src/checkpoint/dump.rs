@@ -132,6 +132,7 @@ fn attempt(
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
     let limits = namespaces::cgroup::limits(options, source)?;
+    let sysctls = namespaces::net::open_sysctls(options, source)?;
     let Stopped { mut record, mut ice, tasks, mut strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
@@ -141,7 +142,7 @@ fn attempt(
         dump.model.set_extension(PAUSED, &true)?;
     }
     dump.frozen_groups.clone_from(&ice.inside);
-    dump.limits = limits;
+    (dump.limits, dump.sysctls) = (limits, sysctls);
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
     let (mut frozen, mut held, mut stale) = (None, false, false);

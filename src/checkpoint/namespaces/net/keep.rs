@@ -39,6 +39,14 @@ pub fn permitted(source: &Source) -> Result<()> {
     }
 }
 
+/// What can be done before the container stands still: its sysctls are opened.
+pub fn open_sysctls(options: &Options, source: &Source) -> Result<Option<sysctl::Files>> {
+    if !options.keep_network || permitted(source).is_err() {
+        return Ok(None);
+    }
+    through(vec![(door(source.init, Kind::Net)?, Kind::Net)], sysctl::Files::open).map(Some)
+}
+
 /// What keeps the container's network namespace from being kept.
 pub fn check(options: &Options, source: &Source) -> Vec<Error> {
     if !options.keep_network {
@@ -135,7 +143,9 @@ pub fn keep(dump: &mut Dump<'_>) -> Result<()> {
     for (id, door) in &doors {
         let own = *id == Kind::Net.id(true);
         let given = if own { from.keys().cloned().collect() } else { BTreeSet::new() };
-        let (socket, mut net, extra) = through(vec![(copy(door)?, Kind::Net)], || around.save(*id, &given))?;
+        let opened = dump.sysctls.as_ref().filter(|_| own);
+        let (socket, mut net, extra) =
+            through(vec![(copy(door)?, Kind::Net)], || around.save(*id, &given, opened))?;
         files::complete_tunnels(dump.files.tunnels(), *id, &mut net.devices);
         let back = |link: &LinkExtra| {
             let device = net.devices.iter().find(|device| device.ifindex == link.ifindex)?;
@@ -168,7 +178,12 @@ struct Around<'a> {
 
 impl Around<'_> {
     /// Runs in the namespace.
-    fn save(&self, id: u32, given: &BTreeSet<String>) -> Result<(Netlink, NetNamespace, NetworkExtra)> {
+    fn save(
+        &self,
+        id: u32,
+        given: &BTreeSet<String>,
+        opened: Option<&sysctl::Files>,
+    ) -> Result<(Netlink, NetNamespace, NetworkExtra)> {
         let socket = open()?;
         let (links, refused) = link::all(&socket, given)?;
         let filters = nftables::save(self.lock.as_deref())?;
@@ -182,7 +197,7 @@ impl Around<'_> {
             others.extend(peers::number(&socket, door)?.map(|number| (number, *other)));
         }
         let home = peers::number(&socket, &self.home)?;
-        let sysctls = sysctl::read()?;
+        let sysctls = opened.map_or_else(|| sysctl::Files::open()?.read(), sysctl::Files::read)?;
         let mut net = NetNamespace { entry: NetnsEntry::default(), ..NetNamespace::default() };
         let mut extra = NetworkExtra { id, sysctls: sysctl::records(&sysctls), ..NetworkExtra::default() };
         for Link { mut entry, extra: mut link, other, space } in links {

@@ -28,9 +28,10 @@ mod refuse;
 mod sysctl;
 mod tun;
 
-pub use keep::{EXTENSION, Hold, check, given, keep, restore, validate};
+pub use keep::{EXTENSION, Hold, check, given, keep, open_sysctls, restore, validate};
 pub use nftables::is_lock;
 pub use peers::External;
+pub use sysctl::Files as Sysctls;
 pub use tun::{TunLink, tun_link};
 
 use std::collections::BTreeSet;

@@ -1,10 +1,11 @@
 //! Sysctls of a network namespace: all that can be written below /proc/sys/net. CRIU keeps some of them, by their place
 //! in lists that it shares with nobody; these are filled in for it, and read where it has made the images.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
@@ -101,31 +102,88 @@ const STABLE_SECRET: &str = "stable_secret";
 const UNIX: [&str; 1] = ["max_dgram_qlen"];
 const IPV4: [&str; 1] = ["ping_group_range"];
 
-/// Reads all. Runs in the namespace.
-pub fn read() -> Result<Sysctls> {
-    let mut all = Sysctls::new();
-    gather(Path::new(ROOT), &mut all)?;
+const WHAT: &str = "cannot read the sysctls of the network";
+/// Where each device has a directory.
+const OF_DEVICES: [&str; 5] = ["ipv4/conf", "ipv4/neigh", "ipv6/conf", "ipv6/neigh", "mpls/conf"];
+/// More than a value has.
+const LONG: usize = 4096;
+
+/// All of them, opened: finding some 850 files takes longer than reading them, and need not be done while a container
+/// stands still.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: Vec<(String, File)>,
+    /// The devices that have some.
+    devices: BTreeSet<PathBuf>,
+}
+
+impl Files {
+    /// Opens all. Runs in the namespace.
+    pub fn open() -> Result<Self> {
+        let mut all = Self { files: Vec::new(), devices: devices()? };
+        all.gather(Path::new(ROOT))?;
+        Ok(all)
+    }
+
+    fn gather(&mut self, dir: &Path) -> Result<()> {
+        for entry in fs::read_dir(dir).during(WHAT, || format!("open({dir:?})"))? {
+            let entry = entry.during(WHAT, || format!("getdents({dir:?})"))?;
+            let path = entry.path();
+            let meta = match entry.metadata() {
+                // A device has gone meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                meta => meta.during(WHAT, || format!("stat({path:?})"))?,
+            };
+            if meta.is_dir() {
+                self.gather(&path)?;
+            } else if meta.permissions().mode() & 0o200 != 0
+                && let Ok(file) = File::open(&path)
+                && let Ok(name) = path.strip_prefix(ROOT)
+            {
+                self.files.push((name.to_string_lossy().into_owned(), file));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all. Runs in the namespace.
+    pub fn read(&self) -> Result<Sysctls> {
+        if devices()? != self.devices {
+            return Self::open()?.read();
+        }
+        let mut buffer = [0; LONG];
+        let mut all = Sysctls::new();
+        for (name, file) in &self.files {
+            // One that has no value, or is a command, cannot be read; that of a device which was made anew under its name
+            // has to be found again.
+            let value = match file.read_at(&mut buffer, 0) {
+                Ok(length) if length < LONG => std::str::from_utf8(&buffer[..length]).ok().map(str::to_owned),
+                _ => fs::read_to_string(Path::new(ROOT).join(name)).ok(),
+            };
+            all.extend(value.map(|value| (name.clone(), value.trim_end().to_owned())));
+        }
+        Ok(all)
+    }
+}
+
+fn devices() -> Result<BTreeSet<PathBuf>> {
+    let mut all = BTreeSet::new();
+    for dir in OF_DEVICES.map(|dir| Path::new(ROOT).join(dir)) {
+        let entries = match fs::read_dir(&dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.during(WHAT, || format!("open({dir:?})"))?,
+        };
+        for entry in entries {
+            all.insert(entry.during(WHAT, || format!("getdents({dir:?})"))?.path());
+        }
+    }
     Ok(all)
 }
 
-fn gather(dir: &Path, all: &mut Sysctls) -> Result<()> {
-    let what = "cannot read the sysctls of the network";
-    let entries = fs::read_dir(dir).during(what, || format!("open({dir:?})"))?;
-    for entry in entries {
-        let entry = entry.during(what, || format!("getdents({dir:?})"))?;
-        let path = entry.path();
-        let meta = entry.metadata().during(what, || format!("stat({path:?})"))?;
-        if meta.is_dir() {
-            gather(&path, all)?;
-        } else if meta.permissions().mode() & 0o200 != 0
-            // One that has no value, or is a command, cannot be read.
-            && let Ok(value) = fs::read_to_string(&path)
-            && let Ok(name) = path.strip_prefix(ROOT)
-        {
-            all.insert(name.to_string_lossy().into_owned(), value.trim_end().to_owned());
-        }
-    }
-    Ok(())
+/// Reads all. Runs in the namespace.
+#[cfg(test)]
+fn read() -> Result<Sysctls> {
+    Files::open()?.read()
 }
 
 /// As records of ours.
@@ -234,6 +292,8 @@ fn rank(name: &str) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::netlink::{Netlink, nested, text};
+    use crate::sys::route;
     use crate::sys::testing::in_child;
 
     #[test]
@@ -257,6 +317,40 @@ mod tests {
             let wanted = Sysctls::from([("ipv4/ip_forward".into(), "0".into()), ("none".into(), "1".into())]);
             assert_eq!(restore(&wanted, Some(&spec)), ["none"]);
             assert_eq!(read().unwrap()["ipv4/ip_forward"], "1");
+        });
+    }
+
+    #[test]
+    fn files_that_are_open_tell_what_is_true_now() {
+        in_child(libc::CLONE_NEWNET, || {
+            let files = Files::open().unwrap();
+            assert_eq!(files.read().unwrap(), read().unwrap());
+            let set = |name: &str, value: &str| fs::write(format!("{ROOT}/{name}"), value).unwrap();
+            set("ipv4/ip_forward", "1");
+            set("ipv6/conf/default/stable_secret", "2001:db8::1");
+            let now = files.read().unwrap();
+            assert_eq!(now["ipv4/ip_forward"], "1");
+            assert!(now["ipv6/conf/default/stable_secret"].ends_with(":0001"));
+            // Devices come, and go and come again.
+            const NLM_F_CREATE: u16 = 0x400;
+            let bridge = || {
+                let data = nested(libc::IFLA_LINKINFO, &text(libc::IFLA_INFO_KIND, "bridge"));
+                [route::link(0, 0, 0), text(libc::IFLA_IFNAME, "br"), data].concat()
+            };
+            let new = || {
+                let socket = Netlink::open(libc::NETLINK_ROUTE).unwrap();
+                socket.change(libc::RTM_NEWLINK, NLM_F_CREATE, &bridge()).unwrap();
+                socket
+            };
+            let socket = new();
+            assert!(files.read().unwrap().contains_key("ipv4/conf/br/rp_filter"));
+            let files = Files::open().unwrap();
+            socket.change(libc::RTM_DELLINK, 0, &bridge()).unwrap();
+            assert!(!files.read().unwrap().contains_key("ipv4/conf/br/rp_filter"));
+            new();
+            set("ipv4/conf/br/rp_filter", "2");
+            assert_eq!(files.read().unwrap()["ipv4/conf/br/rp_filter"], "2");
+            assert_eq!(files.read().unwrap(), read().unwrap());
         });
     }
 
