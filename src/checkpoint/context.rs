@@ -43,6 +43,8 @@ pub struct Options {
     pub keep_network: bool,
     /// Devices outside that those of the container are connected to.
     pub external: Vec<crate::checkpoint::namespaces::net::External>,
+    /// Bind mounts of config.json that are to show something else, with their sources.
+    pub external_mounts: BTreeMap<PathBuf, PathBuf>,
     /// Print the statistics of the operation.
     pub print_stats: bool,
     /// Where a trace of the operation is written.

@@ -5,6 +5,7 @@ pub mod check;
 pub mod context;
 pub mod dump;
 pub mod error;
+pub mod external;
 pub mod features;
 pub mod files;
 pub mod image;

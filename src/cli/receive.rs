@@ -10,7 +10,7 @@ use nix::sys::stat::Mode;
 use super::checkpoint::any_processor;
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
-use crate::checkpoint::namespaces::net::External;
+use crate::checkpoint::external::External;
 use crate::checkpoint::progress;
 use crate::container::Result;
 use crate::init::process::Purpose;
@@ -31,9 +31,9 @@ pub struct Args {
     /// What the processor must have: ins, all instructions of that of the source, or none
     #[arg(long, value_name = "CAP", default_value = "ins")]
     cpu_cap: String,
-    /// What a network device of the container is connected to here: veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on:
-    /// macvlan[IN]=OUT
-    #[arg(long, value_name = "DEVICE")]
+    /// What a bind mount of config.json shows here: mnt[DST]=SRC; what a network device of the container is connected to:
+    /// veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on: macvlan[IN]=OUT
+    #[arg(long, value_name = "WHAT")]
     external: Vec<External>,
     /// How long the other side may say nothing
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
@@ -65,13 +65,13 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
     let id = one_id("receive", &args.args)?.to_owned();
     let default = || PathBuf::from(format!("/var/tmp/stasis-receive-{id}-{}", std::process::id()));
     let images = args.image_path.as_deref().map(absolute).transpose()?.unwrap_or_else(default);
-    let options = Options {
+    let mut options = Options {
         work_path: args.work_path.as_deref().map(absolute).transpose()?.or_else(|| Some(images.clone())),
         lazy: !args.eager,
         any_processor: any_processor(&args.cpu_cap)?,
-        external: args.external,
         ..Options::default()
     };
+    args.external.into_iter().for_each(|external| external.add_to(&mut options));
     let flags = new::Flags {
         bundle: args.bundle,
         console_socket: args.console_socket,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::checkpoint::{What, any_processor, options, tell};
 use super::{Context, absolute, new, one_id};
 use crate::checkpoint::context::Options;
-use crate::checkpoint::namespaces::net::External;
+use crate::checkpoint::external::External;
 use crate::checkpoint::progress;
 use crate::container::foreground::Signals;
 use crate::container::{Error, Result, checkpoint};
@@ -58,9 +58,9 @@ pub struct Args {
     /// SELinux context for the mounts where config.json has no mountLabel
     #[arg(long, value_name = "CONTEXT")]
     lsm_mount_context: Option<String>,
-    /// What a network device of the checkpoint is connected to: veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on:
-    /// macvlan[IN]=OUT
-    #[arg(long, value_name = "DEVICE")]
+    /// What a bind mount of config.json shows: mnt[DST]=SRC; what a network device of the checkpoint is connected to:
+    /// veth[IN]=OUT, veth[IN]=OUT@BRIDGE, or what it lies on: macvlan[IN]=OUT
+    #[arg(long, value_name = "WHAT")]
     external: Vec<External>,
     /// What becomes of processes that are wider than config.json allows: refuse or clamp
     #[arg(long, value_name = "POLICY", default_value = "refuse")]
@@ -92,7 +92,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         return Err(Error::new("restore --auto-dedup is not supported yet; leave it out"));
     }
     progress::show();
-    let options = Options {
+    let mut options = Options {
         image_path: checkpoint::image_path(args.image_path.as_deref())?,
         work_path: args.work_path.as_deref().map(absolute).transpose()?,
         print_stats: args.print_stats,
@@ -106,11 +106,11 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         lazy: args.lazy || args.lazy_pages,
         record_touched: true,
         resume: args.resume || for_a_client(&args),
-        external: args.external,
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
         ..options(&args.what)?
     };
+    args.external.into_iter().for_each(|external| external.add_to(&mut options));
     let flags = new::Flags {
         bundle: args.bundle,
         console_socket: args.console_socket,

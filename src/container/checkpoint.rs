@@ -27,7 +27,7 @@ use crate::checkpoint::report::{DumpReport, RestoreReport};
 use crate::checkpoint::task::process::asks_for_parents_death;
 use crate::checkpoint::task::{labels, sessions};
 use crate::checkpoint::{
-    dump, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
+    dump, external, files, outlook, precopy, predump, processor, recovery, restore as engine, trace,
 };
 use crate::init::mounts::Mount;
 use crate::sys::Context;
@@ -179,6 +179,7 @@ pub fn restore_when(
     processor::admit(&mut model, &images, &options)?;
     time::go_on(&model, &mut request.bundle.spec)?;
     labels::name(&options, &mut request.bundle.spec)?;
+    external::mounts(&options.external_mounts, &mut request.bundle.spec)?;
     let stdio = given(request.stdio.as_ref(), request.console.is_some())?;
     // Packets of connections that have no socket yet would be answered, as soon as a hook has attached the network.
     let locked = Cell::new(false);

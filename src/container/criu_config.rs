@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Error, Result};
 use crate::checkpoint::context::{NetworkLock, Options};
-use crate::checkpoint::namespaces::net::External;
+use crate::checkpoint::external::External;
 use crate::sys::Context;
 
 /// Where it is looked for without an annotation.
@@ -60,7 +60,9 @@ pub fn apply(annotations: &BTreeMap<String, String>, options: &mut Options) -> R
             "leave-running" => options.leave_running = true,
             "display-stats" => options.print_stats = true,
             "empty-ns" if value == "net" => options.empty_network = true,
-            "external" if value.parse::<External>().is_ok() => options.external.extend(value.parse()),
+            "external" if value.parse::<External>().is_ok() => {
+                value.parse().into_iter().for_each(|external: External| external.add_to(options));
+            }
             "manage-cgroups" | "manage-cgroups-mode" => options.manage_cgroups = mode(&value),
             // How much to tell, and what our log always or never has.
             "verbosity" | "v4" | "log-file" | "log-pid" | "file-validation" => {}
