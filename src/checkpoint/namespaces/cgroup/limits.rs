@@ -96,6 +96,7 @@ pub(super) fn restore(group: &CgroupDirEntry, dir: &Path, spec: &Spec) -> Result
             continue;
         }
         let to = match rule {
+            Rule::Both if !bound => within_parent(dir, name, was)?,
             _ if !bound => was.to_owned(),
             Rule::Config => continue,
             Rule::Least => least(was, &is).to_owned(),
@@ -139,6 +140,30 @@ fn share(text: &str) -> u64 {
 fn least<'a>(a: &'a str, b: &'a str) -> &'a str {
     let number = |text: &str| text.parse::<u64>().unwrap_or(u64::MAX);
     if number(a) < number(b) { a } else { b }
+}
+
+/// Processors or nodes of the images, as far as the group around has them. Any other setting as it is.
+pub(super) fn within_parent(dir: &Path, name: &str, was: &str) -> Result<String> {
+    let around = match name {
+        "cpuset.cpus" => ["cpuset.cpus.effective", "cpuset.effective_cpus", name],
+        "cpuset.mems" => ["cpuset.mems.effective", "cpuset.effective_mems", name],
+        _ => return Ok(was.to_owned()),
+    };
+    let parent = dir.parent();
+    let has = around.iter().find_map(|file| value(parent?, file)).filter(|has| !has.is_empty());
+    let Some(has) = has else { return Ok(was.to_owned()) };
+    let (wanted, there) = (numbers(was), numbers(&has));
+    if wanted.is_subset(&there) {
+        return Ok(was.to_owned());
+    }
+    let common: Vec<String> = wanted.intersection(&there).map(u32::to_string).collect();
+    if common.is_empty() {
+        return Err(Error::new(format!(
+            "a control group of the checkpoint has {name} {was}, and here there are {has}: they have nothing in common"
+        ))
+        .remedy("restore with --manage-cgroups-mode ignore, or on a machine that has them"));
+    }
+    Ok(common.join(","))
 }
 
 /// The numbers that are in two lists.
@@ -248,6 +273,28 @@ mod tests {
         assert_eq!(one(&[("cpuset.cpus", "0-3")], &[("cpuset.cpus", "2,3,9")]).unwrap(), ["2,3"]);
         let error = one(&[("cpuset.cpus", "0-3")], &[("cpuset.cpus", "8")]).unwrap_err().to_string();
         assert!(error.contains("cpuset.cpus is 8") && error.contains("0-3"), "{error}");
+    }
+
+    #[test]
+    fn processors_that_are_not_there_are_left_out() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("group");
+        std::fs::create_dir(&dir).unwrap();
+        let all = |name, was| within_parent(&dir, name, was);
+        assert_eq!(all("cpuset.cpus", "0-9").unwrap(), "0-9", "nothing is known of what is there");
+        std::fs::write(top.path().join("cpuset.cpus"), "0-3\n").unwrap();
+        assert_eq!(all("cpuset.cpus", "0-1,3").unwrap(), "0-1,3");
+        assert_eq!(all("cpuset.cpus", "2-9").unwrap(), "2,3");
+        assert_eq!(all("cpuset.mems", "7").unwrap(), "7");
+        assert_eq!(all("pids.max", "9").unwrap(), "9");
+        // What is there beats what is asked for.
+        std::fs::write(top.path().join("cpuset.cpus.effective"), "3\n").unwrap();
+        assert_eq!(all("cpuset.cpus", "2-9").unwrap(), "3");
+        let error = all("cpuset.cpus", "0-2").unwrap_err().to_string();
+        assert!(error.contains("cpuset.cpus 0-2") && error.contains("there are 3"), "{error}");
+        std::fs::write(dir.join("cpuset.cpus"), "3\n").unwrap();
+        restore(&group(&[("cpuset.cpus", "1-8")]), &dir, &Spec::default()).unwrap();
+        assert_eq!(std::fs::read_to_string(dir.join("cpuset.cpus")).unwrap(), "3\n");
     }
 
     #[test]

@@ -156,7 +156,7 @@ pub(super) fn before(controller: &CgControllerEntry, group: &CgroupDirEntry, dir
         let threaded = name == TYPE && wanted == THREADED && unified(controller);
         let first = FIRST_V1.contains(&name) && !unified(controller);
         if (threaded || first && !wanted.is_empty()) && value(dir, name).is_some_and(|is| is != wanted) {
-            set(dir, name, wanted)?;
+            set(dir, name, &limits::within_parent(dir, name, wanted)?)?;
         }
     }
     Ok(())
@@ -193,6 +193,12 @@ pub(super) fn after(group: &CgroupDirEntry, dir: &Path) -> Result<()> {
                 }
             }
             "freezer.state" if wanted != "FROZEN" => {}
+            "cpuset.cpus" | "cpuset.mems" => {
+                let there = limits::within_parent(dir, name, wanted)?;
+                if value(dir, name).as_deref() != Some(&there) {
+                    set(dir, name, &there)?;
+                }
+            }
             _ => wanted.lines().try_for_each(|line| set(dir, name, line))?,
         }
     }
