@@ -86,13 +86,13 @@ fn run(
     phases.end("plan");
     let target = restore.target;
     let mut stub = settle(restore, target.init, &target.init_pidfd)?;
-    namespaces::restore(restore)?;
+    let mut warnings = namespaces::restore(restore)?;
     let highest = model.fdinfo.values().flatten().map(|fd| fd.fd).max().unwrap_or(2);
     let number = limits::make_room(&mut stub.injection, highest.into(), u64::from(highest) + ROOM)?;
     let number = i32::try_from(number).map_err(|_| Error::new("a descriptor is too large"))?;
     let conduit = Conduit::open(&mut stub.injection, number)?;
     nested::make(restore, &mut stub, &conduit)?;
-    let mut warnings = namespaces::net::restore(restore, network)?;
+    warnings.extend(namespaces::net::restore(restore, network)?);
     for entrant in &target.entrants {
         let mut task = settle(restore, entrant.pid, &entrant.pidfd)?;
         limits::make_room(&mut task.injection, highest.into(), u64::from(highest) + ROOM)?;

@@ -91,8 +91,8 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     nested::contents(dump)
 }
 
-/// Fills the namespaces of a container that has been built and runs nothing yet.
-pub fn restore(restore: &Restore<'_>) -> Result<()> {
+/// Fills the namespaces of a container that has been built and runs nothing yet. Returns what it misses.
+pub fn restore(restore: &Restore<'_>) -> Result<Vec<String>> {
     uts::restore(restore)?;
     ipc::restore(restore)?;
     user::as_root_of(restore.target, || mount::restore(restore))

@@ -30,10 +30,11 @@ use crate::sys::mount::{Attributes, FsContext, attach, set_attributes};
 use crate::sys::resolve::open_in_root;
 use crate::sys::stat;
 
-/// Compares the tables, makes what is missing and fills each tmpfs.
-pub fn restore(restore: &Restore<'_>) -> Result<()> {
+/// Compares the tables, makes what is missing and fills each tmpfs. Returns what the container misses now.
+pub fn restore(restore: &Restore<'_>) -> Result<Vec<String>> {
     let target = restore.target;
-    let Some(images) = restore.model.mountpoints.get(&Kind::Mnt.inits(restore.model)) else { return Ok(()) };
+    let inits = Kind::Mnt.inits(restore.model);
+    let Some(images) = restore.model.mountpoints.get(&inits) else { return Ok(Vec::new()) };
     if !Kind::Mnt.private(target.init)? {
         return Err(Error::new(
             "config.json gives the container no mount namespace, which the checkpoint has",
@@ -42,8 +43,8 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let plans = planned(&target.spec, &|path| resolved(&target.root, path));
     let host = mountinfo::of("self")?.into_iter().map(|mount| mount.dev).collect();
     let all = mountinfo::of(&target.init.to_string())?;
-    let (done, filled) = (BTreeSet::new(), BTreeSet::new());
-    let mut table = Table { restore, images, plans, host, all, done, filled };
+    let (done, filled, missing) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+    let mut table = Table { restore, images, plans, host, all, done, filled, missing };
     let late = super::late::all_waiting(restore.model)?;
     let mut left: Vec<&MntEntry> = images.iter().filter(|e| !late.contains(&e.mnt_id)).collect();
     while !left.is_empty() {
@@ -56,7 +57,7 @@ pub fn restore(restore: &Restore<'_>) -> Result<()> {
         table.place(entry).map_err(|e| e.path(&entry.mountpoint))?;
         left.retain(|other| other.mnt_id != entry.mnt_id);
     }
-    Ok(())
+    Ok(table.missing)
 }
 
 struct Table<'a> {
@@ -71,6 +72,8 @@ struct Table<'a> {
     host: BTreeSet<u32>,
     /// Devices whose contents have been put back.
     filled: BTreeSet<u32>,
+    /// What this machine does not have.
+    missing: Vec<String>,
 }
 
 impl Table<'_> {
@@ -99,6 +102,7 @@ impl Table<'_> {
         let target = self.restore.target;
         let point = Path::new(&entry.mountpoint);
         match self.at_place(entry).cloned() {
+            _ if self.shows_other_groups(point) => {}
             Some(mount) => {
                 compare(entry, &mount)?;
                 self.reconfigure(entry, &mount)?;
@@ -107,6 +111,10 @@ impl Table<'_> {
             }
             // Under another kernel: config.json protects a file of /proc or /sys that this one does not have.
             None if protects(&target.spec, point) && is_missing(&target.root, point) => {}
+            None if fstype(entry) == Some("cgroup") && self.view_of_groups(point).is_some() => {
+                let what = "this machine has no such hierarchy of control groups, which the container had";
+                self.missing.push(format!("{what}: {}", point.display()));
+            }
             None => {
                 may_mount(&target.spec, entry)?;
                 self.make(entry)?;
@@ -115,6 +123,22 @@ impl Table<'_> {
         }
         self.done.insert(entry.mnt_id);
         Ok(())
+    }
+
+    /// The place of config.json's view of the control groups that a path lies in.
+    fn view_of_groups(&self, point: &Path) -> Option<&Path> {
+        let views = self.plans.iter().filter(|plan| plan.groups).map(|plan| plan.point.as_path());
+        views.into_iter().find(|view| point.starts_with(view))
+    }
+
+    /// Whether a path lies in a view of control groups that are of version 2 here and were of version 1, or the other way
+    /// round: config.json asks for a view of whatever there is.
+    fn shows_other_groups(&self, point: &Path) -> bool {
+        let Some(view) = self.view_of_groups(point) else { return false };
+        let was = self.images.iter().find(|entry| Path::new(&entry.mountpoint) == view).and_then(fstype);
+        let is = self.all.iter().find(|mount| mount.point == view).map(|mount| mount.fstype.as_str());
+        let unified = |name: Option<&str>| name.map(|name| name == "cgroup2");
+        unified(was) != unified(is)
     }
 
     /// Whether the path of a mount of the images leads to it now.
