@@ -28,6 +28,7 @@ use crate::checkpoint::namespaces::user::Owners;
 use crate::checkpoint::remote::{Conduit, Injection, Stop, Thread};
 use crate::checkpoint::report::{self, Log, Phases, RestoreReport};
 use crate::checkpoint::task::labels::Label;
+use crate::checkpoint::task::privileges::Unprivileged;
 use crate::checkpoint::task::revive::{Doors, Moment, Revival};
 use crate::checkpoint::task::{freeze, limits, policy, seccomp, status};
 use crate::checkpoint::{Error, Result, memory, namespaces};
@@ -101,7 +102,10 @@ fn run(
     }
     phases.end("namespaces");
     let sockets = revival.label().map(Label::of_sockets).transpose()?.flatten();
-    let mut files = namespaces::user::as_root_of(restore.target, || Files::open(restore))?;
+    let mut files = namespaces::user::as_root_of(restore.target, || {
+        let unprivileged = Unprivileged::as_in(&restore.target.spec)?;
+        Files::open(restore).map_err(|e| unprivileged.explain(e))
+    })?;
     drop(sockets);
     phases.end("files");
 

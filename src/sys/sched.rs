@@ -33,6 +33,12 @@ pub fn set_attr(attr: &SchedAttr) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
 }
 
+/// The nice value of this thread.
+pub fn nice() -> i32 {
+    // SAFETY: numbers only. The call cannot fail, for the thread is there.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
 /// Sets class and level of this process's input and output.
 pub fn set_io_priority(value: u32) -> Result<(), Errno> {
     const IOPRIO_WHO_PROCESS: libc::c_int = 1;

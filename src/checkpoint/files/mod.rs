@@ -65,6 +65,7 @@ pub use check::check;
 pub use dump::{before, dump};
 pub use fanotify::EXTENSION as FILESYSTEM_MARKS;
 pub use opener::Files;
+pub use options::transparent_sockets;
 pub use registry::Registry;
 pub use regular::register_path;
 pub use tcp::{

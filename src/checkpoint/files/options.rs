@@ -8,7 +8,7 @@
 //!
 //! CRIU restores without it, less exactly. So are the multicast groups that a socket has joined.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 
 use libc::{SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SOL_UDP};
@@ -219,6 +219,15 @@ pub fn has_ended(fd: &OwnedFd) -> bool {
     let mut asked = [PollFd::new(std::os::fd::AsFd::as_fd(fd), PollFlags::from_bits_retain(libc::POLLRDHUP))];
     // What nix has no name for is POLLRDHUP.
     poll(&mut asked, PollTimeout::ZERO).is_ok_and(|n| n > 0) && asked[0].revents().is_none()
+}
+
+/// The sockets of these images that may have addresses of others: IP_TRANSPARENT, IPV6_TRANSPARENT.
+pub fn transparent_sockets(model: &Model) -> Result<BTreeSet<u32>> {
+    let set = |more: &&More| {
+        let named = |o: &(i32, i32, i32)| matches!((o.0, o.1), (SOL_IP, 19) | (SOL_IPV6, 75)) && o.2 != 0;
+        more.options.iter().any(named)
+    };
+    Ok(read(model)?.values().filter(set).map(|more| more.id).collect())
 }
 
 /// The extension of these images, by id.

@@ -25,6 +25,7 @@ pub mod limits;
 pub mod modes;
 pub mod placement;
 pub mod policy;
+pub mod privileges;
 pub mod process;
 pub mod revive;
 pub mod scheduling;

@@ -9,6 +9,7 @@
 //!   oom score         process.oomScoreAdj, or higher            likewise
 //!   real time         none                                      unless CAP_SYS_NICE, a limit or process.scheduler
 //!   raw sockets       none                                      unless CAP_NET_RAW is granted
+//!   nice values, ...  see `privileges`
 //!   users, groups     those of process.user                     unless some program of the container can change them
 //! ```
 //!
@@ -19,6 +20,7 @@ use std::borrow::Cow;
 
 use oci_spec::runtime::{Capability, PosixRlimitType, Process, Spec};
 
+use super::privileges::Privileges;
 use super::process::DEAD;
 use super::{credentials, limits};
 use crate::checkpoint::image::{CoreEntry, CredsEntry, FileEntry};
@@ -35,9 +37,19 @@ const SCHED_RESET_ON_FORK: u32 = 0x4000_0000;
 
 /// The images as they may be restored: unchanged, or clamped where that was asked for.
 pub fn admit<'a>(model: &'a Model, spec: &Spec, clamp: bool) -> Result<Cow<'a, Model>> {
-    let judge = Judge { spec, process: spec.process().as_ref(), policy: credentials::Policy::of(spec) };
+    let policy = credentials::Policy::of(spec);
+    let judge = Judge { spec, process: spec.process().as_ref(), policy, privileges: Privileges::of(spec) };
     judge.sockets(model)?;
+    judge.privileges.sockets(model)?;
+    judge.privileges.memory(model)?;
+    let remedy = "allow it in config.json, or give restore --policy clamp to leave it out";
     let mut admitted = Cow::Borrowed(model);
+    if let Err(error) = judge.privileges.threads(model) {
+        if !clamp {
+            return Err(error.remedy(remedy));
+        }
+        judge.privileges.clamp_threads(admitted.to_mut())?;
+    }
     for entry in &model.pstree {
         for vtid in &entry.threads {
             let Some(core) = model.cores.get(vtid) else { continue };
@@ -48,7 +60,6 @@ pub fn admit<'a>(model: &'a Model, spec: &Spec, clamp: bool) -> Result<Cow<'a, M
             let inside = user_of(model, entry.pid).is_some();
             if let Err(error) = judge.rest(core, inside) {
                 if !clamp {
-                    let remedy = "allow it in config.json, or give restore --policy clamp to leave it out";
                     return Err(error.pid(entry.pid.cast_signed()).remedy(remedy));
                 }
                 if let Some(core) = admitted.to_mut().cores.get_mut(vtid) {
@@ -65,6 +76,7 @@ struct Judge<'a> {
     spec: &'a Spec,
     process: Option<&'a Process>,
     policy: credentials::Policy,
+    privileges: Privileges<'a>,
 }
 
 fn creds(core: &CoreEntry) -> Option<&CredsEntry> {
@@ -172,6 +184,9 @@ impl Judge<'_> {
                 }
             }
         }
+        if let Some(nice) = core.thread_core.as_ref().and_then(|thread| thread.sched_nice) {
+            self.privileges.nice(nice)?;
+        }
         match core.thread_core.as_ref().and_then(|t| t.sched_policy.map(|p| p & !SCHED_RESET_ON_FORK)) {
             Some(policy @ (SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) if !self.real_time() => {
                 Err(Error::new(format!(
@@ -189,6 +204,7 @@ impl Judge<'_> {
             if let (Some(creds), false) = (&mut thread.creds, inside) {
                 self.policy.clamp(creds);
             }
+            thread.sched_nice = thread.sched_nice.map(|nice| self.privileges.clamp_nice(nice));
             let policy = thread.sched_policy.map(|p| p & !SCHED_RESET_ON_FORK);
             if !real_time && matches!(policy, Some(SCHED_FIFO | SCHED_RR | SCHED_DEADLINE)) {
                 (thread.sched_policy, thread.sched_prio) = (Some(0), Some(0));
@@ -233,7 +249,7 @@ mod tests {
         core.tc.as_mut().unwrap().rlimits = None;
         core.tc.as_mut().unwrap().oom_score_adj = Some(0);
         let thread = core.thread_core.as_mut().unwrap();
-        (thread.sched_policy, thread.sched_prio) = (Some(0), Some(0));
+        (thread.sched_policy, thread.sched_prio, thread.sched_nice) = (Some(0), Some(0), Some(0));
         thread.creds = Some(CredsEntry { uid: 5, euid: 5, suid: 5, fsuid: 5, ..CredsEntry::default() });
         let creds = thread.creds.as_mut().unwrap();
         (creds.gid, creds.egid, creds.sgid, creds.fsgid) = (6, 6, 6, 6);
@@ -304,6 +320,13 @@ mod tests {
         assert_eq!(clamped.cores[&1].thread_core.as_ref().unwrap().sched_policy, Some(0));
         let trusted = json!({"capabilities": {"bounding": ["CAP_SYS_NICE"]}});
         admit(&crafted(first), &spec(trusted), false).unwrap();
+    }
+
+    #[test]
+    fn nobody_is_nicer_to_himself() {
+        let nice = |core: &mut CoreEntry| core.thread_core.as_mut().unwrap().sched_nice = Some(-20);
+        let clamped = refused(&json!({}), nice, &["nice value -20"]);
+        assert!(clamped.cores[&1].thread_core.as_ref().unwrap().sched_nice > Some(-20));
     }
 
     #[test]

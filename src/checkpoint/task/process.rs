@@ -80,7 +80,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     dump.model.seccomp = snapshot.filters.finish();
     let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
-    dump.model.set_extension_data(EXTENSION, extra.encode_to_vec());
+    set_extra(&mut dump.model, &extra);
     Ok(())
 }
 
