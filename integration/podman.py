@@ -188,14 +188,19 @@ def test_user_namespace(host):
     until(lambda: p.status("mapped") == "running 0", "the second start")
 
 
-def test_user_namespace_auto(host):
-    """--userns=auto: each container gets ids of its own from those of the user `containers`."""
+def ids_of_containers(host):
+    """What --userns=auto takes."""
     for name in "subuid", "subgid":
         if not os.path.exists(f"/etc/{name}"):
             raise Skip(f"there is no /etc/{name} to mount one's own on")
         (host.dir / name).write_text("containers:500000:200000\n")
         sh("mount", "--bind", host.dir / name, f"/etc/{name}")
         host.undo.append(lambda name=name: sh("umount", "-l", f"/etc/{name}"))
+
+
+def test_user_namespace_auto(host):
+    """--userns=auto: each container gets ids of its own from those of the user `containers`."""
+    ids_of_containers(host)
     p = podman(host)
     seen = set()
     for name in "first", "second":
@@ -442,6 +447,40 @@ def test_export_import(host):
     equal(p("exec", "second", "cat", "/file").stdout, "kept\n", "a changed file")
     restore(p, "--import", archive, "--name", "third")
     went_on(p, "third", last)
+
+
+def test_checkpoint_user_namespace(host):
+    """--uidmap and --userns=auto: checkpoint and restore, then export and import under another name."""
+    real_checkpoints()
+    ids_of_containers(host)
+    p = podman(host)
+    counting = "echo kept >/file; chown 7:8 /file; echo too >/tmp/file; chown 9:10 /tmp/file; " + COUNT
+    ways = ("--uidmap", "0:200000:5000", "--gidmap", "0:300000:6000"), ("--userns", "auto:size=2000")
+    for way in ways:
+        p.run("-d", "--name", "mapped", *way, "--tmpfs", "/tmp", IMAGE, "sh", "-c", counting)
+        until(lambda: len(numbers(p, "mapped")) > 10, "counting")
+        archive, at = host.dir / "mapped.tar", 0
+
+        def look(name, at=at):
+            said = p("exec", name, "sh", "-c", "id -u; stat -c %u:%g /file /tmp/file /etc /tmp /dev/pts; cat /file /tmp/file").stdout
+            equal(said.split(), ["0", "7:8", "9:10", "0:0", "0:0", "0:0", "kept", "too"], f"inside {name} with {way}")
+            print(f"        {name}: {' '.join(p('exec', name, 'cat', '/proc/self/uid_map').stdout.split())}")
+
+        look("mapped")
+        p("container", "checkpoint", "mapped")
+        at = numbers(p, "mapped")[-1]
+        restore(p, "mapped")
+        went_on(p, "mapped", at)
+        look("mapped")
+        p("container", "checkpoint", "--export", archive, "--compress", "none", "mapped")
+        at = numbers(p, "mapped")[-1]
+        # With --userns=auto Podman gives the files other ids where the old ones are taken, and config.json the old ones.
+        p("rm", "mapped")
+        for name in "second", "third":
+            restore(p, "--import", archive, "--name", name)
+            went_on(p, name, at)
+            look(name)
+            p("rm", "-f", "-t", "0", name)
 
 
 def test_pre_checkpoint(host):
