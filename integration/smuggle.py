@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import tarfile
 
-from harness import Container, check, config, equal, real_checkpoints, sh, until
+from harness import Container, Failed, check, config, equal, real_checkpoints, sh, until
 
 USER = 1000
 
@@ -217,3 +217,41 @@ def test_what_comes_to_nothing(host):
     for point in "/proc/sys", "/sys":
         flags = [line.split()[5] for line in mounts if line.split()[4] == point]
         check(flags and flags[-1].startswith("ro"), f"{point} is {flags}")
+
+
+def test_a_file_system_of_the_kernel_in_a_namespace_of_the_users(host):
+    """A mount namespace that a user could make, with a file system in it that only the host's root mounts."""
+    real_checkpoints()
+    root = host.overlay("busybox", "nested")
+    (root / "mnt").mkdir(exist_ok=True)
+    spec = config(["sh", "-c", "unshare -Urm sleep 100000 & echo started; wait"], root=root, user=(USER, USER))
+    spec["process"]["capabilities"] = {kind: [] for kind in ("bounding", "effective", "permitted")}
+    c = Container(host, "nested", spec)
+    c.run()
+
+    def inside():
+        children = c.exec("pidof", "sleep", ok=None).stdout.split()
+        own = c.exec("readlink", "/proc/self/ns/user", ok=None).stdout
+        return children and c.exec("readlink", f"/proc/{children[0]}/ns/user", ok=None).stdout != own
+
+    until(inside, f"the namespace: {c.text()}")
+    c.checkpoint("original")
+    images = Images(c, host.dir / "original", "edited")
+    tables = sorted((name for name in os.listdir(images.dir) if name.startswith("mountpoints-")), key=lambda name: int(name[12:-4]))
+    check(len(tables) == 2, f"{tables} of two mount namespaces")
+
+    def add(entries):
+        top = next(point for point in entries if point["mountpoint"] == "/")
+        shm = next(point for point in entries if point["mountpoint"] == "/dev/shm")
+        entries.append({**shm, "fstype": 11, "mnt_id": 99999, "parent_mnt_id": top["mnt_id"], "mountpoint": "/mnt", "source": "debugfs",
+                        "root": "/", "root_dev": "0x777" if isinstance(shm["root_dev"], str) else 0x777, "options": "", "shared_id": 0, "master_id": 0})
+
+    images.edit(tables[1], add)
+    images.seal()
+    try:
+        c.restore("edited")
+    except Failed:
+        said = c.text()
+        check("a new debugfs" in said and "/mnt" in said, said)
+    else:
+        raise Failed("a user got the host's debugfs")

@@ -68,7 +68,7 @@ pub fn check(options: &Options, source: &Source) -> Result<Vec<Error>> {
     let mapped = user::private(source)?;
     let mut found = Vec::new();
     for (mount, class) in &mounts {
-        if let Err(e) = check_one(mount, class, &mounts, false).and_then(|()| owned(class, mapped)) {
+        if let Err(e) = check_one(mount, class, &mounts, false).and_then(|()| owned(mount, class, mapped)) {
             found.push(e.path(&mount.point));
         }
     }
@@ -81,10 +81,11 @@ pub fn check(options: &Options, source: &Source) -> Result<Vec<Error>> {
     Ok(found)
 }
 
-/// What a container with id mappings mounts belongs to its root, who cannot be asked to mount it again.
-fn owned(class: &Class, mapped: bool) -> Result<()> {
-    match mapped && *class == Class::Later {
-        true => Err(Error::new("the container has id mappings and has mounted this itself")
+/// An overlay works with the rights of whoever has mounted it: the restore has more than the root of a container with id
+/// mappings.
+fn owned(mount: &Mount, class: &Class, mapped: bool) -> Result<()> {
+    match mapped && *class == Class::Later && mount.fstype == "overlay" {
+        true => Err(Error::new("the container has id mappings and has mounted an overlay itself")
             .remedy("unmount it, or mount it through config.json")),
         false => Ok(()),
     }

@@ -15,6 +15,21 @@ use crate::checkpoint::image::MntEntry;
 use crate::sys::mount::{FsContext, clone_tree};
 use crate::sys::resolve::open_in_root;
 
+/// File systems that the root of a user namespace may mount anew.
+const OF_USERS: [&str; 6] = ["tmpfs", "proc", "sysfs", "mqueue", "devpts", "overlay"];
+
+/// Refuses a new file system that nobody could have mounted with the capabilities of a user namespace only. `mapped`: of
+/// the container's own; an overlay works with the rights of whoever has mounted it.
+pub(super) fn of_users(name: &str, mapped: bool) -> Result<()> {
+    match OF_USERS.contains(&name) && !(mapped && name == "overlay") {
+        true => Ok(()),
+        false => Err(Error::new(format!(
+            "the checkpoint has a new {name}, which config.json lets nobody in the container mount"
+        ))
+        .remedy("add it to the mounts of config.json")),
+    }
+}
+
 /// The file system to make anew for a record, if it is one that can be.
 pub(super) fn renewable(entry: &MntEntry) -> Option<&str> {
     fstype(entry).filter(|name| RENEWABLE.contains(name) && entry.root == "/")

@@ -157,10 +157,12 @@ impl Table<'_> {
         let target = self.restore.target;
         let (root, images) = (target.root.as_fd(), self.images);
         let live = mountinfo::of(&target.init.to_string())?;
+        let mapped = Kind::User.private(target.init)?;
         let original = best(images, &self.done, entry, &|e| self.open(e, &live));
         let tree = within(target.init, &[Kind::Pid, Kind::Net, Kind::Ipc, Kind::Mnt], || {
             match (original, renewable(entry)) {
                 (Some(original), _) => bind(root, entry, original),
+                (None, Some(name)) if mapped => make::of_users(name, true).and_then(|()| fresh(name, entry)),
                 (None, Some(name)) => fresh(name, entry),
                 (None, None) => {
                     Err(Error::new("the mount cannot be made again: what it shows is not in the checkpoint"))
@@ -244,7 +246,7 @@ impl Table<'_> {
         if !self.saved(entry) {
             return Ok(());
         }
-        let devices = may(&self.restore.target.spec, Capability::Mknod);
+        let devices = may_make_devices(self.restore)?;
         let archive = self.restore.images.raw_open(&tmpfs::name(entry.root_dev))?;
         let owners = self.restore.owners.of_archives(self.restore.model, self.restore.target.init)?;
         tmpfs::unpack(&tree, archive, &Policy { devices, keep, owners })?;
@@ -320,6 +322,11 @@ pub(super) fn may_mount(spec: &Spec, entry: &MntEntry) -> Result<()> {
         false => Err(Error::new("the checkpoint has a mount that config.json does not make")
             .remedy("add it to the mounts of config.json, or give the capability CAP_SYS_ADMIN")),
     }
+}
+
+/// Whether the container could have made devices: in a user namespace nobody can.
+pub(super) fn may_make_devices(restore: &Restore<'_>) -> Result<bool> {
+    Ok(may(&restore.target.spec, Capability::Mknod) && !Kind::User.private(restore.target.init)?)
 }
 
 pub(super) fn may(spec: &Spec, capability: Capability) -> bool {

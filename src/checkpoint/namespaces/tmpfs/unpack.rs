@@ -327,7 +327,9 @@ impl Unpacker<'_> {
             }
             self.remove(dir, name, path)?;
         }
-        if kind != SFlag::S_IFIFO && !self.policy.devices {
+        // What everybody may make, as a layer's mark of a removed file.
+        let whiteout = kind == SFlag::S_IFCHR && dev == 0;
+        if kind != SFlag::S_IFIFO && !whiteout && !self.policy.devices {
             return Err(Error::new(format!(
                 "the checkpoint has the device {major}:{minor}, which config.json does not give"
             ))

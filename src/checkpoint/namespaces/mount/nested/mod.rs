@@ -270,6 +270,9 @@ impl Builder<'_> {
                 through(place.doors()?, || bind(&place.root, entry, original))?
             }
             (None, _, Some(name)) => {
+                if Kind::User.private(self.restore.target.init)? {
+                    super::make::of_users(name, false)?;
+                }
                 let tree = through(self.around(entry)?, || fresh(name, entry))?;
                 if FILLED.contains(&name) {
                     self.fill(entry, tree.as_fd())?;
@@ -331,6 +334,7 @@ impl Builder<'_> {
     fn permit(&self, entry: &MntEntry, original: Option<&MntEntry>) -> Result<()> {
         let Some(original) = original else {
             return match table::fstype(entry) {
+                Some(fstype) if super::make::of_users(fstype, false).is_err() => super::make::of_users(fstype, false),
                 Some(fstype @ ("proc" | "sysfs")) if !flags::in_full_view(&self.restore.target.spec, fstype) => Err(Error::new(
                     "a mount namespace of the checkpoint has a new proc or sysfs, which config.json does not allow",
                 )
@@ -394,7 +398,7 @@ impl Builder<'_> {
         if !self.restore.images.exists(&name) {
             return Ok(());
         }
-        let devices = super::restore::may(&self.restore.target.spec, Capability::Mknod);
+        let devices = super::restore::may_make_devices(self.restore)?;
         let archive = self.restore.images.raw_open(&name)?;
         let owners = self.restore.owners.of_archives(self.restore.model, self.restore.target.init)?;
         tmpfs::unpack(&tree, archive, &Policy { devices, keep: BTreeSet::new(), owners })?;
