@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 
-from harness import Container, Failed, check, config, equal, real_checkpoints, until
+from harness import Container, Failed, Skip, check, config, equal, real_checkpoints, sh, until
 
 # Descriptor 3 is a file in the root file system, 4 one of a mount from outside, 1 the console.
 COUNT = "exec 3>>/var/count 4</outside/which; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i; sleep 0.02; done"
@@ -136,3 +136,91 @@ def test_another_source_by_the_command_line(host):
     # It is written down: whoever looks at the container's mounts later finds the new source.
     c.checkpoint("again", "--leave-running")
     look(c, place)
+
+
+# What mount(8) of Debian 12 cannot do: a mount from here is put into the mount namespace of a process.
+PUT = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def done(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+pid, source, destination = sys.argv[1:]
+OPEN_TREE, MOVE_MOUNT, AT_FDCWD, CLONE, EMPTY_PATH = 428, 429, -100, 1, 4
+tree = done(libc.syscall(OPEN_TREE, AT_FDCWD, source.encode(), CLONE))
+done(libc.setns(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY), 0x20000))
+done(libc.syscall(MOVE_MOUNT, tree, b"", AT_FDCWD, destination.encode(), EMPTY_PATH))
+"""
+
+
+def test_mounts_that_the_host_adds(host):
+    """What comes into a volume by propagation comes again; what is put anywhere else is refused by its place."""
+    real_checkpoints()
+    volume = host.dir / "volume"
+    (volume / "later").mkdir(parents=True)
+    sh("mount", "--bind", volume, volume)
+    host.undo.append(lambda: sh("umount", "-R", "-l", volume))
+    sh("mount", "--make-shared", volume)
+    root = host.overlay("busybox", "root")
+    (root / "mnt").mkdir(exist_ok=True)
+    bind = {"destination": "/volume", "type": "bind", "source": str(volume), "options": ["rbind", "rslave"]}
+    c = Container(host, "volume", config(["sleep", "100000"], root=root, mounts=[bind]))
+    c.run()
+    sh("mount", "-t", "tmpfs", "later", volume / "later")
+    (volume / "later/file").write_text("kept")
+    equal(c.exec("cat", "/volume/later/file").stdout, "kept", "what has come in")
+    for image in "first", "second":
+        c.checkpoint(image)
+        c.restore(image)
+        equal(c.exec("cat", "/volume/later/file").stdout, "kept", f"what had come in, after the {image} restore")
+    # What is the volume's may be seen at any place, if config.json says so at the restore.
+    sh("python3", "-c", PUT, c.pid(), volume / "later", "/mnt")
+    c.checkpoint("third")
+    try:
+        c.restore("third")
+    except Failed as e:
+        check("a mount that config.json does not make (/mnt)" in str(e), str(e))
+    else:
+        raise Failed("a mount came back that config.json does not have")
+    plain = (c.bundle / "config.json").read_text()
+    c.spec["mounts"].append({"destination": "/mnt", "type": "bind", "source": str(volume / "later"), "options": ["bind"]})
+    (c.bundle / "config.json").write_text(json.dumps(c.spec))
+    c.restore("third")
+    equal(c.exec("cat", "/mnt/file").stdout, "kept", "what was put there")
+    c.checkpoint("with")
+    c.delete()
+    (c.bundle / "config.json").write_text(plain)
+    c.run()
+    (host.dir / "other").mkdir()
+    (host.dir / "other/file").write_text("other")
+    sh("python3", "-c", PUT, c.pid(), host.dir / "other", "/mnt")
+    for words in ("check", c.id), ("checkpoint", "--image-path", host.dir / "refused", c.id):
+        done = c.call(*words, ok=[1])
+        check("/mnt" in done.stdout + done.stderr, f"{words[0]}: {done.stdout}{done.stderr}")
+    equal(c.state(), "running", "the container")
+    equal(c.exec("cat", "/mnt/file").stdout, "other", "what is mounted")
+    sh("nsenter", f"--mount=/proc/{c.pid()}/ns/mnt", "umount", "/mnt")
+    c.checkpoint("fourth")
+
+
+def test_mount_with_ids_of_its_own(host):
+    """An idmapped volume: who owns its files inside is what config.json says, before and after."""
+    real_checkpoints()
+    volume = host.dir / "volume"
+    volume.mkdir()
+    (volume / "file").write_text("mine")
+    os.chown(volume / "file", 7, 8)
+    maps = [{"containerID": 0, "hostID": 1000, "size": 100}]
+    bind = {"destination": "/volume", "type": "bind", "source": str(volume), "options": ["bind", "idmap"], "uidMappings": maps, "gidMappings": maps}
+    c = Container(host, "mapped", config(["sh", "-c", "exec 3</volume/file; exec sleep 100000"], root=host.overlay("busybox", "root"), mounts=[bind]))
+    if c.run(ok=None):
+        check("idmap" in c.text(), c.text())
+        raise Skip("idmapped mounts are not for this kernel or file system")
+    until(lambda: os.path.exists(f"/proc/{c.pid()}/fd/3"), "the open file")
+    look = lambda: c.exec("stat", "-c", "%u:%g", "/volume/file", "/proc/1/fd/3", "-L").stdout.split()  # noqa: E731
+    equal(look(), ["1007:1008"] * 2, "the owner inside")
+    for image in "first", "second":
+        c.checkpoint(image)
+        c.restore(image)
+        equal(look(), ["1007:1008"] * 2, f"the owner inside after the {image} restore")
