@@ -198,6 +198,16 @@ def ids_of_containers(host):
         host.undo.append(lambda name=name: sh("umount", "-l", f"/etc/{name}"))
 
 
+def remove_for_good(p):
+    """Removes all containers. Whoever watches over one that has ended cleans up as well, and one of the two fails then."""
+
+    def removed():
+        p("rm", "-f", "-t", "0", "-a", ok=None)
+        return p("ps", "-aq").stdout == ""
+
+    until(removed, "the containers to be removed")
+
+
 def test_user_namespace_auto(host):
     """--userns=auto: each container gets ids of its own from those of the user `containers`."""
     ids_of_containers(host)
@@ -211,13 +221,7 @@ def test_user_namespace_auto(host):
         seen.add(outside)
         p("exec", name, "touch", "/etc/mine")
     equal(len(seen), 2, "ranges of ids")
-
-    def removed():
-        # Whoever watches over a container that has been killed cleans up as well.
-        p("rm", "-f", "-t", "0", "-a", ok=None)
-        return p("ps", "-aq").stdout == ""
-
-    until(removed, "both to be removed")
+    remove_for_good(p)
 
 
 def test_preserve_fds(host):
@@ -475,12 +479,12 @@ def test_checkpoint_user_namespace(host):
         p("container", "checkpoint", "--export", archive, "--compress", "none", "mapped")
         at = numbers(p, "mapped")[-1]
         # With --userns=auto Podman gives the files other ids where the old ones are taken, and config.json the old ones.
-        p("rm", "mapped")
+        remove_for_good(p)
         for name in "second", "third":
             restore(p, "--import", archive, "--name", name)
             went_on(p, name, at)
             look(name)
-            p("rm", "-f", "-t", "0", name)
+            remove_for_good(p)
 
 
 def test_pre_checkpoint(host):
