@@ -5,12 +5,12 @@
 pub enum Arg {
     /// This number.
     Value(u64),
-    /// Address of bytes of [`Batch::data`].
+    /// Address of bytes of [`Batch::data`](super::Batch::data).
     Data {
         /// Where in the batch's data.
         offset: usize,
     },
-    /// Address of a buffer of [`Batch::out`].
+    /// Address of a buffer of [`Batch::out`](super::Batch::out).
     Out {
         /// Where in the batch's buffers.
         offset: usize,
