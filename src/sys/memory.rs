@@ -57,6 +57,15 @@ impl Anonymous {
         unsafe { slice::from_raw_parts_mut(self.at.as_ptr().cast(), self.len.get()) }
     }
 
+    /// Gives pages back, for tests of what notices.
+    #[cfg(test)]
+    pub fn give_back(&mut self, offset: usize, len: usize) {
+        assert!(offset + len <= self.len.get());
+        // SAFETY: the range is within the mapping, borrowed mutably, and reads as zeros afterwards.
+        let done = unsafe { madvise(self.at.byte_add(offset), len, MmapAdvise::MADV_DONTNEED) };
+        assert_eq!(done, Ok(()));
+    }
+
     /// Installs guard pages, for tests of what finds them. Touching them afterwards kills the test.
     #[cfg(test)]
     pub fn guard(&self, offset: usize, len: usize) -> bool {

@@ -107,13 +107,18 @@ impl TaskPages {
                 anonymous: mapping.status & status::ANON_PRIVATE != 0,
             };
             let areas: Vec<Area> = before.map(area).collect();
-            map.survey(&areas, earlier.marks, &mut |index, range, what| match part.get(index) {
-                Some(_) if what == Found::Guard => pages.guards.push(range),
-                Some(mapping) if vmas::has_private_pages(mapping) => {
-                    pages.add(mapping, &range, what == Found::Clean, earlier, &mut offset);
-                }
-                _ => {}
-            })?;
+            map.survey(
+                &areas,
+                earlier.marks,
+                &earlier.known,
+                &mut |index, range, what| match part.get(index) {
+                    Some(_) if what == Found::Guard => pages.guards.push(range),
+                    Some(mapping) if vmas::has_private_pages(mapping) => {
+                        pages.add(mapping, &range, what == Found::Clean, earlier, &mut offset);
+                    }
+                    _ => {}
+                },
+            )?;
             // All of the vdso: whoever restores it under another kernel needs it. All of a ring: its pages are no
             // ordinary ones, and a copy of the process has none that change.
             if let Some(whole) = part.last().filter(|mapping| is_whole(mapping)) {

@@ -9,6 +9,8 @@
 //! what it finds. Whether a page is a file's is asked only where there may be a file: for that the kernel has to look at
 //! the page itself, and not only at its entry in the page table.
 
+mod changes;
+
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
@@ -99,11 +101,13 @@ impl Pagemap {
     }
 
     /// Calls `found` for the pages of each of the mappings, which are in ascending order: with its index, and in order,
-    /// touching ranges that are alike joined.
+    /// touching ranges that are alike joined. `known`: the pages that an earlier set has, in ascending order. Others that
+    /// have not been written since need not be found.
     pub fn survey(
         &mut self,
         areas: &[Area],
         marks: Marks,
+        known: &[Range<u64>],
         found: &mut dyn FnMut(usize, Range<u64>, Found),
     ) -> Result<()> {
         const NOTED: u64 = scan::PAGE_IS_WPALLOWED | scan::PAGE_IS_WRITTEN;
@@ -162,6 +166,12 @@ impl Pagemap {
         for group in areas.chunk_by(|one, next| one.anonymous == next.anonymous) {
             let ranges: Vec<Range<u64>> = group.iter().map(|area| area.range.clone()).collect();
             let anonymous = group.first().is_some_and(|area| area.anonymous);
+            if anonymous && !known.is_empty() && matches!(marks, Marks::Protection | Marks::ProtectionAgain) {
+                if let Some(parts) = self.changes(&ranges, known, marks == Marks::ProtectionAgain)? {
+                    parts.into_iter().for_each(|(range, kind)| sort(range, kind));
+                    continue;
+                }
+            }
             let query = if anonymous { query.without(scan::PAGE_IS_FILE) } else { query };
             self.find(&ranges, query, &matches, &mut sort)?;
         }
@@ -302,7 +312,7 @@ mod tests {
         let mut all = Vec::new();
         let areas: Vec<_> = mappings.iter().map(|m| Area { range: m.clone(), anonymous: true }).collect();
         let mut add = |index, range, what| all.push((index, range, what));
-        map.survey(&areas, Marks::None, &mut add).unwrap();
+        map.survey(&areas, Marks::None, &[], &mut add).unwrap();
         all
     }
 
@@ -346,7 +356,7 @@ mod tests {
         let code = maps.iter().find(|m| m.prot & 4 != 0 && m.inode != 0).unwrap();
         let areas = [Area { range: code.start..code.end, anonymous: false }];
         for mut map in [Pagemap::open(pid()).unwrap(), Pagemap::open_old(pid()).unwrap()] {
-            map.survey(&areas, Marks::None, &mut |_, range, _| panic!("{range:x?}")).unwrap();
+            map.survey(&areas, Marks::None, &[], &mut |_, range, _| panic!("{range:x?}")).unwrap();
         }
     }
 
