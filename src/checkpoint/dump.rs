@@ -133,6 +133,7 @@ fn attempt(
     }
     let limits = namespaces::cgroup::limits(options, source)?;
     let sysctls = namespaces::net::open_sysctls(options, source)?;
+    let last_pid = namespaces::pid::last(source)?;
     let Stopped { mut record, mut ice, tasks, mut strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
@@ -142,7 +143,7 @@ fn attempt(
         dump.model.set_extension(PAUSED, &true)?;
     }
     dump.frozen_groups.clone_from(&ice.inside);
-    (dump.limits, dump.sysctls) = (limits, sysctls);
+    (dump.limits, dump.sysctls, dump.last_pid) = (limits, sysctls, last_pid);
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
     let (mut frozen, mut held, mut stale) = (None, false, false);

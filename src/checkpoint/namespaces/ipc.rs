@@ -70,11 +70,12 @@ fn enter_by(door: &OwnedFd) -> Result<Doors> {
 pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<()> {
     let [(door, _)] = &doors[..] else { return Ok(()) };
     let again = enter_by(door)?;
-    let (namespace, segments, queues) = through(doors, || {
+    let (namespace, segments, (queues, mount)) = through(doors, || {
         let (shm, files) = shm::dump()?;
         let (var, sem, msg) = (Some(var::dump()?), sem::dump()?, msg::dump()?);
         Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?))
     })?;
+    dump.to_close.push(mount);
     if !queues.is_empty() {
         dump.model.set_extension(&mq::extension(id), &queues)?;
     }

@@ -5,7 +5,7 @@
 //!                                             may still have in mind for processes that are long gone
 //! ```
 
-use crate::checkpoint::context::{Dump, Restore};
+use crate::checkpoint::context::{Dump, Restore, Source};
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::PidnsEntry;
 use crate::checkpoint::namespaces::enter::within;
@@ -24,13 +24,23 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         let entry = PidnsEntry { ext_key: Some(JOINED.into()) };
         dump.model.pidns.insert(Kind::Pid.id(true), entry);
     }
-    if Kind::Pid.owned(init, spec)? {
-        let last = within(init, &[Kind::Pid], || {
-            last_pid::get().during("cannot read the last pid of the container", || "read(ns_last_pid)".into())
-        })?;
-        dump.model.set_extension(EXTENSION, &Some(last))?;
+    if dump.last_pid.is_some() {
+        dump.model.set_extension(EXTENSION, &dump.last_pid)?;
     }
     Ok(())
+}
+
+/// The pid that the container's own namespace has given last. It takes a thread and a process to ask, so it is asked before
+/// the container stands still: those that are given until then are the pids of processes in the images, or of some that
+/// have just ended.
+pub fn last(source: &Source) -> Result<Option<u32>> {
+    if !Kind::Pid.owned(source.init, &source.spec)? {
+        return Ok(None);
+    }
+    within(source.init, &[Kind::Pid], || {
+        last_pid::get().during("cannot read the last pid of the container", || "read(ns_last_pid)".into())
+    })
+    .map(Some)
 }
 
 /// Lets pids go on where they were. When every process and thread is there.

@@ -43,8 +43,8 @@ pub(super) struct Queue {
     pub messages: Vec<Message>,
 }
 
-/// The names of all queues of this thread's namespace.
-fn names() -> Result<Vec<String>> {
+/// The names of all queues of this thread's namespace, and a mount of them, which takes its time to close.
+fn names() -> Result<(Vec<String>, OwnedFd)> {
     let what = "cannot list the POSIX message queues";
     let files = FsContext::open(c"mqueue").and_then(|context| context.mount(0));
     let root = files.during(what, || "fsmount(mqueue)".into())?;
@@ -61,7 +61,7 @@ fn names() -> Result<Vec<String>> {
         }
     }
     names.sort();
-    Ok(names)
+    Ok((names, root))
 }
 
 fn open(name: &str, flags: i32) -> Result<OwnedFd> {
@@ -77,11 +77,16 @@ fn c_string(name: &str) -> Result<CString> {
 
 /// Refuses queues whose next message somebody waits to be told of.
 pub(super) fn check() -> Result<()> {
-    for name in names()? {
+    let (names, _mount) = names()?;
+    check_all(&names)
+}
+
+fn check_all(names: &[String]) -> Result<()> {
+    for name in names {
         let mut text = String::new();
         let what = "cannot look at a POSIX message queue";
         // The text tells of the queue, not of its messages.
-        std::fs::File::from(open(&name, libc::O_RDONLY)?)
+        std::fs::File::from(open(name, libc::O_RDONLY)?)
             .read_to_string(&mut text)
             .during(what, || format!("read(\"/{name}\")"))?;
         let told = text.split_whitespace().find_map(|w| w.strip_prefix("NOTIFY_PID:"));
@@ -95,10 +100,11 @@ pub(super) fn check() -> Result<()> {
     Ok(())
 }
 
-/// All queues of this thread's namespace.
-pub(super) fn dump() -> Result<Vec<Queue>> {
-    check()?;
-    names()?.into_iter().map(one).collect()
+/// All queues of this thread's namespace, and what is to be closed when there is time.
+pub(super) fn dump() -> Result<(Vec<Queue>, OwnedFd)> {
+    let (names, mount) = names()?;
+    check_all(&names)?;
+    Ok((names.into_iter().map(one).collect::<Result<_>>()?, mount))
 }
 
 fn one(name: String) -> Result<Queue> {
@@ -162,10 +168,11 @@ mod tests {
             Queue { name: "b".into(), mode: 0o666, uid: 0, gid: 0, maxmsg: 10, msgsize: 1, messages: vec![] },
         ];
         in_child(libc::CLONE_NEWIPC, || {
-            assert!(dump().unwrap().is_empty());
+            let dump = || dump().unwrap().0;
+            assert!(dump().is_empty());
             restore(&queues).unwrap();
-            assert_eq!(dump().unwrap(), queues);
-            assert_eq!(dump().unwrap(), queues, "they are kept");
+            assert_eq!(dump(), queues);
+            assert_eq!(dump(), queues, "they are kept");
             let again = restore(&queues).unwrap_err().to_string();
             assert!(again.contains("queue /a"), "{again}");
         });
