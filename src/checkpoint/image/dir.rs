@@ -19,7 +19,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
@@ -41,8 +41,6 @@ pub(super) const PARENT: &str = "parent";
 pub const TOUCHED: &str = "stasis-touched.json";
 /// How staging directories begin.
 const STAGING: &str = ".stasis-";
-/// Files that are flushed at the same time.
-const FLUSHERS: usize = 32;
 
 /// A directory of images, being read or being written.
 #[derive(Debug)]
@@ -117,7 +115,7 @@ impl ImageDir {
     }
 
     /// Where files are at the moment.
-    fn place(&self) -> BorrowedFd<'_> {
+    pub(super) fn place(&self) -> BorrowedFd<'_> {
         match &self.staging {
             Some(staging) if !staging.over.load(Ordering::Acquire) => staging.dir.as_fd(),
             _ => self.dir.as_fd(),
@@ -281,31 +279,6 @@ impl ImageDir {
         fsync(&self.dir)
             .during("cannot flush the images", || "fsync(_)".into())
             .map_err(|e| e.path(&self.path))
-    }
-
-    /// Waits until these files are on the disk. A file system gathers what is flushed at the same time: many threads take
-    /// little longer than one file, and the container may be waiting.
-    fn flush_all(&self, names: &[String]) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let work = || -> Result<()> {
-            while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if name == PARENT {
-                    continue;
-                }
-                let file = self.raw_open(name)?;
-                fsync(&file).during("cannot flush the image", || format!("fsync({name:?})"))?;
-            }
-            Ok(())
-        };
-        std::thread::scope(|scope| {
-            // Where no more threads can be had, those that there are do all of it.
-            let helper = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
-            let others: Vec<_> = (1..names.len().min(FLUSHERS)).map_while(helper).collect();
-            let mine = work();
-            others.into_iter().fold(mine, |result, other| {
-                result.and(other.join().unwrap_or_else(|_| Err(Error::new("cannot flush the images"))))
-            })
-        })
     }
 
     /// Whether there is a whole set of images outside of the staging directory.

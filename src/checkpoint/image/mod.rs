@@ -20,6 +20,7 @@ pub mod device;
 mod dir;
 mod extra;
 pub mod file;
+mod flush;
 pub mod fsnotify;
 pub mod ghost;
 pub mod inventory;
