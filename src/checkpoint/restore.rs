@@ -139,7 +139,7 @@ fn run(
             memories.restore(task, &|id| files.vma_file(id), &conduit)?;
         }
     }
-    let hold = memories.start()?;
+    let mut hold = memories.start()?;
     phases.end("memory");
     for pid in &live {
         if let Some(task) = tree.get_mut(pid) {
@@ -163,6 +163,7 @@ fn run(
     files.set_owners(&pids)?;
     revival.finish(tree, threads, &Doors { users, children, attributes })?;
     namespaces::finish(restore, threads)?;
+    hold.begun();
     phases.end("tasks");
     ready()?;
     files.resume_connections()?;

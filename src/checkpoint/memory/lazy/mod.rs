@@ -59,8 +59,27 @@ pub struct Lazy {
 
 /// Until it is dropped only what somebody waits for is filled: the rest would keep a processor and the memory's locks from
 /// the restore, which is about to let the program go.
-#[derive(Debug)]
-pub struct Hold(#[allow(dead_code)] Option<OwnedFd>);
+#[derive(Debug, Default)]
+pub struct Hold {
+    _release: Option<OwnedFd>,
+    /// Its end: fill.json is there.
+    told: Option<OwnedFd>,
+}
+
+impl Hold {
+    /// Waits until everybody can see that the memory is being filled.
+    pub fn begun(&mut self) {
+        let Some(told) = self.told.take() else { return };
+        while nix::unistd::read(&told, &mut [0]) == Err(nix::errno::Errno::EINTR) {}
+    }
+}
+
+impl Drop for Hold {
+    /// Also where a restore fails: what is removed with the container is not made later.
+    fn drop(&mut self) {
+        self.begun();
+    }
+}
 
 impl Lazy {
     /// Adds the memory of a process: its userfaultfd, the parts that are left, and the files that have them.
@@ -78,7 +97,7 @@ impl Lazy {
     /// recorded for the next restore, if there is to be one.
     pub fn start(self, target: &Target, images: Option<BorrowedFd<'_>>) -> Result<Hold> {
         if self.spaces.is_empty() {
-            return Ok(Hold(None));
+            return Ok(Hold::default());
         }
         let what = "cannot start filling the memory";
         let (told, tell) =
@@ -90,10 +109,7 @@ impl Lazy {
             Side::Child => self.guard(target, &hold, images),
             Side::Parent(..) => {
                 drop(tell);
-                // End of file: fill.json is there.
-                let mut byte = [0];
-                while nix::unistd::read(&told, &mut byte) == Err(nix::errno::Errno::EINTR) {}
-                Ok(Hold(Some(release)))
+                Ok(Hold { _release: Some(release), told: Some(told) })
             }
         }
     }
