@@ -27,6 +27,7 @@ use crate::checkpoint::image::IpcDescEntry;
 use crate::checkpoint::model::IpcNamespace;
 use crate::checkpoint::namespaces::enter::{Doors, doors, through, within};
 use crate::checkpoint::namespaces::kind::Kind;
+use crate::checkpoint::namespaces::uts;
 use crate::sys::sysv::Perm;
 
 /// What of the namespace cannot be saved, looked at while the container runs.
@@ -46,7 +47,12 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     }
     let pids: Vec<i32> = dump.tasks.iter().filter(|t| !t.zombie).map(|t| t.pid).collect();
     let pids = inhabitants(init, &pids);
-    save(dump, Kind::Ipc.id(true), doors(init, &[Kind::Ipc])?, &pids)
+    // One thread for both kinds is quicker than two.
+    let mut ways = doors(init, &[Kind::Ipc])?;
+    if Kind::Uts.owned(init, spec)? {
+        ways.extend(doors(init, &[Kind::Uts])?);
+    }
+    save(dump, Kind::Ipc.id(true), ways, &pids)
 }
 
 /// Of these processes, those in the namespace of init.
@@ -66,15 +72,18 @@ fn enter_by(door: &OwnedFd) -> Result<Doors> {
     Ok(vec![(door, Kind::Ipc)])
 }
 
-/// Saves everything in a namespace; `pids` are in it.
+/// Saves everything in a namespace; `pids` are in it. A second door may be that of the names of host and domain.
 pub fn save(dump: &mut Dump<'_>, id: u32, doors: Doors, pids: &[i32]) -> Result<()> {
-    let [(door, _)] = &doors[..] else { return Ok(()) };
+    let Some((door, _)) = doors.first() else { return Ok(()) };
     let again = enter_by(door)?;
-    let (namespace, segments, (queues, mount)) = through(doors, || {
+    let with_names = doors.iter().any(|(_, kind)| *kind == Kind::Uts);
+    let (namespace, segments, (queues, mount), names) = through(doors, || {
+        let names = with_names.then(uts::read).transpose()?;
         let (shm, files) = shm::dump()?;
         let (var, sem, msg) = (Some(var::dump()?), sem::dump()?, msg::dump()?);
-        Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?))
+        Ok((IpcNamespace { var, shm, sem, msg }, files, mq::dump()?, names))
     })?;
+    dump.model.utsns.extend(names.map(|names| (Kind::Uts.id(true), names)));
     dump.to_close.push(mount);
     if !queues.is_empty() {
         dump.model.set_extension(&mq::extension(id), &queues)?;

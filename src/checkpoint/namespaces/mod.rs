@@ -83,8 +83,8 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     cgroup::dump(dump)?;
     user::dump(dump)?;
     mount::dump(dump)?;
-    uts::dump(dump)?;
     ipc::dump(dump)?;
+    uts::dump(dump)?;
     net::dump(dump)?;
     pid::dump(dump)?;
     time::dump(dump)?;

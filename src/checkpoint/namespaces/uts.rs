@@ -9,10 +9,10 @@ use crate::checkpoint::namespaces::enter::{Doors, through, within};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::uts::set_domainname;
 
-/// Reads both names, where the container has its own.
+/// Reads both names, where the container has its own and they have not been read with something else.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     let (init, spec) = (dump.source.init, &dump.source.spec);
-    if Kind::Uts.owned(init, spec)? {
+    if !dump.model.utsns.contains_key(&Kind::Uts.id(true)) && Kind::Uts.owned(init, spec)? {
         let entry = within(init, &[Kind::Uts], read)?;
         dump.model.utsns.insert(Kind::Uts.id(true), entry);
     }
@@ -42,7 +42,8 @@ pub fn put_back(restore: &Restore<'_>, id: u32, doors: Doors) -> Result<()> {
     }
 }
 
-fn read() -> Result<UtsnsEntry> {
+/// Reads both names of this thread's namespace.
+pub(super) fn read() -> Result<UtsnsEntry> {
     let names = nix::sys::utsname::uname().during("cannot read the host name", || "uname(_)".into())?;
     Ok(UtsnsEntry {
         nodename: names.nodename().to_string_lossy().into_owned(),
