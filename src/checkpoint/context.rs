@@ -150,8 +150,8 @@ pub struct Dump<'a> {
     pub limits: crate::checkpoint::namespaces::cgroup::Limits,
     /// The sysctls of its network, opened, where they are kept.
     pub sysctls: Option<crate::checkpoint::namespaces::net::Sysctls>,
-    /// The pid that its namespace had given last before it stood still.
-    pub last_pid: Option<u32>,
+    /// Its own pid namespace.
+    pub pids: Option<OwnedFd>,
     /// Network devices that go with the container.
     pub network: crate::checkpoint::namespaces::net::Hold,
     /// The namespaces that the container has made.
@@ -181,7 +181,7 @@ impl<'a> Dump<'a> {
             frozen_groups: Vec::new(),
             limits: BTreeMap::new(),
             sysctls: None,
-            last_pid: None,
+            pids: None,
             network: crate::checkpoint::namespaces::net::Hold::default(),
             spaces: crate::checkpoint::namespaces::nested::Spaces::default(),
             next_id: 1,

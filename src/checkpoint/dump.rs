@@ -133,7 +133,6 @@ fn attempt(
     }
     let limits = namespaces::cgroup::limits(options, source)?;
     let sysctls = namespaces::net::open_sysctls(options, source)?;
-    let last_pid = namespaces::pid::last(source)?;
     let Stopped { mut record, mut ice, tasks, mut strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
@@ -143,7 +142,7 @@ fn attempt(
         dump.model.set_extension(PAUSED, &true)?;
     }
     dump.frozen_groups.clone_from(&ice.inside);
-    (dump.limits, dump.sysctls, dump.last_pid) = (limits, sysctls, last_pid);
+    (dump.limits, dump.sysctls) = (limits, sysctls);
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
     let (mut frozen, mut held, mut stale) = (None, false, false);
@@ -186,6 +185,7 @@ fn attempt(
         if before.heir.is_none() {
             images.settle()?;
         }
+        namespaces::pid::note_last(&mut dump)?;
         dump.model.write(&images)?;
         if let Some(path) = &options.parent_path {
             images.link_parent(path)?;

@@ -5,10 +5,10 @@
 //!                                             may still have in mind for processes that are long gone
 //! ```
 
-use crate::checkpoint::context::{Dump, Restore, Source};
+use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::PidnsEntry;
-use crate::checkpoint::namespaces::enter::within;
+use crate::checkpoint::namespaces::enter::{door, through, within};
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::sys::last_pid;
 
@@ -24,23 +24,25 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         let entry = PidnsEntry { ext_key: Some(JOINED.into()) };
         dump.model.pidns.insert(Kind::Pid.id(true), entry);
     }
-    if dump.last_pid.is_some() {
-        dump.model.set_extension(EXTENSION, &dump.last_pid)?;
+    if Kind::Pid.owned(init, spec)? {
+        dump.pids = Some(door(init, Kind::Pid)?);
     }
     Ok(())
 }
 
-/// The pid that the container's own namespace has given last. It takes a thread and a process to ask, so it is asked before
-/// the container stands still: those that are given until then are the pids of processes in the images, or of some that
-/// have just ended.
-pub fn last(source: &Source) -> Result<Option<u32>> {
-    if !Kind::Pid.owned(source.init, &source.spec)? {
-        return Ok(None);
-    }
-    within(source.init, &[Kind::Pid], || {
+/// Notes the pid that the container's own namespace has given last. It takes a thread and a process to ask: one that is left
+/// running is not kept waiting for it, and has given some more then.
+pub fn note_last(dump: &mut Dump<'_>) -> Result<()> {
+    let Some(door) = dump.pids.take() else { return Ok(()) };
+    let last = through(vec![(door, Kind::Pid)], || {
         last_pid::get().during("cannot read the last pid of the container", || "read(ns_last_pid)".into())
-    })
-    .map(Some)
+    });
+    match last {
+        Ok(last) => dump.model.set_extension(EXTENSION, &Some(last)),
+        // It may have ended meanwhile.
+        Err(_) if dump.options.leave_running => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 /// Lets pids go on where they were. When every process and thread is there.
