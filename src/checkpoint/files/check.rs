@@ -9,7 +9,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, descriptors};
 use crate::checkpoint::files::{
-    KINDS, Surroundings, device, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
+    KINDS, Named, Surroundings, device, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
 };
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::{Error, Result};
@@ -29,7 +29,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
     let pids = tasks.iter().copied().collect();
     mounts.extend(trees.iter().flat_map(|tree| &tree.mounts).filter_map(|m| i32::try_from(m.id).ok()));
     let (mut found, mut sockets, mut terminals) = (Vec::new(), Vec::new(), Vec::new());
-    let mut connected = false;
+    let (mut connected, named) = (false, Named::default());
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
@@ -44,6 +44,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
                         source: Some(source),
                         init: source.init,
                         pids: &pids,
+                        named: Some(&named),
                     };
                     let outcome =
                         locks::check(options, &live).and_then(|()| refuse(source, &around, &mounts, &live));

@@ -6,7 +6,7 @@ use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::live::{Live, descriptors, names};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
     KINDS, Surroundings, check, epoll, external, fanotify, inotify, locks, netlink, options, packet,
@@ -64,8 +64,18 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// What must be looked at before a dump opens any file of the container's.
 pub fn before(dump: &mut Dump<'_>) -> Result<()> {
-    fanotify::refuse_unread(dump)?;
-    inotify::copy_unread(dump)
+    let (mut groups, mut instances) = (Vec::new(), Vec::new());
+    for (index, task) in dump.tasks.iter().enumerate().filter(|(_, task)| !task.zombie) {
+        for (fd, name) in names(task.pid).map_err(|e| e.pid(task.vpid))? {
+            match name.as_encoded_bytes() {
+                b"anon_inode:[fanotify]" => groups.push((index, fd)),
+                b"anon_inode:inotify" => instances.push((index, fd)),
+                _ => {}
+            }
+        }
+    }
+    fanotify::refuse_unread(dump, &groups)?;
+    inotify::copy_unread(dump, &instances)
 }
 
 /// Opens what every look needs: the root, the mounts, the names of processes. Rooms that register paths may come first.

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::fdinfo::word;
-use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::opener::{Files, Opener};
 use crate::checkpoint::files::watched::{self, Wanted, hold};
 use crate::checkpoint::files::{Surroundings, external, regular};
@@ -96,17 +96,11 @@ fn nothing_unread(live: &Live) -> Result<()> {
     }
 }
 
-/// Refuses unread events of all groups, before the dump opens files, which may be watched.
-pub fn refuse_unread(dump: &Dump<'_>) -> Result<()> {
-    for task in dump.tasks.iter().filter(|t| !t.zombie) {
-        for fd in descriptors(task.pid).map_err(|e| e.pid(task.vpid))? {
-            let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", task.pid));
-            if !link.is_ok_and(|l| l.as_os_str() == "anon_inode:[fanotify]") {
-                continue;
-            }
-            if let Some(live) = Live::look(task.pid, task.vpid, task.pidfd.as_fd(), fd)? {
-                nothing_unread(&live)?;
-            }
+/// Refuses unread events of all groups, descriptors of these tasks, before the dump opens files, which may be watched.
+pub fn refuse_unread(dump: &Dump<'_>, groups: &[(usize, i32)]) -> Result<()> {
+    for (task, fd) in groups.iter().filter_map(|(index, fd)| Some((dump.tasks.get(*index)?, *fd))) {
+        if let Some(live) = Live::look(task.pid, task.vpid, task.pidfd.as_fd(), fd)? {
+            nothing_unread(&live)?;
         }
     }
     Ok(())

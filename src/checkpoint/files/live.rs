@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::FileStat;
 
 use crate::checkpoint::error::Context;
@@ -182,7 +183,7 @@ impl Live {
     }
 
     /// Opens the same file anew, as an open file description of our own.
-    pub fn reopen(&self, flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+    pub fn reopen(&self, flags: OFlag) -> Result<OwnedFd> {
         reopen(self.file.as_fd(), flags).map_err(|e| self.name(e))
     }
 }
@@ -190,13 +191,13 @@ impl Live {
 /// Opens the file behind a descriptor anew.
 ///
 /// Flags may be as F_GETFL tells them: that keeps O_NOFOLLOW and O_TMPFILE, which are about how it was found.
-pub fn reopen(fd: BorrowedFd<'_>, mut flags: nix::fcntl::OFlag) -> Result<OwnedFd> {
+pub fn reopen(fd: BorrowedFd<'_>, mut flags: OFlag) -> Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    flags.remove(nix::fcntl::OFlag::O_NOFOLLOW);
-    if flags.contains(nix::fcntl::OFlag::O_TMPFILE) {
-        flags.remove(nix::fcntl::OFlag::O_TMPFILE);
+    flags.remove(OFlag::O_NOFOLLOW);
+    if flags.contains(OFlag::O_TMPFILE) {
+        flags.remove(OFlag::O_TMPFILE);
     }
-    let flags = flags | nix::fcntl::OFlag::O_CLOEXEC | nix::fcntl::OFlag::O_NOCTTY;
+    let flags = flags | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
     nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
         .during("cannot open the file anew", || format!("open({path:?}, {flags:?})"))
 }
@@ -216,6 +217,16 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>> {
     let mut fds = list().during("cannot list the descriptors", || format!("getdents64({path:?})"))?;
     fds.sort_unstable();
     Ok(fds)
+}
+
+/// The descriptors of a process with their names, as far as they can be read.
+pub fn names(pid: i32) -> Result<Vec<(i32, OsString)>> {
+    let path = format!("/proc/{pid}/fd");
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let dir = nix::fcntl::open(path.as_str(), flags, nix::sys::stat::Mode::empty())
+        .during("cannot list the descriptors", || format!("open({path:?})"))?;
+    let name = |fd: i32| Some((fd, readlinkat(&dir, fd.to_string().as_str()).ok()?));
+    Ok(descriptors(pid)?.into_iter().filter_map(name).collect())
 }
 
 #[cfg(test)]
@@ -254,6 +265,7 @@ mod tests {
         assert_eq!(live.fown(&Pids::new()).unwrap().pid, 0);
         let me = std::process::id().cast_signed();
         assert!(descriptors(me).unwrap().contains(&live.fd));
+        assert!(names(me).unwrap().contains(&(live.fd, "/dev/null".into())));
         let handle = pidfd::open(me, 0).unwrap();
         let again = Live::look(me, 7, handle.as_fd(), live.fd).unwrap().unwrap();
         assert_eq!(again.key(), live.key());

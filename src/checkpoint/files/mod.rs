@@ -74,7 +74,10 @@ pub use tcp::{
 };
 pub use tun::complete as complete_tunnels;
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use crate::checkpoint::Result;
 use crate::checkpoint::context::{Dump, Options, Source};
@@ -112,7 +115,13 @@ struct Surroundings<'a> {
     init: i32,
     /// What its processes are called inside.
     pids: &'a Pids,
+    /// Files that have been found by their names: nobody inside can change that while the container stands still, and what
+    /// changes during an earlier look is seen then.
+    named: Option<&'a Named>,
 }
+
+/// Files by device, inode, mount and name.
+type Named = RefCell<HashSet<(u64, u64, i32, PathBuf)>>;
 
 impl<'a> Surroundings<'a> {
     /// This machine in the place of a container, its processes being called `pids`.
@@ -120,7 +129,7 @@ impl<'a> Surroundings<'a> {
     fn here(root: &'a OwnedFd, pids: &'a Pids) -> Self {
         static OPTIONS: std::sync::LazyLock<Options> = std::sync::LazyLock::new(Options::default);
         let init = std::process::id().cast_signed();
-        Self { options: &OPTIONS, root, own: true, source: None, init, pids }
+        Self { options: &OPTIONS, root, own: true, source: None, init, pids, named: None }
     }
 
     /// Those of a dump under way, for a file that was opened through a mount.
@@ -136,6 +145,7 @@ impl<'a> Surroundings<'a> {
             source: Some(dump.source),
             init: dump.source.init,
             pids: &dump.files.pids,
+            named: Some(&dump.files.named),
         })
     }
 }

@@ -65,6 +65,8 @@ pub struct Registry {
     pub(super) unix: unix::Found,
     /// What the container's processes are called inside.
     pub(super) pids: Pids,
+    /// Files that have been found by their names.
+    pub(super) named: super::Named,
     /// Ids of the mounts of the container.
     pub(super) mounts: BTreeSet<i32>,
     /// The container's root directory.

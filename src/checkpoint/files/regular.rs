@@ -81,10 +81,19 @@ fn place(live: &Live, around: &Surroundings<'_>) -> Result<Place> {
     if live.stat.st_nlink == 0 {
         return Ok(Place::Unlinked);
     }
+    let key = (live.stat.st_dev, live.stat.st_ino, live.info.mnt_id, live.link.clone());
+    if around.named.is_some_and(|named| named.borrow().contains(&key)) {
+        return Ok(Place::Name);
+    }
     let found = resolve::open_in_root(root, &live.link, OFlag::O_PATH | OFlag::O_NOFOLLOW)
         .and_then(|fd| nix::sys::stat::fstat(&fd));
     match found {
-        Ok(stat) if (stat.st_dev, stat.st_ino) == (live.stat.st_dev, live.stat.st_ino) => Ok(Place::Name),
+        Ok(stat) if (stat.st_dev, stat.st_ino) == (live.stat.st_dev, live.stat.st_ino) => {
+            if let Some(named) = around.named {
+                named.borrow_mut().insert(key);
+            }
+            Ok(Place::Name)
+        }
         Ok(_) => Err(live.name(Error::new("an open file's name now leads to another file")).remedy(
             "another file, or a mount, took the place of the one that is open; let the program reopen it",
         )),

@@ -23,7 +23,7 @@ use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::dump::prepare;
 use crate::checkpoint::files::fdinfo::word;
-use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::live::Live;
 use crate::checkpoint::files::opener::{Files, Opener};
 use crate::checkpoint::files::registry::compare;
 use crate::checkpoint::files::share::Holder;
@@ -64,21 +64,15 @@ pub struct Unread {
     watches: Vec<(InotifyWdEntry, PathBuf)>,
 }
 
-/// Copies the unread events of all instances, before the dump opens anything. Whoever looks for what is watched may make
+/// Copies the unread events of all instances, descriptors of these tasks, before the dump opens anything. Whoever looks for what is watched may make
 /// events himself, which are left out: all are counted first.
-pub fn copy_unread(dump: &mut Dump<'_>) -> Result<()> {
+pub fn copy_unread(dump: &mut Dump<'_>, instances: &[(usize, i32)]) -> Result<()> {
     let mut all = Vec::new();
-    for task in dump.tasks.iter().filter(|t| !t.zombie) {
-        for fd in descriptors(task.pid).map_err(|e| e.pid(task.vpid))? {
-            let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", task.pid));
-            if !link.is_ok_and(|l| l.as_os_str() == "anon_inode:inotify") {
-                continue;
-            }
-            let Some(live) = Live::look(task.pid, task.vpid, task.pidfd.as_fd(), fd)? else { continue };
-            let bytes = event::waiting(live.file.as_fd())?;
-            if bytes != 0 && known(&all, &live)?.is_none() {
-                all.push(Unread { live, bytes, events: Vec::new(), watches: Vec::new() });
-            }
+    for (task, fd) in instances.iter().filter_map(|(index, fd)| Some((dump.tasks.get(*index)?, *fd))) {
+        let Some(live) = Live::look(task.pid, task.vpid, task.pidfd.as_fd(), fd)? else { continue };
+        let bytes = event::waiting(live.file.as_fd())?;
+        if bytes != 0 && known(&all, &live)?.is_none() {
+            all.push(Unread { live, bytes, events: Vec::new(), watches: Vec::new() });
         }
     }
     if all.is_empty() {

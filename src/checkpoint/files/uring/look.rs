@@ -8,7 +8,7 @@ use super::facts::Facts;
 use super::{ARRAY, COUNT_MAX, MASK, params, size, word};
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::live::{Live, Pids, descriptors};
+use crate::checkpoint::files::live::{Live, Pids, names};
 use crate::checkpoint::files::registry::compare;
 use crate::checkpoint::files::share::Holder;
 use crate::checkpoint::image::RingExtra;
@@ -88,9 +88,9 @@ fn is_of_one_thread(live: &Live) -> bool {
 /// Another process that has the ring could not be given it.
 fn alone(live: &Live, pids: &Pids) -> Result<()> {
     for (&pid, &vpid) in pids.iter().filter(|(pid, _)| **pid != live.pid) {
-        for fd in descriptors(pid).unwrap_or_default() {
+        for (fd, name) in names(pid).unwrap_or_default() {
             let path = format!("/proc/{pid}/fd/{fd}");
-            if std::fs::read_link(&path).is_ok_and(|link| link == live.link)
+            if name == live.link
                 && nix::sys::stat::stat(path.as_str()).is_ok_and(|stat| stat.st_ino == live.stat.st_ino)
             {
                 return Err(Error::new(format!("process {vpid} has the same io_uring, as descriptor {fd}"))
@@ -107,13 +107,8 @@ fn registered(live: &Live, facts: &Facts) -> Result<Vec<u32>> {
     if facts.files.is_empty() {
         return Ok(found);
     }
-    let links: Vec<(i32, String)> = descriptors(live.pid)?
-        .into_iter()
-        .filter_map(|fd| {
-            let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", live.pid)).ok()?;
-            Some((fd, link.to_str()?.to_owned()))
-        })
-        .collect();
+    let links: Vec<(i32, String)> =
+        names(live.pid)?.into_iter().filter_map(|(fd, name)| Some((fd, name.into_string().ok()?))).collect();
     for (place, name) in &facts.files {
         let named: Vec<i32> = links.iter().filter(|(_, link)| link == name).map(|(fd, _)| *fd).collect();
         let holder = |fd: i32| Holder { pid: live.pid, fd };

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use super::facts::Facts;
 use super::look::{self, PATIENCE};
 use crate::checkpoint::Error;
-use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::live::{Live, names};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::status::Status;
 use crate::sys::pidfd;
@@ -42,11 +42,9 @@ fn busy(init: i32, looks: &Looks) -> Vec<(Live, Facts)> {
     for pid in looks.pids().filter(|pid| looks.of(*pid).iter().any(|(mapping, _)| mapping.name() == NAME)) {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let vpid = Status::of(pid).ok().and_then(|status| status.pid_at(depth)).unwrap_or(pid);
-        for fd in descriptors(pid).unwrap_or_default() {
-            let link = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
-            if link.as_os_str().as_encoded_bytes() != NAME {
-                continue;
-            }
+        for (fd, _) in
+            names(pid).unwrap_or_default().into_iter().filter(|(_, n)| n.as_encoded_bytes() == NAME)
+        {
             let Ok(Some(live)) = Live::look(pid, vpid, handle.as_fd(), fd) else { continue };
             match Facts::of(&live) {
                 Ok(facts) if facts.under_way() != 0 => found.push((live, facts)),
