@@ -7,7 +7,7 @@ use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::live::{Live, descriptors};
+use crate::checkpoint::files::live::{Live, descriptors, look_at_all};
 use crate::checkpoint::files::{
     KINDS, Named, Surroundings, device, external, inet, inotify, locks, mqueue, pipe, tcp, tty, unix,
 };
@@ -33,8 +33,8 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
-        for fd in fds {
-            match Live::look(pid, vpid, handle.as_fd(), fd) {
+        let mut judge = |live: Result<Option<Live>>| {
+            match live {
                 Ok(Some(live)) => {
                     let tree = trees.iter().find(|tree| tree.has(live.info.mnt_id));
                     let around = Surroundings {
@@ -61,10 +61,13 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
                     }
                 }
                 Ok(None) => {}
-                Err(_) if pidfd::send_signal(handle.as_fd(), 0).is_err() => break,
+                Err(_) if pidfd::send_signal(handle.as_fd(), 0).is_err() => return Ok(false),
                 Err(e) => found.push(e),
             }
-        }
+            Ok(true)
+        };
+        // It has no errors of its own.
+        let _ = look_at_all(pid, vpid, handle.as_fd(), &fds, &mut judge);
     }
     if connected && options.tcp_established && !options.tcp_close {
         found.extend(tcp::lock::check(options, source.init).err());

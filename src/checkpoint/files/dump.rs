@@ -6,7 +6,7 @@ use nix::fcntl::OFlag;
 
 use crate::checkpoint::context::Dump;
 use crate::checkpoint::error::Context;
-use crate::checkpoint::files::live::{Live, descriptors, names};
+use crate::checkpoint::files::live::{Live, descriptors, look_at_all, names};
 use crate::checkpoint::files::registry::classify;
 use crate::checkpoint::files::{
     KINDS, Surroundings, check, epoll, external, fanotify, inotify, locks, netlink, options, packet,
@@ -113,19 +113,25 @@ fn same(known: &mut Vec<i32>, pid: i32, what: What) -> Result<u32> {
 /// One table of descriptors.
 fn table(dump: &mut Dump<'_>, task: usize, pid: i32, vpid: i32, files_id: u32) -> Result<Vec<FdinfoEntry>> {
     let mut table = Vec::new();
-    for fd in descriptors(pid).map_err(|e| e.pid(vpid))? {
-        let Some(task) = dump.tasks.get(task) else { break };
-        let Some(live) = Live::look(pid, vpid, task.pidfd.as_fd(), fd)? else { continue };
+    let Some(task) = dump.tasks.get(task) else { return Ok(table) };
+    let handle = task
+        .pidfd
+        .try_clone()
+        .during("cannot hold the process", || "fcntl(pidfd, F_DUPFD_CLOEXEC)".into())?;
+    let fds = descriptors(pid).map_err(|e| e.pid(vpid))?;
+    look_at_all(pid, vpid, handle.as_fd(), &fds, &mut |live| {
+        let Some(live) = live? else { return Ok(true) };
         let (id, kind) = record(dump, &live)?;
         locks::dump(dump, &live, files_id, id)?;
         table.push(FdinfoEntry {
             id,
             flags: if live.info.cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
             r#type: kind as i32,
-            fd: fd.cast_unsigned(),
+            fd: live.fd.cast_unsigned(),
             xattr_security_selinux: None,
         });
-    }
+        Ok(true)
+    })?;
     Ok(table)
 }
 

@@ -219,6 +219,40 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>> {
     Ok(fds)
 }
 
+/// From so many descriptors on a second thread looks ahead, and by how many.
+const MANY: usize = 128;
+const AHEAD: usize = 64;
+
+/// Looks at descriptors of the process behind `handle`, one after the other, until `found` says false.
+pub fn look_at_all(
+    pid: i32,
+    vpid: i32,
+    handle: BorrowedFd<'_>,
+    fds: &[i32],
+    found: &mut dyn FnMut(Result<Option<Live>>) -> Result<bool>,
+) -> Result<()> {
+    let look = |fd: &i32| Live::look(pid, vpid, handle, *fd);
+    std::thread::scope(|scope| {
+        let (put, take) = std::sync::mpsc::sync_channel(AHEAD);
+        let ahead = move || _ = fds.iter().map(look).all(|live| put.send(live).is_ok());
+        let there = fds.len() >= MANY && std::thread::Builder::new().spawn_scoped(scope, ahead).is_ok();
+        // Whoever looks ahead ends when nobody takes any more.
+        if there { each(take.into_iter(), found) } else { each(fds.iter().map(look), found) }
+    })
+}
+
+fn each(
+    lives: impl Iterator<Item = Result<Option<Live>>>,
+    found: &mut dyn FnMut(Result<Option<Live>>) -> Result<bool>,
+) -> Result<()> {
+    for live in lives {
+        if !found(live)? {
+            break;
+        }
+    }
+    Ok(())
+}
+
 /// The descriptors of a process with their names, as far as they can be read.
 pub fn names(pid: i32) -> Result<Vec<(i32, OsString)>> {
     let path = format!("/proc/{pid}/fd");
