@@ -1,4 +1,4 @@
-"""Docker, Debian's, with daemons of the test's own: their data, sockets, containers and network are nobody else's."""
+"""Docker, Debian's, with daemons of the test's own."""
 
 import ctypes
 import os
@@ -7,112 +7,10 @@ import socket
 import threading
 import time
 
-from by_hand import KEYS, digest
-from harness import (RUNTIME, Failed, Redis, Skip, Terminal, check, equal, need, real_checkpoints, remove_cgroup, rootfs, session,
-                     sh, tail, until)
-
-CLIENT = "/usr/bin/docker"  # a newer one may stand first on the path
-_daemon = {}
-
-
-class Docker:
-    """A containerd and a dockerd, in a network namespace of their own."""
-
-    def __init__(self, host, *flags, label="", images=("busybox", "redis")):
-        need("dockerd", "containerd", "ip")
-        if not os.path.exists(CLIENT):
-            raise Skip(f"{CLIENT} is not installed")
-        self.host = host
-        self.dir = host.dir
-        self.short = f"/tmp/stasis-docker-{os.getpid()}{label}"  # sockets' paths have to be short
-        self.client = [CLIENT, "--host", f"unix://{self.short}/docker.sock"]
-        os.makedirs(self.short, exist_ok=True)
-        host.undo.append(lambda: sh("rm", "-rf", self.short))
-        # Where dockerd has the network of the "host" mounted, if it was asked for.
-        host.undo.append(lambda: sh("umount", "-l", f"{self.short}/exec/netns/default", ok=None))
-        # A namespace is kept by a process that sleeps in it; Docker may do with bridges and rules there what it likes.
-        cgroup = f"stasis-docker-{os.getpid()}{label}"
-        host.undo.append(lambda: remove_cgroup(cgroup))
-        holder = host.daemon("unshare", "--net", "sleep", "infinity", log=self.dir / "holder.log")
-        until(lambda: os.readlink(f"/proc/{holder.pid}/ns/net") != os.readlink("/proc/self/ns/net"), "a network namespace")
-        self.inside = ["nsenter", f"--net=/proc/{holder.pid}/ns/net"]
-        sh(*self.inside, "ip", "link", "set", "lo", "up")
-        (self.dir / "containerd.toml").write_text(
-            f'version = 2\nroot = "{self.dir}/containerd"\nstate = "{self.short}/containerd"\n'
-            f'disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.internal.v1.opt"]\n'
-            f'[grpc]\naddress = "{self.short}/containerd.sock"\n')
-        host.daemon(*self.inside, "containerd", "--config", self.dir / "containerd.toml", log=self.dir / "containerd.log")
-        until(lambda: os.path.exists(f"{self.short}/containerd.sock"), "containerd to listen")
-        (self.dir / "daemon.json").write_text("{}")  # the machine's own, if any, is none of ours
-        network = ["--iptables=false", "--ip6tables=false"]
-        daemon = host.daemon(*self.inside, "dockerd", "--config-file", self.dir / "daemon.json", "--containerd", f"{self.short}/containerd.sock",
-                    "--host", f"unix://{self.short}/docker.sock", "--pidfile", f"{self.short}/docker.pid",
-                    "--data-root", self.dir / "data", "--exec-root", f"{self.short}/exec", "--experimental",
-                    "--add-runtime", f"stasis={RUNTIME}", "--default-runtime", "stasis", "--cgroup-parent", cgroup, *network, *flags,
-                    log=self.dir / "dockerd.log")
-        host.undo.append(self.remove_all)
-        try:
-            until(lambda: self("version", ok=None).returncode == 0 or daemon.poll() is not None, "dockerd to answer", 60)
-            check(daemon.poll() is None, "dockerd has ended")
-        except Failed as e:
-            raise Failed(f"{e}\n{tail(self.dir / 'dockerd.log')}") from None
-        for image in images:
-            self("import", str(rootfs(image)) + ".tar", f"{image}:test")
-
-    def __call__(self, *words, **how):
-        return sh(*self.client, *words, **how)
-
-    def remove_all(self):
-        ids = self("ps", "-aq", ok=None).stdout.split()
-        if ids:
-            self("rm", "-f", *ids, ok=None)
-
-    def status(self, name):
-        return self("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name).stdout.strip()
-
-    def start_from(self, checkpoint, name):
-        try:
-            until(lambda: self.uploaded(checkpoint, name), "containerd to forget the checkpoint it took", 90)
-        except Failed as e:
-            logs = sorted((self.dir / "data").rglob("restore.log")) + sorted(self.dir.rglob("restore.log"))
-            raise Failed(f"{e}\n{''.join(tail(log) for log in logs[:1])}{tail(self.dir / 'dockerd.log', 8)}") from None
-
-
-    def uploaded(self, checkpoint, name):
-        """False where the daemon meets the same bytes in containerd's store, left from `checkpoint create` until they
-        are collected: dockerd 20.10 takes that for a failure, whatever the runtime."""
-        try:
-            self("start", "--checkpoint", checkpoint, name)
-        except Failed as e:
-            if re.search("failed to upload checkpoint to containerd.*already exists", str(e)):
-                return False
-            raise
-        return True
-
-
-def docker(host):
-    """The daemons are started by the first test that needs them, and shared by the rest."""
-    if "docker" not in _daemon:
-        from harness import Host
-
-        own = Host("docker-daemons")
-        _daemon["host"] = own
-        try:
-            _daemon["docker"] = Docker(own)
-        except (Failed, Skip) as e:
-            own.close(keep=isinstance(e, Failed))
-            _daemon["docker"] = e
-    if isinstance(_daemon["docker"], Exception):
-        raise _daemon["docker"]
-    d = _daemon["docker"]
-    host.undo.append(d.remove_all)
-    return d
-
-
-def finish():
-    """Called by integration/run when this file's tests are over."""
-    if isinstance(_daemon.get("docker"), Docker):
-        _daemon["host"].close(keep=False)
+from by_hand import KEYS, digest, fill, serving
+from dockerd import Docker, docker, finish  # noqa: F401  (finish: for integration/run)
+from harness import RUNTIME, Redis, Skip, Terminal, check, equal, need, real_checkpoints, session, sh, until
+from same import SAME
 
 
 def test_run(host):
@@ -510,8 +408,6 @@ def test_checkpoint_redis(host):
         def text():
             return d("logs", "redis").stdout
 
-    from by_hand import fill, serving
-
     serving(C)
     fill(C)
     before = digest(C)
@@ -582,67 +478,6 @@ def connect(namespace, address):
     thread.join()
     check(made, f"no connection to {address}")
     return made[0]
-
-
-# What `docker run` is asked for, and must give under every runtime: flags, then the command.
-SAME = [
-    ("", "cat /proc/self/status | grep -E '^(Cap|NoNewPrivs|Seccomp:|Uid|Gid|Groups)'"),
-    ("--cap-add NET_ADMIN --cap-drop CHOWN", "grep Cap /proc/self/status"),
-    ("--cap-drop ALL --user 1000:1000 --group-add 5", "id; grep Cap /proc/self/status"),
-    ("--security-opt no-new-privileges", "grep NoNewPrivs /proc/self/status"),
-    ("--security-opt seccomp=unconfined", "grep Seccomp: /proc/self/status; unshare -U true; echo $?"),
-    ("", "unshare -m true; echo $?; dmesg; reboot -f; echo $?"),
-    ("--read-only", "touch /x; touch /tmp/y; touch /dev/shm/z && echo shm; mount | grep -c ' ro'"),
-    ("--read-only --tmpfs /tmp:size=1m,mode=1777", "dd if=/dev/zero of=/tmp/f bs=64k count=32 2>/dev/null; stat -c %s /tmp/f; stat -c %a /tmp"),
-    ("-v /tmp:/host:ro", "touch /host/x; echo $?; grep ' /host ' /proc/self/mountinfo | cut -d' ' -f6"),
-    ("--mount type=tmpfs,dst=/mnt,tmpfs-size=65536", "df -k /mnt | tail -1 | awk '{print $2}'"),
-    ("--shm-size 3m", "df -k /dev/shm | tail -1 | awk '{print $2}'"),
-    ("--ulimit nofile=99:100 --ulimit core=0", "ulimit -Sn; ulimit -Hn; ulimit -c"),
-    ("--sysctl net.ipv4.ip_forward=1 --sysctl kernel.shmmax=12345678", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax"),
-    ("--memory 64m --memory-swap 64m", "cat /sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    ("--memory 64m --memory-reservation 32m --kernel-memory 0", "cat /sys/fs/cgroup/memory/memory.soft_limit_in_bytes"),
-    ("--cpus 0.5 --cpu-shares 77", "cat /sys/fs/cgroup/cpu/cpu.shares; cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us"),
-    ("--cpuset-cpus 0", "grep Cpus_allowed_list /proc/self/status"),
-    ("--pids-limit 5", "cat /sys/fs/cgroup/pids/pids.max; for i in 1 2 3 4 5 6 7 8; do sleep 3 & done; wait"),
-    ("--device /dev/fuse", "ls -l /dev/fuse | cut -c1-10; ls /dev"),
-    ("--device /dev/zero:/dev/nothing:r", "head -c3 /dev/nothing | wc -c; echo >/dev/nothing; echo $?"),
-    ("", "ls -l /dev | awk '{print $1, $3, $4, $5, $6}'; stat -c '%n %a %t %T' /dev/null /dev/tty /dev/ptmx"),
-    ("", "mount | awk '{print $1, $3, $5, $6}' | grep -v -e ' / ' -e /etc/"),
-    ("", "cat /proc/self/cgroup | cut -d: -f2,3 | grep -c .; readlink /proc/self/ns/cgroup | cut -d: -f1"),
-    ("--init", "cat /proc/1/comm; ps -o args >/tmp/ps; grep -c docker-init /tmp/ps"),
-    ("--hostname h --domainname d", "hostname; cat /proc/sys/kernel/domainname"),
-    ("-e A=1 -e B -e HOME=/x --workdir /srv/new", "env | sort | grep -v HOSTNAME; pwd"),
-    ("--user nobody", "id; echo $HOME"),
-    ("--user 12345", "id -u; id -g; echo $HOME"),
-    ("--user nosuchuser", "id"),
-    ("--network none", "ls /sys/class/net; cat /proc/net/route | wc -l"),
-    ("--network host", "ls /proc/self/ns/net; hostname | wc -l"),
-    ("--ipc host --uts host", "hostname | wc -l"),
-    ("--ipc none", "ls -d /dev/shm"),
-    ("--pid host", "test $$ -gt 1 && echo host"),
-    ("--oom-score-adj 500", "cat /proc/self/oom_score_adj"),
-    ("--privileged=false --security-opt systempaths=unconfined", "ls -d /proc/kcore; mount | grep -c /proc/"),
-    ("--entrypoint /no/such", "x"),
-    ("--entrypoint /etc", "x"),
-    ("--entrypoint nosuch", "x"),
-    ("--cgroup-parent /stasis-same", "cut -d: -f3 /proc/self/cgroup | sort -u | wc -l"),
-    ("--tty", "tty; stty size | wc -w; ls -l /dev/console | cut -c1-10"),
-    ("--stop-signal QUIT --label a=b", "exit 42"),
-    ("-w /no/such/dir", "pwd"),
-    ("-v /no/such/file:/f --mount type=bind,src=/no/such,dst=/g", "true"),
-    ("--blkio-weight 300 --device-read-bps /dev/null:1mb", "true"),
-    ("--memory 1k", "true"),
-    ("--ulimit nofile=999999999", "ulimit -n"),
-    ("--cpu-rt-runtime 1000", "true"),
-    ("--sysctl no.such=1", "true"),
-    ("--sysctl net.no.such=1", "true"),
-    ("--device /dev/nosuch", "true"),
-    ("--security-opt apparmor=nosuch", "true"),
-    ("--storage-opt size=1G", "true"),
-    ("--cgroupns host", "grep -c docker /proc/self/cgroup"),
-    ("--cgroupns private", "cut -d: -f3 /proc/self/cgroup | sort -u"),
-    ("--userns host", "cat /proc/self/uid_map"),
-]
 
 
 def test_same_as_runc(host):
