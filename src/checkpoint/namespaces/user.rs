@@ -22,6 +22,7 @@ use crate::checkpoint::namespaces::enter::door;
 use crate::checkpoint::namespaces::kind::Kind;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::task::credentials::Policy;
+use crate::sys::namespace::with_idle_child_in;
 use crate::sys::procfs::read_text;
 use crate::sys::{credentials, ioctl};
 
@@ -66,15 +67,27 @@ pub fn outside(extents: &[UidGidExtent], id: u32) -> u32 {
     extent.and_then(|e| e.lower_first.checked_add(id - e.first)).unwrap_or(id)
 }
 
-/// Saves the mappings of a user namespace that the container has made, to the ids of the one around it. `pids` are in
-/// it, `around` is in that one.
-pub fn save(dump: &mut Dump<'_>, id: u32, pids: &[i32], around: Option<i32>) -> Result<()> {
-    let (Some(pid), Some(around)) = (pids.first(), around) else {
-        return Err(Error::new("a user namespace without a process cannot be checkpointed")
-            .remedy("let the program close its descriptor of it"));
-    };
-    let mut maps = maps(*pid)?;
-    let outer = self::maps(around)?;
+/// A user namespace: a process in it, if there is one, and a way into it.
+pub type Place<'a> = (Option<i32>, &'a OwnedFd);
+
+/// Does something with a process in a user namespace: one that is there, or one of ours that enters it for that.
+fn within<T>((pid, door): Place<'_>, work: impl FnOnce(i32) -> T) -> Result<T> {
+    match pid {
+        Some(pid) => Ok(work(pid)),
+        None => with_idle_child_in(door, work)
+            .map_err(|e| Error::new(format!("cannot look into a user namespace that no process is in: {e}"))),
+    }
+}
+
+/// Whether nobody in that user namespace may change supplementary groups.
+pub fn fixed_groups_in(place: Place<'_>) -> Result<bool> {
+    within(place, fixed_groups)
+}
+
+/// Saves the mappings of a user namespace that the container has made, to the ids of the one around it.
+pub fn save(dump: &mut Dump<'_>, id: u32, place: Place<'_>, around: Place<'_>) -> Result<()> {
+    let mut maps = within(place, self::maps)??;
+    let outer = within(around, self::maps)??;
     relate(&mut maps.uid_map, &outer.uid_map)?;
     relate(&mut maps.gid_map, &outer.gid_map)?;
     dump.model.userns.insert(id, maps);

@@ -142,7 +142,7 @@ impl Spaces {
             Ok(owner) => self.of_door(init, owner)?,
         };
         let owner = if owner < FIRST { 0 } else { owner };
-        let fixed_groups = kind == Kind::User && pids.first().is_some_and(|pid| user::fixed_groups(*pid));
+        let fixed_groups = kind == Kind::User && user::fixed_groups_in((pids.first().copied(), &door))?;
         let maker = match kind {
             Kind::User => {
                 let uid = ioctl::namespace_maker(&door)
@@ -211,10 +211,14 @@ pub fn contents(dump: &mut Dump<'_>) -> Result<()> {
                 }
             }
             Kind::User => {
+                // Whose init is in it where the container has made none around it.
                 let around = dump.spaces.met.iter().find(|met| met.space.id == owner);
-                let around = around.and_then(|met| met.pids.first().copied());
-                let around = if owner == 0 { Some(dump.source.init) } else { around };
-                user::save(dump, id, &pids, around)?;
+                let (outer, way) = match around {
+                    Some(around) => (around.pids.first().copied(), copy(&around.door)?),
+                    None => (Some(dump.source.init), copy(&met.door)?),
+                };
+                let own = copy(&met.door)?;
+                user::save(dump, id, (pids.first().copied(), &own), (outer, &way))?;
             }
             // Their record is written at the end.
             Kind::Pid => {}
