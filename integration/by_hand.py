@@ -323,14 +323,14 @@ def test_redis_plain(host):
     check(image_size(host.dir) > 0 and rootfs("redis").exists(), "nothing")
 
 
-def sandbox(host, label, command, capabilities=("CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_NET_ADMIN"), **how):
+def sandbox(host, label, command, capabilities=("CAP_SYS_ADMIN", "CAP_SYS_CHROOT", "CAP_NET_ADMIN"), first=False, **how):
     """A program in a pid namespace that `command` makes in the container, checkpointed and restored, twice: it goes on
     counting, under its old pid, sees itself and its children and nobody else, and so do programs that it starts."""
     real_checkpoints()
     # How many processes /proc shows: the shell, the one that asks, and bubblewrap's own.
     count = "i=0; while :; do i=$((i + 1)); set -- /proc/[0-9]*; echo $$ $i $#; sleep 0.05; done"
-    # Not as the container's first process: what that one mounts is the container's.
-    outer = ["/bin/sh", "-c", '"$@"; :', "sh", *command, "/bin/sh", "-c", count]
+    # Not as the container's first process, if not asked for: what that one mounts is the container's.
+    outer = [*([] if first else ["/bin/sh", "-c", '"$@"; :', "sh"]), *command, "/bin/sh", "-c", count]
     spec = config(outer, root=host.overlay("sandbox", label), **how)
     for kind in ("bounding", "effective", "permitted"):
         spec["process"]["capabilities"][kind] += capabilities
@@ -363,6 +363,12 @@ def test_bwrap(host):
     """bubblewrap with everything unshared but the user namespace."""
     sandbox(host, "bwrap", ["bwrap", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",
                             "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--die-with-parent"])
+
+
+def test_bwrap_first(host):
+    """bubblewrap as the container's first process, without a capability: a user namespace, and all else in it."""
+    sandbox(host, "first", ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/tmp", "--unshare-all"],
+            capabilities=(), first=True, user=(1000, 1000))
 
 
 def test_many_processes(host):

@@ -24,9 +24,11 @@ pub use restore::restore;
 pub use table::{has_owner, in_kernels_order};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
 use nix::sys::stat::Mode;
@@ -136,10 +138,10 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         late::note(dump, &root_of(init)?, &mounts)?;
         for (mount, copy) in open_tmpfs(init, &mounts)? {
             let name = tmpfs::name(mount.dev);
-            let large = mount.fstype != "tmpfs" || tmpfs::used(&copy) > LARGE;
+            let large = mount.fstype != "tmpfs" || tmpfs::used(&copy.root) > LARGE;
             let to = if large { dump.images.raw_create_large(&name) } else { dump.images.raw_create(&name) };
-            tmpfs::pack(&copy, to?).map_err(|e| e.path(&mount.point))?;
-            dump.to_close.push(copy);
+            copy.pack(to?).map_err(|e| e.path(&mount.point))?;
+            dump.to_close.push(copy.root);
         }
         let table = mounts.iter().map(|(mount, class)| table::entry(mount, class)).collect();
         dump.model.mountpoints.insert(Kind::Mnt.id(true), table);
@@ -148,7 +150,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 }
 
 /// A detached copy of each tmpfs whose contents are the container's: no other mount lies over its files.
-fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, OwnedFd)>> {
+fn open_tmpfs(init: i32, mounts: &[(Mount, Class)]) -> Result<Vec<(&Mount, Alone)>> {
     let places = places(&root_of(init)?, mounts, false)?;
     let copies = within(init, &[Kind::Mnt], || {
         places
@@ -256,11 +258,32 @@ fn detached(place: impl AsFd) -> Result<OwnedFd> {
         .during("cannot copy the mount", || "open_tree(_, \"\", OPEN_TREE_CLONE|AT_EMPTY_PATH)".into())
 }
 
-/// A mount without those on it, to be read: one that cannot be copied has none, or [`places`] has refused it.
-fn alone(mount: &Mount, place: &OwnedFd) -> Result<OwnedFd> {
-    match mount.flags.contains(MsFlags::MS_UNBINDABLE) {
-        true => place.try_clone().during("cannot hold the mount", || "fcntl(_, F_DUPFD_CLOEXEC)".into()),
-        false => detached(place),
+/// A tmpfs to be read.
+struct Alone {
+    root: OwnedFd,
+    /// Other mounts lie on it for good.
+    covered: bool,
+}
+
+impl Alone {
+    fn pack(&self, to: File) -> Result<()> {
+        match self.covered {
+            true => tmpfs::pack_visible(&self.root, to),
+            false => tmpfs::pack(&self.root, to),
+        }
+    }
+}
+
+/// A mount without those on it, to be read: one that cannot be copied has none, or [`places`] has refused it, or they are
+/// locked to it, as in a mount namespace that was copied for another user namespace.
+fn alone(mount: &Mount, place: &OwnedFd) -> Result<Alone> {
+    let itself = || place.try_clone().during("cannot hold the mount", || "fcntl(_, F_DUPFD_CLOEXEC)".into());
+    if mount.flags.contains(MsFlags::MS_UNBINDABLE) {
+        return Ok(Alone { root: itself()?, covered: false });
+    }
+    match detached(place) {
+        Err(e) if e.errno() == Some(Errno::EINVAL) => Ok(Alone { root: itself()?, covered: true }),
+        copy => Ok(Alone { root: copy?, covered: false }),
     }
 }
 

@@ -14,7 +14,7 @@ mod pack;
 mod records;
 mod unpack;
 
-pub use pack::pack;
+pub use pack::{pack, pack_visible};
 pub use unpack::{Policy, unpack, verify};
 
 use std::ffi::CString;

@@ -22,14 +22,26 @@ use crate::sys::{ioctl, stat, xattr};
 
 /// Writes everything below `root`, on its own mount, into `to`.
 pub fn pack(root: impl AsFd, to: File) -> Result<()> {
+    write(root, to, false)
+}
+
+/// The same where other mounts lie on it that cannot be taken away: what is below them nobody will see, either. An empty
+/// file stands for each.
+pub fn pack_visible(root: impl AsFd, to: File) -> Result<()> {
+    write(root, to, true)
+}
+
+fn write(root: impl AsFd, to: File, covered: bool) -> Result<()> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let root = openat(&root, ".", flags, Mode::empty())
         .during("cannot read the tmpfs", || "openat(_, \".\")".into())?;
     let mount = stat::place(&root).during("cannot read the tmpfs", || "statx(_)".into())?.mount;
     let gzip = GzEncoder::new(io::BufWriter::new(to), Compression::fast());
-    let mut packer = Packer { tar: Builder::new(gzip), links: HashMap::new(), more: Vec::new(), mount };
     let status =
         fstatat(&root, ".", AtFlags::empty()).during("cannot read the tmpfs", || "fstat(_)".into())?;
+    let tar = Builder::new(gzip);
+    let covered = covered.then_some(status);
+    let mut packer = Packer { tar, links: HashMap::new(), more: Vec::new(), mount, covered };
     packer.entry(&status, b"./", root.as_fd(), c".", None)?;
     packer.flags(root.as_fd(), b"./");
     packer.directory(root, b"./")?;
@@ -47,6 +59,8 @@ struct Packer<W: Write> {
     /// What a tar has no place for.
     more: Vec<Record>,
     mount: u64,
+    /// Other mounts may lie on files; what their places are taken to be like.
+    covered: Option<FileStat>,
 }
 
 impl<W: Write> Packer<W> {
@@ -77,6 +91,12 @@ impl<W: Write> Packer<W> {
         let status = fstatat(dir, name, AtFlags::AT_SYMLINK_NOFOLLOW)
             .during("cannot read the tmpfs", || format!("newfstatat(_, {name:?}, AT_SYMLINK_NOFOLLOW)"))?;
         let kind = SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT;
+        if let Some(mut place) = self.covered.filter(|_| kind != SFlag::S_IFDIR)
+            && self.is_covered(dir, name)?
+        {
+            place.st_mode = libc::S_IFREG | 0o644;
+            return self.append(header(&place), path, None, 0, &mut io::empty());
+        }
         if kind == SFlag::S_IFSOCK {
             self.more.push(Record::Socket(Socket {
                 mode: status.st_mode & 0o7777,
@@ -122,6 +142,14 @@ impl<W: Write> Packer<W> {
             }
             _ => self.entry(&status, path, dir, name, None),
         }
+    }
+
+    fn is_covered(&self, dir: BorrowedFd<'_>, name: &CStr) -> Result<bool> {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = openat(dir, name, flags, Mode::empty())
+            .during("cannot read the tmpfs", || format!("openat(_, {name:?}, O_PATH|O_NOFOLLOW)"))?;
+        let place = stat::place(&file).during("cannot read the tmpfs", || "statx(_)".into())?;
+        Ok(place.mount != self.mount)
     }
 
     /// Notes the flags of a file or directory, where the kernel keeps some in a tmpfs.

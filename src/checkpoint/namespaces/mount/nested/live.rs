@@ -112,7 +112,7 @@ pub fn save(dump: &mut Dump<'_>, id: u32, door: OwnedFd, tree: &Tree) -> Result<
         let name = tmpfs::name(mount.dev);
         // Another namespace that the container has made may have it, too.
         if !dump.images.exists(&name) {
-            tmpfs::pack(copy, dump.images.raw_create(&name)?).map_err(|e| e.path(&mount.point))?;
+            copy.pack(dump.images.raw_create(&name)?).map_err(|e| e.path(&mount.point))?;
         }
     }
     let table = inside.iter().map(|(mount, class)| table::entry(mount, class)).collect();
