@@ -49,7 +49,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         return Ok(());
     }
     let reg = RegFileEntry {
-        name: regular::text(&live.link).map_err(|e| live.name(e))?,
+        name: regular::bytes(&live.link),
         ext: Some(true),
         size: None,
         ..regular::bare(dump, live, id)?

@@ -30,7 +30,7 @@ use crate::checkpoint::files::watched::{self, Wanted, hold};
 use crate::checkpoint::files::{Surroundings, external, regular};
 use crate::checkpoint::image::{
     FanotifyFileEntry, FanotifyInodeMarkEntry, FanotifyMarkEntry, FanotifyMountMarkEntry, FdTypes, FileEntry,
-    MarkType, device,
+    MarkType, device, path_of,
 };
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
 use crate::checkpoint::{Error, Result};
@@ -193,13 +193,17 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
             }
             Marked::Inode(wanted, path) => {
                 let mut f_handle = wanted.entry();
-                f_handle.path = Some(regular::text(&path)?);
+                f_handle.path = Some(regular::bytes(&path));
                 let ie = Some(FanotifyInodeMarkEntry { i_ino: wanted.ino, f_handle });
                 FanotifyMarkEntry { r#type: MarkType::Inode as i32, s_dev: wanted.dev, ie, ..entry }
             }
             Marked::Mount(mount) => {
-                let path = Some(regular::text(&mount.point)?);
-                let me = Some(FanotifyMountMarkEntry { mnt_id: mount.id, path });
+                let path = mount.point.to_str().map(str::to_owned).ok_or_else(|| {
+                    Error::new("a group of fanotify watches a mount whose name is not UTF-8")
+                        .path(&mount.point)
+                        .remedy("the images have no place for it; mount it elsewhere")
+                })?;
+                let me = Some(FanotifyMountMarkEntry { mnt_id: mount.id, path: Some(path) });
                 FanotifyMarkEntry { r#type: MarkType::Mount as i32, s_dev: mount.dev, me, ..entry }
             }
         });
@@ -270,15 +274,18 @@ impl Files<'_> {
             for mark in &e.mark {
                 let mask = Mask { flags: mark.mflags, events: mark.mask, ignored: mark.ignored_mask };
                 let (kind, path) = if mark.r#type == MarkType::Mount as i32 {
-                    (libc::FAN_MARK_MOUNT, mark.me.as_ref().and_then(|me| me.path.as_deref()))
+                    (libc::FAN_MARK_MOUNT, mark.me.as_ref().and_then(|me| me.path.as_deref().map(Path::new)))
                 } else {
-                    (libc::FAN_MARK_INODE, mark.ie.as_ref().and_then(|ie| ie.f_handle.path.as_deref()))
+                    (
+                        libc::FAN_MARK_INODE,
+                        mark.ie.as_ref().and_then(|ie| ie.f_handle.path.as_deref().map(path_of)),
+                    )
                 };
                 let path = path.ok_or_else(|| {
                     Error::new("the images do not tell the path of a mark of a fanotify group")
                         .remedy("they were made by CRIU without --force-irmap")
                 })?;
-                add(group, root, kind, Path::new(path), mask)?;
+                add(group, root, kind, path, mask)?;
             }
         }
         let whole: Filesystems = self.restore.model.extension(EXTENSION)?;

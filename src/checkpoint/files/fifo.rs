@@ -48,19 +48,19 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
             .regular(fifo.regf_id.unwrap_or(fifo.id))
             .ok_or_else(|| Error::new(format!("fifo {} has no path in the images", fifo.id)))?;
         let node = opener.node(reg)?;
-        let both = reopen(node.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK).map_err(|e| e.path(&reg.name))?;
+        let both = reopen(node.as_fd(), OFlag::O_RDWR | OFlag::O_NONBLOCK).map_err(|e| e.path(reg.path()))?;
         // open(2) takes O_DIRECT only where the file system has direct I/O; packets are another matter.
         let flags = regular::open_flags(reg.flags);
-        let file = reopen(node.as_fd(), flags - OFlag::O_DIRECT).map_err(|e| e.path(&reg.name))?;
+        let file = reopen(node.as_fd(), flags - OFlag::O_DIRECT).map_err(|e| e.path(reg.path()))?;
         if flags.contains(OFlag::O_DIRECT) {
-            external::set_flags(&file, reg.flags).map_err(|e| e.path(&reg.name))?;
+            external::set_flags(&file, reg.flags).map_err(|e| e.path(reg.path()))?;
         }
         if !held.contains_key(&fifo.pipe_id) {
             if let Some((entry, data)) =
                 opener.restore.model.fifo_data.iter().find(|d| d.0.pipe_id == fifo.pipe_id)
             {
                 pipe::fill(&both, entry, data, &pipe::packets(opener, fifo.pipe_id)?)
-                    .map_err(|e| e.path(&reg.name))?;
+                    .map_err(|e| e.path(reg.path()))?;
             }
             held.insert(fifo.pipe_id, both);
         }

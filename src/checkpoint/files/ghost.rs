@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -25,7 +26,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::{device, regular};
 use crate::checkpoint::image::{
-    GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval, device as dev, ghost,
+    GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval, device as dev, ghost, path_of,
 };
 use crate::checkpoint::{Error, Result};
 use crate::sys::resolve;
@@ -74,8 +75,7 @@ fn save(dump: &mut Dump<'_>, live: &Live, ghost_id: u32) -> Result<()> {
         libc::S_IFLNK => {
             let target = nix::fcntl::readlinkat(&live.file, "")
                 .during("cannot read the removed link", || "readlinkat(_, \"\")".into())?;
-            entry.symlnk_target =
-                Some(target.into_string().map_err(|_| Error::new("a link is not valid UTF-8"))?);
+            entry.symlnk_target = Some(target.into_vec());
         }
         other => {
             return Err(Error::new(format!("an unlinked file of kind {other:o} cannot be checkpointed")));
@@ -109,9 +109,9 @@ impl Ghosts {
     pub fn node(&mut self, restore: &Restore<'_>, ghost_id: u32, reg: &RegFileEntry) -> Result<&OwnedFd> {
         if !self.named.contains_key(&ghost_id) {
             let entry = restore.model.ghosts.get(&ghost_id).ok_or_else(|| {
-                Error::new(format!("the images lack ghost file {ghost_id}")).path(&reg.name)
+                Error::new(format!("the images lack ghost file {ghost_id}")).path(reg.path())
             })?;
-            let named = make(restore, ghost_id, entry, reg).map_err(|e| e.path(&reg.name))?;
+            let named = make(restore, ghost_id, entry, reg).map_err(|e| e.path(reg.path()))?;
             self.named.insert(ghost_id, named);
         }
         self.named.get(&ghost_id).map(|n| &n.node).ok_or_else(|| Error::new("ghost file lost"))
@@ -166,7 +166,7 @@ fn nearest(root: &OwnedFd, path: &Path) -> Result<OwnedFd> {
 }
 
 fn make(restore: &Restore<'_>, id: u32, entry: &GhostFileEntry, reg: &RegFileEntry) -> Result<Named> {
-    let path = Path::new(&reg.name);
+    let path = reg.path();
     let dir = nearest(&restore.root_of(reg)?, path)?;
     let tmpfile = tmpfile(restore, id).filter(|_| entry.mode & libc::S_IFMT == libc::S_IFREG);
     if let Some(flags) = tmpfile {
@@ -212,7 +212,7 @@ fn create(
         libc::S_IFLNK => {
             let target =
                 entry.symlnk_target.as_deref().ok_or_else(|| Error::new("a ghost link has no target"))?;
-            nix::unistd::symlinkat(target, dir, name)
+            nix::unistd::symlinkat(path_of(target), dir, name)
         }
         kind @ (libc::S_IFCHR | libc::S_IFBLK) => {
             let (major, minor) = dev::from_stat(entry.rdev.unwrap_or(0));

@@ -114,7 +114,7 @@ impl<'a> Files<'a> {
     /// Is the task's root another than the container's?
     fn is_chrooted(&self, fs: &FsEntry) -> bool {
         let root = self.restore.model.files.iter().find(|f| f.id == fs.root_id).and_then(|f| f.reg.as_ref());
-        root.is_some_and(|r| r.name != "/")
+        root.is_some_and(|r| r.name != b"/")
     }
 }
 

@@ -23,7 +23,7 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::regular;
-use crate::checkpoint::image::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry, RegFileEntry};
+use crate::checkpoint::image::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry, RegFileEntry, path_of};
 use crate::checkpoint::memory::shmem;
 use crate::checkpoint::{Error, Result};
 use crate::sys::hugetlb;
@@ -80,7 +80,6 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
 fn inode(dump: &mut Dump<'_>, live: &Live) -> Result<(u32, MemfdInodeEntry)> {
     let (name, _) = live.undeleted();
     let name = name.as_os_str().as_bytes().strip_prefix(PREFIX).unwrap_or_default().to_vec();
-    let name = String::from_utf8(name).map_err(|_| Error::new("a memfd's name is not valid UTF-8"))?;
     // The descriptor may be write-only.
     let readable = File::from(live.reopen(OFlag::O_RDONLY)?);
     let seals = fcntl(&readable, FcntlArg::F_GET_SEALS)
@@ -111,7 +110,8 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         if let std::collections::btree_map::Entry::Vacant(slot) = made.entry(inode) {
             let entry = opener.restore.model.memfds.iter().find(|m| m.inode_id == inode);
             let entry = entry.ok_or_else(|| Error::new(format!("the images lack memfd {inode}")))?;
-            let file = slot.insert(make(opener.restore, entry).map_err(|err| err.path(&entry.name))?);
+            let file =
+                slot.insert(make(opener.restore, entry).map_err(|err| err.path(path_of(&entry.name)))?);
             let file = file
                 .try_clone()
                 .during("cannot duplicate a memfd", || "fcntl(_, F_DUPFD_CLOEXEC, 0)".into())?;
@@ -132,10 +132,10 @@ fn make(restore: &Restore<'_>, entry: &MemfdInodeEntry) -> Result<OwnedFd> {
         return Err(Error::new(format!("a memfd has the pages {huge:#x}, which are of no size")));
     }
     let name =
-        CString::new(entry.name.as_str()).map_err(|_| Error::new("a memfd's name contains a zero byte"))?;
+        CString::new(entry.name.as_slice()).map_err(|_| Error::new("a memfd's name contains a zero byte"))?;
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::from_bits_retain(huge);
-    let file = memfd_create(name.as_c_str(), flags)
-        .during(what, || format!("memfd_create({:?}, {flags:?})", entry.name))?;
+    let file =
+        memfd_create(name.as_c_str(), flags).during(what, || format!("memfd_create({name:?}, {flags:?})"))?;
     let size =
         i64::try_from(entry.size).map_err(|_| Error::new(format!("a memfd of {} bytes", entry.size)))?;
     ftruncate(&file, size).during(what, || format!("ftruncate(_, {size})"))?;

@@ -40,7 +40,7 @@ fn path(live: &Live, init: i32) -> Result<PathBuf> {
 
 /// Records an open queue.
 pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
-    let name = regular::text(&path(live, dump.source.init)?)?;
+    let name = regular::bytes(&path(live, dump.source.init)?);
     let reg = RegFileEntry { name, size: None, pos: 0, ..regular::bare(dump, live, id)? };
     let r#type = FdTypes::Reg as i32;
     dump.model.files.push(FileEntry { r#type, id, reg: Some(reg), ..FileEntry::default() });

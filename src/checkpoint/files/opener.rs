@@ -12,6 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 
@@ -213,26 +215,26 @@ impl<'f, 'a> Opener<'f, 'a> {
 
     /// An O_PATH descriptor of what a path entry leads to: the path, its ghost, or its other link.
     pub fn node(&mut self, reg: &RegFileEntry) -> Result<OwnedFd> {
-        let lookup = |name: &str| {
+        let lookup = |name: &Path| {
             resolve::open_in_root(self.restore.root_of(reg)?, name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
                 .during("cannot open a file", || format!("openat2(root, {name:?}, O_PATH, RESOLVE_IN_ROOT)"))
                 .map_err(|e| e.path(name))
         };
         match self.remaps.get(&reg.id) {
-            None => lookup(&reg.name),
+            None => lookup(reg.path()),
             Some((RemapType::Ghost, ghost)) => {
                 let node = self.ghosts.node(self.restore, *ghost, reg)?;
                 node.try_clone()
                     .during("cannot duplicate a ghost file", || "fcntl(_, F_DUPFD_CLOEXEC, 0)".into())
             }
             Some((RemapType::Linked, link)) => match self.regular(*link) {
-                Some(other) => lookup(&other.name),
+                Some(other) => lookup(other.path()),
                 None => {
-                    Err(Error::new(format!("the images lack file {link}, the other link")).path(&reg.name))
+                    Err(Error::new(format!("the images lack file {link}, the other link")).path(reg.path()))
                 }
             },
             Some((RemapType::Procfs, _)) => {
-                Err(Error::new("a file of a process that was gone cannot be restored").path(&reg.name))
+                Err(Error::new("a file of a process that was gone cannot be restored").path(reg.path()))
             }
         }
     }
@@ -284,11 +286,11 @@ pub fn open_regular(opener: &mut Opener<'_, '_>) -> Result<()> {
                 // Only the open file description that made a file without a name says so.
                 let made = regular::is_tmpfile(reg.flags) && is_made_without_name(&node)?;
                 let file =
-                    if made { node } else { reopen(node.as_fd(), flags).map_err(|e| e.path(&reg.name))? };
-                regular::seek(&file, reg).map_err(|e| e.path(&reg.name))?;
+                    if made { node } else { reopen(node.as_fd(), flags).map_err(|e| e.path(reg.path()))? };
+                regular::seek(&file, reg).map_err(|e| e.path(reg.path()))?;
                 file
             }
-        } else if is_of_a_process(&reg.name) || waiting.contains(&reg.mnt_id.unwrap_or(0).cast_unsigned()) {
+        } else if is_of_a_process(reg.path()) || waiting.contains(&reg.mnt_id.unwrap_or(0).cast_unsigned()) {
             opener.files.late.insert(reg.id);
             continue;
         } else {
@@ -310,12 +312,13 @@ fn external_index(opener: &Opener<'_, '_>, reg: &RegFileEntry) -> Option<usize> 
     if reg.ext != Some(true) {
         return None;
     }
-    opener.stdio.iter().take(3).position(|s| *s == reg.name)
+    opener.stdio.iter().take(3).position(|s| s.as_bytes() == reg.name)
 }
 
 /// Below /proc/PID, which appears when the process does.
-fn is_of_a_process(name: &str) -> bool {
-    name.strip_prefix("/proc/").is_some_and(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+fn is_of_a_process(name: &Path) -> bool {
+    let below = name.as_os_str().as_bytes().strip_prefix(b"/proc/");
+    below.is_some_and(|below| below.first().is_some_and(u8::is_ascii_digit))
 }
 
 #[cfg(test)]
@@ -324,8 +327,8 @@ mod tests {
 
     #[test]
     fn files_of_processes_wait() {
-        assert!(is_of_a_process("/proc/12/status"));
-        assert!(!is_of_a_process("/proc/sys/kernel/pid_max"));
-        assert!(!is_of_a_process("/process/1"));
+        assert!(is_of_a_process(Path::new("/proc/12/status")));
+        assert!(!is_of_a_process(Path::new("/proc/sys/kernel/pid_max")));
+        assert!(!is_of_a_process(Path::new("/process/1")));
     }
 }

@@ -10,6 +10,7 @@
 //! At restore the path is resolved inside the new root and never outside; size and kind must be what they were.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -152,11 +153,7 @@ pub fn entry(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<FileEntry> {
         Place::Unlinked if deleted => &name,
         Place::Unlinked | Place::Name => &live.link,
     };
-    let reg = RegFileEntry {
-        name: text(name).map_err(|e| live.name(e))?,
-        mnt_id: Some(live.info.mnt_id),
-        ..bare(dump, live, id)?
-    };
+    let reg = RegFileEntry { name: bytes(name), mnt_id: Some(live.info.mnt_id), ..bare(dump, live, id)? };
     Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
 }
 
@@ -179,12 +176,8 @@ pub fn bare(dump: &Dump<'_>, live: &Live, id: u32) -> Result<RegFileEntry> {
 }
 
 /// A path as the images hold it.
-pub fn text(path: &Path) -> Result<String> {
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        Error::new("a file name is not valid UTF-8")
-            .path(path)
-            .remedy("the image format has no place for it; rename it")
-    })
+pub fn bytes(path: &Path) -> Vec<u8> {
+    path.as_os_str().as_bytes().to_vec()
 }
 
 /// Records a file that is not, or not only, open: a mapped one, an executable, a root or working directory.
@@ -231,8 +224,8 @@ pub fn is_tmpfile(flags: u32) -> bool {
 
 /// Opens a file by its name inside the new root.
 pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
-    let name = |e: Error| e.path(&reg.name);
-    let call = || format!("openat2(root, {:?}, {:#o}, RESOLVE_IN_ROOT)", reg.name, reg.flags);
+    let name = |e: Error| e.path(reg.path());
+    let call = || format!("openat2(root, {:?}, {:#o}, RESOLVE_IN_ROOT)", reg.path(), reg.flags);
     let missing = |e: Error| match e.errno() {
         Some(Errno::ENOENT | Errno::ENOTDIR) => {
             e.remedy("the new root file system must have the files that were open")
@@ -241,7 +234,7 @@ pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
     };
     // Looked at first: opening a device or a fifo has effects, and a name may have been replaced by a link.
     let root = restore.root_of(reg)?;
-    let seen = resolve::open_in_root(&root, &reg.name, OFlag::O_PATH | OFlag::O_NOFOLLOW)
+    let seen = resolve::open_in_root(&root, reg.path(), OFlag::O_PATH | OFlag::O_NOFOLLOW)
         .during("cannot open a file", call)
         .map_err(|e| name(missing(e)))?;
     let stat =
@@ -249,7 +242,7 @@ pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
     verify(reg, stat.st_mode, stat.st_size)?;
     let flags = open_flags(reg.flags);
     if flags.contains(OFlag::O_PATH) {
-        return resolve::open_in_root(&root, &reg.name, flags)
+        return resolve::open_in_root(&root, reg.path(), flags)
             .during("cannot open a file", call)
             .map_err(name);
     }
@@ -281,12 +274,12 @@ fn verify(reg: &RegFileEntry, mode: u32, size: i64) -> Result<()> {
         return Err(Error::new(format!(
             "a file is of another kind than at the checkpoint: mode {mode:o}, was {was:o}"
         ))
-        .path(&reg.name));
+        .path(reg.path()));
     }
     match reg.size {
         Some(was) if mode & libc::S_IFMT == libc::S_IFREG && was != size.cast_unsigned() => {
             Err(Error::new(format!("a file has changed since the checkpoint: {size} bytes, had {was}"))
-                .path(&reg.name)
+                .path(reg.path())
                 .remedy("restore with the root file system and volumes as they were at the checkpoint"))
         }
         _ => Ok(()),

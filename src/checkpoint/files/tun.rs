@@ -202,7 +202,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
                 Some(door) => inside::in_space(door, work),
                 None => inside::in_network(restore.target.init, work),
             };
-            opener.put_owned(entry.id, file.map_err(|e| e.path(&path.name))?, &path.fown, path.flags);
+            opener.put_owned(entry.id, file.map_err(|e| e.path(path.path()))?, &path.fown, path.flags);
         }
     }
     Ok(())

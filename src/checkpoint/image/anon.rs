@@ -74,7 +74,7 @@ records! {
 
     /// memfd.img: a memfd itself. Its pages are in `pagemap-shmem-<shmid>.img`.
     MemfdInodeEntry = "memfd_inode_entry" {
-        name: required string = 1,
+        name: required bytes = 1,
         uid: required uint32 = 2,
         gid: required uint32 = 3,
         size: required uint64 = 4,

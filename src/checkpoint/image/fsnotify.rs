@@ -18,7 +18,7 @@ records! {
         bytes: required uint32 = 1,
         r#type: required uint32 = 2,
         handle: repeated uint64 = 3,
-        path: optional string = 4,
+        path: optional bytes = 4,
         mnt_id: optional uint32 = 5,
     }
 

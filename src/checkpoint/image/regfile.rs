@@ -1,5 +1,9 @@
 //! Files with a path, and how those without one any more are found again.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
 use crate::checkpoint::image::record::records;
 use crate::checkpoint::image::timer::Timeval;
 
@@ -21,7 +25,7 @@ records! {
         flags: required uint32 = 2,
         pos: required uint64 = 3,
         fown: required message(FownEntry) = 5,
-        name: required string = 6,
+        name: required bytes = 6,
         mnt_id: optional sint32 = 7,
         size: optional uint64 = 8,
         ext: optional bool = 9,
@@ -52,7 +56,7 @@ records! {
         mtim: optional message(Timeval) = 8,
         chunks: optional bool = 9,
         size: optional uint64 = 10,
-        symlnk_target: optional string = 11,
+        symlnk_target: optional bytes = 11,
     }
 
     /// A range of a sparse removed file; its bytes follow the record.
@@ -92,4 +96,17 @@ records! {
         start: required int64 = 5,
         len: required int64 = 6,
     }
+}
+
+impl RegFileEntry {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        path_of(&self.name)
+    }
+}
+
+/// A path of the images. In CRIU's definitions it is a string, but names of files are bytes, and those that are not UTF-8
+/// stand there as they are.
+pub fn path_of(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
 }

@@ -27,7 +27,7 @@ records! {
         name: required bytes = 11,
         shutdown: optional enumeration(SkShutdown) = 12,
         file_perms: optional message(FilePermsEntry) = 13,
-        name_dir: optional string = 14,
+        name_dir: optional bytes = 14,
         deleted: optional bool = 15,
         ns_id: optional uint32 = 16,
         mnt_id: optional sint32 = 17,

@@ -89,7 +89,7 @@ pub(super) fn path(model: &Model, id: u32) -> Option<String> {
 
 /// The path of an open file that has one.
 pub(super) fn name(file: &FileEntry) -> Option<String> {
-    file.reg.as_ref().map(|reg| clean(&reg.name))
+    file.reg.as_ref().map(|reg| clean(&reg.path().to_string_lossy()))
 }
 
 /// Its name for people.
@@ -137,8 +137,8 @@ impl Known<'_> {
         let waiting = |pipe| self.waiting.get(&pipe).copied().unwrap_or_default();
         if let Some(reg) = &file.reg {
             match reg.pos {
-                0 => clean(&reg.name),
-                at => format!("{} at {at}", clean(&reg.name)),
+                0 => clean(&reg.path().to_string_lossy()),
+                at => format!("{} at {at}", clean(&reg.path().to_string_lossy())),
             }
         } else if let Some(pipe) = &file.pipe {
             format!("{} {}, {} bytes wait", pipe.pipe_id, access(pipe.flags), waiting(pipe.pipe_id))
@@ -150,7 +150,9 @@ impl Known<'_> {
             unix(socket)
         } else if let Some(memfd) = &file.memfd {
             let inode = self.model.memfds.iter().find(|m| m.inode_id == u64::from(memfd.inode_id));
-            inode.map(|m| format!("{}, {} bytes", clean(&m.name), m.size)).unwrap_or_default()
+            inode
+                .map(|m| format!("{}, {} bytes", clean(&String::from_utf8_lossy(&m.name)), m.size))
+                .unwrap_or_default()
         } else if let Some(tty) = &file.tty {
             self.terminal(tty)
         } else {

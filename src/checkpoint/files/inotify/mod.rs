@@ -15,7 +15,7 @@ mod stage;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::errno::Errno;
 
@@ -29,7 +29,7 @@ use crate::checkpoint::files::registry::compare;
 use crate::checkpoint::files::share::Holder;
 use crate::checkpoint::files::watched::{self, Wanted, hold};
 use crate::checkpoint::files::{Surroundings, external, regular};
-use crate::checkpoint::image::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
+use crate::checkpoint::image::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry, path_of};
 use crate::checkpoint::{Error, Result};
 use crate::sys::{self, ioctl};
 use event::Event;
@@ -189,7 +189,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
     let mut wd = Vec::new();
     for (mut entry, path) in watches {
         entry.id = id;
-        entry.f_handle.path = Some(regular::text(&path)?);
+        entry.f_handle.path = Some(regular::bytes(&path));
         wd.push(entry);
     }
     let ify = InotifyFileEntry { id, flags: live.info.flags, fown: live.fown(&dump.files.pids)?, wd };
@@ -226,11 +226,11 @@ impl Files<'_> {
             let mut watches: Vec<&InotifyWdEntry> = e.wd.iter().collect();
             watches.sort_by_key(|w| w.wd);
             for watch in watches {
-                let path = watch.f_handle.path.as_deref().ok_or_else(|| {
+                let path = watch.f_handle.path.as_deref().map(path_of).ok_or_else(|| {
                     Error::new(format!("the images do not tell the path of watch {} of an inotify", watch.wd))
                         .remedy("they were made by CRIU without --force-irmap")
                 })?;
-                let node = hold(&self.restore.target.root, Path::new(path));
+                let node = hold(&self.restore.target.root, path);
                 node.and_then(|node| add(inotify, watch, &node)).map_err(|e| e.path(path))?;
             }
         }

@@ -33,7 +33,7 @@ pub(super) fn is_lonely(live: &Live) -> Result<bool> {
 /// somebody has it open.
 pub(super) fn record(dump: &mut Dump<'_>, live: &Live, index: u32, regf_id: u32) -> Result<u32> {
     let reg = RegFileEntry {
-        name: regular::text(&live.undeleted().0).map_err(|e| live.name(e))?,
+        name: regular::bytes(&live.undeleted().0),
         mnt_id: Some(live.info.mnt_id),
         ..regular::bare(dump, live, regf_id)?
     };

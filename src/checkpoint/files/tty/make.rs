@@ -53,7 +53,7 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
     };
     let path = |tty: &TtyFileEntry| {
         let reg = tty.regf_id.and_then(|id| opener.regular(id));
-        reg.map(|r| r.name.clone()).ok_or_else(|| Error::new("the images lack the path of a terminal"))
+        reg.map(|r| r.path().to_owned()).ok_or_else(|| Error::new("the images lack the path of a terminal"))
     };
 
     let (mut masters, mut slaves, mut controlling) = (BTreeMap::new(), Vec::new(), Vec::new());

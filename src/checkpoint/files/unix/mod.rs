@@ -27,7 +27,7 @@ mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 
 pub use make::open;
@@ -222,10 +222,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         let peer = met(live, *client, false)?;
         dump.files.unix.peers.push(peer);
     }
-    more.file = match &place.moved {
-        Some(file) => Some(utf8(file)?),
-        None => None,
-    };
+    more.file = place.moved;
     more.orphan = seen.faceless && kind == libc::SOCK_DGRAM;
     more.peer = peer_credentials(live, &dump.files.pids)?;
     let further = |(name, usual)| {
@@ -256,7 +253,7 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         name: place.name,
         shutdown: shutdown.map(|s| s as i32),
         file_perms: place.perms,
-        name_dir: place.dir.as_ref().map(utf8).transpose()?,
+        name_dir: place.dir.map(|dir| dir.into_os_string().into_vec()),
         deleted: place.deleted.then_some(true),
         ns_id: dump.spaces.of_socket(dump.source.init, &live.file)?.0,
         mnt_id: place.mount,
@@ -266,12 +263,6 @@ pub fn dump(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<()> {
         dump.files.unix.more.push(more);
     }
     Ok(())
-}
-
-fn utf8(path: &PathBuf) -> Result<String> {
-    let text =
-        path.to_str().ok_or_else(|| Error::new("a unix socket's path is not valid UTF-8").path(path))?;
-    Ok(text.to_owned())
 }
 
 fn network(dump: &Dump<'_>) -> Option<u32> {

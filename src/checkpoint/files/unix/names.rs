@@ -23,7 +23,7 @@ use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use super::more::{Credentials, More};
 use super::place::{is_path, path, text};
 use crate::checkpoint::error::Context;
-use crate::checkpoint::image::UnixSkEntry;
+use crate::checkpoint::image::{UnixSkEntry, path_of};
 use crate::checkpoint::{Error, Result};
 use crate::sys::{credentials, mount, sockopt};
 
@@ -46,7 +46,7 @@ pub struct Names<'a> {
     ids: (u32, u32),
 }
 
-fn directory(path: &str) -> Result<OwnedFd> {
+fn directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     nix::fcntl::open(path, flags, Mode::empty())
         .during(WHAT, || format!("open({path:?}, O_PATH|O_DIRECTORY)"))
@@ -64,7 +64,7 @@ fn enter(root: BorrowedFd<'_>) -> Result<()> {
 impl<'a> Names<'a> {
     /// Takes the calling thread for it. `root` is the container's.
     pub fn on_this_thread(root: BorrowedFd<'a>) -> Result<Self> {
-        let descriptors = directory("/proc/self/fd")?;
+        let descriptors = directory(Path::new("/proc/self/fd"))?;
         unshare(CloneFlags::CLONE_FS).during(WHAT, || "unshare(CLONE_FS)".into())?;
         let ids = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
         Ok(Self { root, descriptors, scratch: None, ids })
@@ -100,10 +100,11 @@ impl<'a> Names<'a> {
         }
         enter(self.root)?;
         if let Some(dir) = &e.name_dir {
+            let dir = path_of(dir);
             if path(&e.name).is_absolute() {
                 enter(directory(dir)?.as_fd())?;
             } else {
-                chdir(Path::new(dir))?;
+                chdir(dir)?;
             }
         }
         let path = path(&e.name);

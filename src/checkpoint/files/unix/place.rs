@@ -36,7 +36,7 @@ pub struct Place {
     /// Directory that a relative path counts from, or root that an absolute one does.
     pub dir: Option<PathBuf>,
     /// Where its file has been moved to.
-    pub moved: Option<PathBuf>,
+    pub moved: Option<String>,
     /// Mode and owner of its file.
     pub perms: Option<FilePermsEntry>,
     /// The file has been removed.
@@ -120,7 +120,12 @@ fn locate<T: Borrow<Tree>>(live: &Live, root: &OwnedFd, trees: &[T], name: PathB
         return Ok(place);
     }
     if name.is_absolute() {
-        place.moved = Some(actual);
+        let text = actual.into_os_string().into_string();
+        place.moved = Some(text.map_err(|path| {
+            Error::new("a unix socket's file has a new path, which is not valid UTF-8")
+                .path(path)
+                .remedy("rename it")
+        })?);
         return Ok(place);
     }
     if place.deleted {
@@ -159,10 +164,7 @@ fn sibling(root: &OwnedFd, path: &Path, file: &FileStat) -> Result<PathBuf> {
 
 /// Is this file at that path?
 fn leads_to(root: &OwnedFd, path: &Path, file: &FileStat) -> Result<bool> {
-    let Some(text) = path.to_str() else {
-        return Err(Error::new("a unix socket's path is not valid UTF-8"));
-    };
-    let Ok(there) = resolve::open_in_root(root, text, OFlag::O_PATH | OFlag::O_NOFOLLOW) else {
+    let Ok(there) = resolve::open_in_root(root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW) else {
         return Ok(false);
     };
     let there = fstat(&there).during(WHAT, || "fstat(_)".into())?;
@@ -199,7 +201,7 @@ mod tests {
         let listener = UnixListener::bind(&file).unwrap();
         std::fs::rename(&file, dir.path().join("t")).unwrap();
         let moved = place(listener);
-        assert_eq!(moved.moved, Some(dir.path().join("t")));
+        assert_eq!(moved.moved.as_deref(), dir.path().join("t").to_str());
         assert!(!moved.deleted);
         let listener = UnixListener::bind(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
@@ -217,7 +219,7 @@ mod tests {
         std::fs::hard_link(&file, &other).unwrap();
         std::fs::remove_file(&file).unwrap();
         let linked = place(listener.try_clone().unwrap());
-        assert_eq!(linked.moved, Some(other.clone()));
+        assert_eq!(linked.moved.as_deref(), other.to_str());
         assert!(!linked.deleted);
         let away = tempfile::tempdir_in(dir.path()).unwrap();
         std::fs::rename(&other, away.path().join("s")).unwrap();

@@ -56,8 +56,8 @@ fn check_file(file: &FileEntry) -> Result<()> {
     require(device.is_none_or(crate::container::net_devices::is_valid), "files.img", || {
         format!("the network device of file {} has no name of one", file.id)
     })?;
-    let name = file.reg.as_ref().map_or("", |reg| &reg.name);
-    require(!name.contains('\0'), "files.img", || format!("the path of file {} has a zero byte", file.id))
+    let name = file.reg.as_ref().map_or(&[][..], |reg| &reg.name);
+    require(!name.contains(&0), "files.img", || format!("the path of file {} has a zero byte", file.id))
 }
 
 fn check_tables(model: &Model, types: &BTreeMap<u32, i32>) -> Result<()> {
