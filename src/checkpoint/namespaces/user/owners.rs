@@ -140,6 +140,20 @@ impl Owners {
                 left.extend(&mut dir.children);
             }
         }
+        for tun in images
+            .netns
+            .values_mut()
+            .flat_map(|net| &mut net.devices)
+            .filter_map(|device| device.tun.as_mut())
+        {
+            // -1: nobody's.
+            if tun.owner >= 0 {
+                tun.owner = self.user(tun.owner.cast_unsigned())?.cast_signed();
+            }
+            if tun.group >= 0 {
+                tun.group = self.group(tun.group.cast_unsigned())?.cast_signed();
+            }
+        }
         for entry in images.mountpoints.values_mut().flatten().filter(|entry| entry.ext_key.is_none()) {
             self.options(entry).map_err(|e| e.path(&entry.mountpoint))?;
         }
