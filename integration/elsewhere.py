@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 
-from harness import Container, Failed, Skip, check, config, equal, real_checkpoints, sh, until
+from harness import Container, Failed, Skip, Terminal, check, config, equal, real_checkpoints, sh, until
 
 # Descriptor 3 is a file in the root file system, 4 one of a mount from outside, 1 the console.
 COUNT = "exec 3>>/var/count 4</outside/which; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i; sleep 0.02; done"
@@ -224,3 +224,23 @@ def test_mount_with_ids_of_its_own(host):
         c.checkpoint(image)
         c.restore(image)
         equal(look(), ["1007:1008"] * 2, f"the owner inside after the {image} restore")
+
+
+def test_a_terminal_that_belongs_to_a_client(host):
+    """exec --tty: its other end is the client's, which no restore has. Refused by name, whatever becomes of other sessions of
+    exec; left out, its client sees the end."""
+    real_checkpoints()
+    c = Container(host, "plain", config(["sleep", "100000"], root=host.overlay("busybox", "root")))
+    c.run()
+    there = Terminal(host, *c.command("exec", "--tty", c.id, "sh"))
+    there.type("echo $((40 + 2))\n")
+    there.expect("42")
+    for words in ("check", "--keep-exec", c.id), ("checkpoint", "--keep-exec", "--image-path", host.dir / "refused", c.id):
+        done = c.call(*words, ok=[1])
+        check("a terminal belongs to somebody outside" in done.stdout + done.stderr, f"{words[0]}: {done.stdout}{done.stderr}")
+    there.type("echo $((50 + 2))\n")
+    there.expect("52")
+    c.checkpoint("without", "--drop-exec")
+    until(lambda: there.process.poll() is not None, "the client's end")
+    c.restore("without")
+    equal(c.exec("pidof", "sh", ok=None).stdout, "", "the session of exec")
