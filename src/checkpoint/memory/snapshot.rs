@@ -13,6 +13,7 @@
 //!
 //! A copy dies with the command that made it, but nobody waits for it then: the next command does, see [`bury`].
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{ImageDir, MappingPolicy};
 use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::remote::{Batch, CloneArgs, Exit, Injection, Thread};
-use crate::checkpoint::task::status::Stat;
+use crate::checkpoint::task::status::{self, Stat};
 use crate::checkpoint::task::{freeze, placement};
 use crate::sys;
 use crate::sys::procfs::read_text;
@@ -41,6 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a killed copy may take to end, in milliseconds.
 const DYING: u16 = 1000;
 /// Fields of `/proc/PID/stat`.
+const FLAGS: usize = 9;
 const START_TIME: usize = 22;
 const EXIT_SIGNAL: usize = 38;
 const EXIT_CODE: usize = 52;
@@ -110,7 +112,8 @@ impl Capture {
         for pages in &mut self.tasks {
             pages.source = pages.pid;
         }
-        self.end_with(|place| {
+        self.end_with(|copy| {
+            let Some(place) = place(copy)? else { return Ok(()) };
             let parent = tasks.iter_mut().find(|task| task.pid == place.parent);
             let injection = parent.and_then(|task| task.injection.as_mut());
             reap(injection.ok_or_else(|| Error::new("the parent of a copy cannot be asked"))?, place.pid)
@@ -118,11 +121,11 @@ impl Capture {
     }
 
     /// Every copy is ended, even when the end of another fails.
-    fn end_with(&mut self, mut reap: impl FnMut(Place) -> Result<()>) -> Result<()> {
+    fn end_with(&mut self, mut reap: impl FnMut(i32) -> Result<()>) -> Result<()> {
         let end = |copy: Copy| {
-            let place = place(copy.thread.tid())?;
+            let tid = copy.thread.tid();
             copy.injection.exit_child(Exit::Code(0))?;
-            reap(place)
+            reap(tid)
         };
         let results: Vec<_> = std::mem::take(&mut self.copies).into_iter().map(end).collect();
         results.into_iter().collect()
@@ -155,7 +158,7 @@ pub fn bury(pids: &[i32], since: i64) -> Result<()> {
     for pid in pids {
         for child in freeze::children(*pid) {
             if was_copy(child, since) {
-                result = result.and(place(child).and_then(reap_in_passing));
+                result = result.and(reap_in_passing(child));
             }
         }
     }
@@ -179,12 +182,38 @@ fn was_copy(pid: i32, since: i64) -> bool {
     ended && is_copy() == Some(true)
 }
 
-/// Has a running task, stopped for a moment, wait for a copy.
-fn reap_in_passing(place: Place) -> Result<()> {
-    let thread = Thread::seize(place.parent)?;
-    thread.stop(Instant::now() + PATIENCE)?;
+/// Has the parent of a copy that has ended wait for it: a running task, stopped for a moment. A parent that ends meanwhile
+/// leaves the copy to another one.
+pub(crate) fn reap_in_passing(copy: i32) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let Some(place) = place(copy)? else { return Ok(()) };
+        // Any of its threads may wait, the first may have ended.
+        let thread =
+            status::threads(place.parent).ok().and_then(|all| all.into_iter().find(|tid| !has_ended(*tid)));
+        let reaped = match thread {
+            Some(tid) => visit(tid, place.pid, deadline),
+            None => Err(Error::new("the parent of a copy of a process has ended")),
+        };
+        if reaped.is_ok() || Instant::now() > deadline || thread.is_some_and(|tid| !has_ended(tid)) {
+            return reaped;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Whether a thread is dead, or on its way.
+fn has_ended(tid: i32) -> bool {
+    const PF_EXITING: i64 = 4;
+    Stat::of(tid).map_or(true, |stat| stat.field(FLAGS) & PF_EXITING != 0)
+}
+
+/// Has a running thread, stopped for a moment, wait for `pid`.
+fn visit(tid: i32, pid: i32, deadline: Instant) -> Result<()> {
+    let thread = Thread::seize(tid)?;
+    thread.stop(deadline)?;
     let mut injection = Injection::start(&thread)?;
-    let reaped = reap(&mut injection, place.pid);
+    let reaped = reap(&mut injection, pid);
     injection.finish()?;
     thread.detach()?;
     reaped
@@ -204,20 +233,30 @@ fn reap(injection: &mut Injection, pid: i32) -> Result<()> {
     }
 }
 
-/// Finds the parent of a copy: the process itself, or whoever got its children when it ended.
-fn place(tid: i32) -> Result<Place> {
+/// Finds the parent of a copy: the process itself, or whoever got its children when it ended. None: it has been waited for.
+fn place(tid: i32) -> Result<Option<Place>> {
     let status = |pid: i32| {
         let path = format!("/proc/{pid}/status");
-        read_text(&path).during("cannot find the parent of a copy", || format!("read({path:?})"))
+        let text = read_text(&path);
+        match text {
+            Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            text => text.during("cannot find the parent of a copy", || format!("read({path:?})")).map(Some),
+        }
     };
-    let of_copy = status(tid)?;
-    let parent = field(&of_copy, "PPid").next();
-    let parent = parent.ok_or_else(|| Error::new("a copy of the process has no parent"))?;
+    let (of_copy, parent, of_parent) = loop {
+        let Some(of_copy) = status(tid)? else { return Ok(None) };
+        let parent = field(&of_copy, "PPid").next();
+        let parent = parent.ok_or_else(|| Error::new("a copy of the process has no parent"))?;
+        // Where that one is gone, the copy has got another one.
+        if let Some(of_parent) = status(parent)? {
+            break (of_copy, parent, of_parent);
+        }
+    };
     // Both lists begin with the pid of the same, outermost namespace.
-    let depth = field(&status(parent)?, "NSpid").count();
+    let depth = field(&of_parent, "NSpid").count();
     let pid = field(&of_copy, "NSpid").nth(depth.saturating_sub(1));
     let pid = pid.ok_or_else(|| Error::new("the parent of a copy cannot see it"))?;
-    Ok(Place { parent, pid })
+    Ok(Some(Place { parent, pid }))
 }
 
 /// The numbers of a line of `/proc/PID/status`.

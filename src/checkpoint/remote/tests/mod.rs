@@ -411,6 +411,44 @@ fn a_copy_that_was_left_behind_is_buried() {
     assert_eq!(children(child.0), [0; 0]);
 }
 
+#[test]
+fn a_copy_is_buried_by_who_has_got_it() {
+    use crate::checkpoint::memory::snapshot::reap_in_passing;
+    use crate::checkpoint::task::freeze::children;
+    let child = Child::fork(|| {
+        // SAFETY: numbers only.
+        unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+        // SAFETY: as fork(2).
+        if unsafe { libc::fork() } == 0 {
+            // SAFETY: as fork(2), but that the child's end is not announced.
+            unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
+        }
+        loop {
+            pause();
+        }
+    });
+    let end = soon();
+    let only = |of: i32| loop {
+        if let Some(one) = children(of).first() {
+            break *one;
+        }
+        assert!(Instant::now() < end, "{of} has no child");
+        std::thread::yield_now();
+    };
+    let parent = only(child.0);
+    let copy = only(parent);
+    // SAFETY: descendants of ours.
+    unsafe { libc::kill(copy, libc::SIGKILL) };
+    while crate::checkpoint::task::status::Status::of(copy).unwrap().state != 'Z' {
+        assert!(Instant::now() < end, "the copy does not end");
+        std::thread::yield_now();
+    }
+    // SAFETY: as before. Its children go to its own parent at any moment from here on.
+    unsafe { libc::kill(parent, libc::SIGKILL) };
+    reap_in_passing(copy).unwrap();
+    assert!(!children(child.0).contains(&copy));
+}
+
 /// Not a test: prints what things cost. `cargo test --release -- --ignored --nocapture costs`
 #[test]
 #[ignore = "prints measurements"]
