@@ -16,7 +16,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::children;
 use crate::checkpoint::task::status::{self, Status};
-use crate::checkpoint::task::{keys, scheduling, sessions, sharing};
+use crate::checkpoint::task::{keys, sessions, sharing};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// So often is a container looked at in which something is found.
@@ -124,9 +124,6 @@ fn process(
         }
     }
     compat::check(pid)?;
-    for tid in status::threads(pid).unwrap_or_default() {
-        scheduling::check(pid, tid)?;
-    }
     let features = status::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let features = features.lines().find_map(|l| l.strip_prefix("x86_Thread_features:"));
     if features.is_some_and(|f| f.split_whitespace().any(|f| f == "shstk")) {

@@ -8,6 +8,7 @@ records! {
     TaskExtra = "task_extra" {
         threads: repeated message(ThreadExtra) = 1,
         bottom_filter_is_runtimes: optional bool = 2,
+        unseen_stops: repeated uint32 = 3,
     }
 
     /// One thread, by its id inside the container.
@@ -29,6 +30,15 @@ records! {
         most_use: optional uint32 = 16,
         cookie: optional uint32 = 17,
         labels: repeated message(ThreadLabel) = 18,
+        deadline: optional message(ThreadDeadline) = 19,
+    }
+
+    /// SCHED_DEADLINE: flags as sched_setattr(2) takes them, nanoseconds.
+    ThreadDeadline = "thread_deadline" {
+        flags: required uint64 = 1,
+        runtime: required uint64 = 2,
+        deadline: required uint64 = 3,
+        period: required uint64 = 4,
     }
 
     /// A label of SELinux for what the thread makes next: `attribute` is `exec`, `fscreate` or `keycreate`.

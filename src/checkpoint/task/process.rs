@@ -76,12 +76,45 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
             extra.threads.push(more);
         }
     }
+    extra.unseen_stops = unseen_stops(dump)?;
     dump.model.ids = ids;
     dump.model.seccomp = snapshot.filters.finish();
     let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
     set_extra(&mut dump.model, &extra);
     Ok(())
+}
+
+/// The stopped processes of which the parents have not been told yet, or have not asked.
+fn unseen_stops(dump: &mut Dump<'_>) -> Result<Vec<u32>> {
+    /// Where `si_pid` stands in a siginfo.
+    const SI_PID: usize = 16;
+    let is_stopped = |task: &&LiveTask| {
+        let core = dump.model.cores.get(&task.vpid.cast_unsigned());
+        core.and_then(|core| core.tc.as_ref()).is_some_and(|tc| tc.task_state == STOPPED)
+    };
+    let stopped: Vec<(i32, i32)> =
+        dump.tasks.iter().filter(is_stopped).map(|task| (task.pid, task.vpid)).collect();
+    let mut unseen = Vec::new();
+    for (pid, vpid) in stopped {
+        let status = Status::of(pid)?;
+        let parent = dump.tasks.iter_mut().find(|task| task.pid == status.ppid);
+        let Some(injection) = parent.and_then(|task| task.injection.as_mut()) else { continue };
+        let depth = status::depth(status.ppid)?;
+        let Some(child) = status.pid_at(depth) else { continue };
+        let mut batch = Batch::new();
+        batch.about("cannot ask whether a stop was seen");
+        let info = batch.out(128);
+        let flags = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+        let args = [libc::P_PID.into(), child.into(), info.arg(), flags.into(), 0.into()];
+        let call = batch.call(libc::SYS_waitid, &args);
+        batch.tolerate(call);
+        let results = injection.run(&batch)?;
+        if results.ret(call) == 0 && results.u32(info, SI_PID) != 0 {
+            unseen.push(vpid.cast_unsigned());
+        }
+    }
+    Ok(unseen)
 }
 
 /// Whether the first process wants a signal when its parent, who is outside, ends.

@@ -1,10 +1,10 @@
 //! Scheduling: policy, nice value, real-time priority, processor affinity, I/O priority, timer slack,
 //! the utilisation that it is taken to have, the NUMA policy of memory to come. All of a thread.
 
-use crate::checkpoint::image::{ThreadCoreEntry, ThreadExtra};
+use crate::checkpoint::Result;
+use crate::checkpoint::image::{ThreadCoreEntry, ThreadDeadline, ThreadExtra};
 use crate::checkpoint::remote::{Batch, Call, Out, Results};
-use crate::checkpoint::task::status::{self, Stat};
-use crate::checkpoint::{Error, Result};
+use crate::checkpoint::task::status::Stat;
 
 /// Version 1 of `struct sched_attr`: up to the utilisation clamps.
 const ATTR: usize = 56;
@@ -27,6 +27,8 @@ const SCHED_DEADLINE: u32 = 6;
 pub(super) const MPOL_DEFAULT: u32 = 0;
 /// SCHED_FLAG_RESET_ON_FORK: the others ask for values that the image doesn't have.
 const RESET_ON_FORK: u64 = 1;
+/// That, SCHED_FLAG_RECLAIM and SCHED_FLAG_DL_OVERRUN: those of a thread with deadlines.
+const DEADLINE_FLAGS: u64 = 7;
 /// SCHED_RESET_ON_FORK: the same in the policy, where sched_getscheduler(2) and the images have it.
 const RESET_ON_FORK_POLICY: u32 = 0x4000_0000;
 /// SCHED_FLAG_KEEP_ALL, SCHED_FLAG_UTIL_CLAMP_MIN, SCHED_FLAG_UTIL_CLAMP_MAX.
@@ -79,9 +81,12 @@ impl Ask {
         extra: &mut ThreadExtra,
     ) -> Result<()> {
         let policy = results.u32(self.attr, 4);
-        if policy == SCHED_DEADLINE {
-            return Err(no_deadline());
-        }
+        extra.deadline = (policy == SCHED_DEADLINE).then(|| ThreadDeadline {
+            flags: results.u64(self.attr, 8) & DEADLINE_FLAGS,
+            runtime: results.u64(self.attr, 24),
+            deadline: results.u64(self.attr, 32),
+            period: results.u64(self.attr, 40),
+        });
         let reset = results.u64(self.attr, 8) & RESET_ON_FORK != 0;
         core.sched_policy = Some(policy | if reset { RESET_ON_FORK_POLICY } else { 0 });
         // Not from `attr`, which has none for a policy that does not go by it.
@@ -100,18 +105,6 @@ impl Ask {
         }
         Ok(())
     }
-}
-
-fn no_deadline() -> Error {
-    Error::new("a thread with the scheduling policy SCHED_DEADLINE cannot be dumped")
-        .remedy("give it another policy for the dump: chrt --other --pid 0 TID")
-}
-
-/// Refuses a running thread. One that has ended is none to be refused.
-pub fn check(pid: i32, tid: i32) -> Result<()> {
-    // Field 41 is the policy.
-    let stat = status::read(format!("/proc/{pid}/task/{tid}/stat")).unwrap_or_default();
-    if Stat::parse(&stat).field(41) == i64::from(SCHED_DEADLINE) { Err(no_deadline()) } else { Ok(()) }
 }
 
 /// Whether it flushes what others wait for: prctl(PR_GET_IO_FLUSHER), without the capability that this needs.
@@ -169,7 +162,18 @@ pub fn restore(batch: &mut Batch, core: &ThreadCoreEntry, extra: Option<&ThreadE
         if goes_not_by_nice(policy) {
             batch.call(libc::SYS_setpriority, &[PRIO_PROCESS.into(), 0.into(), nice.into()]);
         }
-        let attr = batch.data(&attr(policy, nice, core.sched_prio.unwrap_or(0)));
+        let mut raw = attr(policy, nice, core.sched_prio.unwrap_or(0));
+        if let Some(deadline) = extra.and_then(|e| e.deadline.as_ref()).filter(|_| is_deadline(policy)) {
+            batch.about(
+                "cannot give the thread its deadlines again (SCHED_DEADLINE): for that the processors must have the \
+                 time, and the container must be confined to none of them",
+            );
+            raw[8..16].copy_from_slice(&(deadline.flags & DEADLINE_FLAGS).to_ne_bytes());
+            raw[24..32].copy_from_slice(&deadline.runtime.to_ne_bytes());
+            raw[32..40].copy_from_slice(&deadline.deadline.to_ne_bytes());
+            raw[40..48].copy_from_slice(&deadline.period.to_ne_bytes());
+        }
+        let attr = batch.data(&raw);
         batch.call(libc::SYS_sched_setattr, &[0.into(), attr, 0.into()]);
     }
     if let Some((least, most)) = extra.and_then(|e| e.least_use.zip(e.most_use)) {
@@ -193,8 +197,12 @@ fn clamps(policy: u32, least: u32, most: u32) -> (Option<u32>, Option<u32>) {
     if usual { (None, None) } else { (Some(least), Some(most)) }
 }
 
+fn is_deadline(policy: u32) -> bool {
+    policy & !RESET_ON_FORK_POLICY == SCHED_DEADLINE
+}
+
 fn goes_not_by_nice(policy: u32) -> bool {
-    matches!(policy & !RESET_ON_FORK_POLICY, SCHED_FIFO | SCHED_RR | SCHED_IDLE)
+    matches!(policy & !RESET_ON_FORK_POLICY, SCHED_FIFO | SCHED_RR | SCHED_IDLE | SCHED_DEADLINE)
 }
 
 fn attr(policy: u32, nice: i32, priority: u32) -> Vec<u8> {

@@ -4,6 +4,8 @@
 //! that claims to come from kill(2) or the kernel (si_code >= 0, or SI_TKILL), not even root: so the restored thread
 //! queues its own, the leader those of the whole process, while everything is blocked.
 
+use std::collections::BTreeSet;
+
 use libc::{SIGKILL, SIGSTOP};
 
 use crate::checkpoint::arch::compat;
@@ -123,8 +125,25 @@ fn bit(sig: i32) -> u64 {
     u32::try_from(sig - 1).ok().and_then(|n| 1_u64.checked_shl(n)).unwrap_or_default()
 }
 
-/// Queues a thread's own signals again; `tid` None: those of the process, in its leader.
-pub fn restore_queue(batch: &mut Batch, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) -> Result<()> {
+/// The timers whose expiry a queue tells of: `SI_TIMER`, which the kernel queues once for each.
+pub fn timers(queue: &SignalQueueEntry) -> impl Iterator<Item = u32> {
+    queue.signals.iter().filter_map(|entry| timer(&entry.siginfo))
+}
+
+fn timer(info: &[u8]) -> Option<u32> {
+    const SI_TIMER: i32 = -2;
+    let word = |at: usize| info.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    if word(8)?.cast_signed() == SI_TIMER { word(16) } else { None }
+}
+
+/// Queues a thread's own signals again; `tid` None: those of the process, in its leader. Those of timers in `expired` are
+/// left to these.
+pub fn restore_queue(
+    batch: &mut Batch,
+    queue: &SignalQueueEntry,
+    (pid, tid): (i32, Option<i32>),
+    expired: &BTreeSet<u32>,
+) -> Result<()> {
     for entry in &queue.signals {
         let info: &[u8; SIGINFO] = entry.siginfo.as_slice().try_into().map_err(|_| {
             Error::new(format!(
@@ -136,6 +155,9 @@ pub fn restore_queue(batch: &mut Batch, queue: &SignalQueueEntry, pid: i32, tid:
         let sig = number(info);
         if !(1..=64).contains(&sig) {
             return Err(Error::new(format!("the image queues signal {sig}, which does not exist")).pid(pid));
+        }
+        if timer(info).is_some_and(|timer| expired.contains(&timer)) {
+            continue;
         }
         let raw = batch.data(info);
         match tid {
@@ -175,8 +197,8 @@ mod tests {
     #[test]
     fn hostile_queues_are_refused() {
         let short = SignalQueueEntry { signals: vec![SiginfoEntry { siginfo: vec![1; 12] }] };
-        assert!(restore_queue(&mut Batch::new(), &short, 5, None).is_err());
+        assert!(restore_queue(&mut Batch::new(), &short, (5, None), &BTreeSet::new()).is_err());
         let odd = SignalQueueEntry { signals: vec![SiginfoEntry { siginfo: vec![0xff; 128] }] };
-        assert!(restore_queue(&mut Batch::new(), &odd, 5, Some(6)).is_err());
+        assert!(restore_queue(&mut Batch::new(), &odd, (5, Some(6)), &BTreeSet::new()).is_err());
     }
 }

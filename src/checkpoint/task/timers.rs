@@ -1,12 +1,15 @@
 //! Timers: the three interval timers and POSIX timers, with what is left and their old ids.
 //!
 //! A periodic timer that has expired while its signal waits shows nothing left: it is armed again with a whole period,
-//! since "nothing left" would disarm it.
+//! since "nothing left" would disarm it. Where the signal of a POSIX timer waits, the timer expires once more at once: then
+//! it is the kernel that has queued the signal, and counts how often the timer has run over.
 //!
 //! ```text
 //!  ids:  prctl(PR_TIMER_CREATE_RESTORE_IDS)      6.15: timer_create takes the id that it is given
 //!        otherwise                               ids are handed out in order: create and delete until it is the one
 //! ```
+
+use std::collections::BTreeSet;
 
 use super::status;
 use crate::checkpoint::image::{ItimerEntry, PosixTimerEntry, TaskTimersEntry};
@@ -136,8 +139,23 @@ pub fn restore_interval(batch: &mut Batch, timers: &TaskTimersEntry) {
     }
 }
 
-/// Creates the POSIX timers under their ids, and arms them.
-pub fn restore_posix(injection: &mut Injection, timers: &TaskTimersEntry) -> Result<()> {
+/// Of the timers whose signals wait, those that can expire again.
+pub fn expired(timers: &TaskTimersEntry, waiting: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let goes_by_itself = |timer: &&PosixTimerEntry| {
+        // Those of CPU time go on only when the program does.
+        let cpu = [libc::CLOCK_PROCESS_CPUTIME_ID, libc::CLOCK_THREAD_CPUTIME_ID];
+        let clock = timer.clock_id.cast_signed();
+        waiting.contains(&timer.it_id) && clock >= 0 && !cpu.contains(&clock)
+    };
+    timers.posix.iter().filter(goes_by_itself).map(|timer| timer.it_id).collect()
+}
+
+/// Creates the POSIX timers under their ids, and arms them; those in `expired` so that they expire at once.
+pub fn restore_posix(
+    injection: &mut Injection,
+    timers: &TaskTimersEntry,
+    expired: &BTreeSet<u32>,
+) -> Result<()> {
     if timers.posix.is_empty() {
         return Ok(());
     }
@@ -153,7 +171,7 @@ pub fn restore_posix(injection: &mut Injection, timers: &TaskTimersEntry) -> Res
                 .remedy("restore on Linux 6.15 or newer"));
         }
         create(injection, timer, given)?;
-        arm(injection, timer)?;
+        arm(injection, timer, expired.contains(&timer.it_id))?;
     }
     if given {
         injection.syscall(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS.into(), 0_u64.into()])?;
@@ -192,10 +210,13 @@ fn create(injection: &mut Injection, timer: &PosixTimerEntry, given: bool) -> Re
     }
 }
 
-fn arm(injection: &mut Injection, timer: &PosixTimerEntry) -> Result<()> {
+fn arm(injection: &mut Injection, timer: &PosixTimerEntry, expired: bool) -> Result<()> {
     let PosixTimerEntry { isec, insec, mut vsec, mut vnsec, .. } = *timer;
     if vsec == 0 && vnsec == 0 {
         (vsec, vnsec) = (isec, insec);
+    }
+    if expired {
+        (vsec, vnsec) = (0, 1);
     }
     if vsec == 0 && vnsec == 0 {
         return Ok(());

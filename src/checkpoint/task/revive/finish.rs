@@ -1,5 +1,6 @@
 //! The last stage of a process: its threads, what they share, and its end or its stop.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -102,8 +103,9 @@ impl Revival<'_> {
                 modes::restore_core_filter(pid, filter)?;
             }
         }
+        let expired = self.expired(entry, tc);
         if let Some(all) = &tc.timers {
-            timers::restore_posix(leader, all)?;
+            timers::restore_posix(leader, all, &expired)?;
             let mut batch = Batch::new();
             timers::restore_interval(&mut batch, all);
             if !batch.is_empty() {
@@ -111,11 +113,13 @@ impl Revival<'_> {
             }
         }
         let stopped = self.restore.model.pstree.iter().filter(|e| e.ppid == entry.pid);
-        let stopped = stopped.filter(|e| self.tc(e).is_ok_and(|tc| tc.task_state == STOPPED)).map(vpid);
+        let stopped = stopped.filter(|e| self.tc(e).is_ok_and(|tc| tc.task_state == STOPPED));
+        // Those that the parent has not asked about yet it hears of again.
+        let stopped = stopped.filter(|e| !self.extra.unseen_stops.contains(&e.pid)).map(vpid);
         let stopped = stopped.filter_map(|child| self.pids.seen(child, self.pids.space(vpid(entry))));
         forget_children(leader, &stopped.collect::<Vec<_>>())?;
         for (vtid, injection) in &mut threads {
-            self.thread(entry, tc, *vtid, injection, attributes).map_err(|e| named(e, *vtid))?;
+            self.thread((entry, tc, &expired), *vtid, injection, attributes).map_err(|e| named(e, *vtid))?;
         }
         let mut left = Vec::new();
         let last = threads.len() - 1;
@@ -172,6 +176,16 @@ impl Revival<'_> {
     fn ask_for_features(&self, entry: &PstreeEntry, injection: &mut Injection) -> Result<()> {
         let had = self.extra(entry.pid).and_then(|extra| extra.features).unwrap_or(0);
         features::request(injection, had)
+    }
+}
+
+impl Revival<'_> {
+    /// The timers of a process that have expired while their signals wait.
+    fn expired(&self, entry: &PstreeEntry, tc: &TaskCoreEntry) -> BTreeSet<u32> {
+        let of_thread = |vtid: &u32| self.core(*vtid).ok()?.thread_core.as_ref()?.signals_p.as_ref();
+        let queues = entry.threads.iter().filter_map(of_thread).chain(&tc.signals_s);
+        let waiting = queues.flat_map(signals::timers).collect();
+        tc.timers.as_ref().map(|all| timers::expired(all, &waiting)).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a thread sets by itself before it goes on, credentials last.
 
+use std::collections::BTreeSet;
+
 use super::{PR_SET_NAME, Revival, vpid};
 use crate::checkpoint::arch::{compat, features, record};
 use crate::checkpoint::image::{CoreEntry, PstreeEntry, TaskCoreEntry, ThreadCoreEntry};
@@ -12,11 +14,10 @@ const PR_SET_PDEATHSIG: u64 = 1;
 const PR_SET_DUMPABLE: u64 = 4;
 
 impl Revival<'_> {
-    /// What a thread sets by itself, credentials last.
+    /// What a thread sets by itself, credentials last. The signals of timers in `expired` these queue themselves.
     pub(super) fn thread(
         &self,
-        entry: &PstreeEntry,
-        tc: &TaskCoreEntry,
+        (entry, tc, expired): (&PstreeEntry, &TaskCoreEntry, &BTreeSet<u32>),
         vtid: u32,
         injection: &mut Injection,
         attributes: Option<i32>,
@@ -54,11 +55,11 @@ impl Revival<'_> {
         batch.about("cannot queue the signals again");
         if vtid == entry.pid {
             if let Some(queue) = &tc.signals_s {
-                signals::restore_queue(&mut batch, queue, pid, None)?;
+                signals::restore_queue(&mut batch, queue, (pid, None), expired)?;
             }
         }
         if let Some(queue) = &thread.signals_p {
-            signals::restore_queue(&mut batch, queue, pid, Some(tid))?;
+            signals::restore_queue(&mut batch, queue, (pid, Some(tid)), expired)?;
         }
         let strict = thread.seccomp_mode == Some(1);
         seccomp::restore(&mut batch, &self.chain(core)?, strict)?;
