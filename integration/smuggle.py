@@ -158,7 +158,7 @@ def busy(host):
                                 "syscalls": [{"names": ["swapon"], "action": "SCMP_ACT_ERRNO"}]}
     c = Container(host, "plain", spec, output="none")
     c.run()
-    until(lambda: (pathlib.Path(f"/proc/{c.pid()}/root/dev/shm/file")).exists() and ":1F90 " in open(f"/proc/{c.pid()}/net/tcp6").read() + open(f"/proc/{c.pid()}/net/tcp").read(), "the program")
+    until(lambda: pathlib.Path("/proc", str(c.pid()), "root", "dev/shm/file").exists() and ":1F90 " in open(f"/proc/{c.pid()}/net/tcp6").read() + open(f"/proc/{c.pid()}/net/tcp").read(), "the program")
     c.checkpoint("original")
     return c
 
