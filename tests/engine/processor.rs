@@ -1,11 +1,13 @@
 //! Images as another processor would have them: it keeps the registers of signal frames elsewhere.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use prost::Message;
 use stasis::checkpoint::image::StasisExtension;
+
+use crate::vdso::pages;
 
 /// The extension that says where registers are: number, offset and length of each component.
 const EXTENSION: &str = "xsave";
@@ -51,12 +53,7 @@ type Moved<'a> = (usize, &'a (u64, usize, usize));
 
 fn rearranged(images: &Path, moved: &[Moved<'_>], strange: bool) -> Result<usize, String> {
     let mut found = 0;
-    for entry in fs::read_dir(images).map_err(|e| e.to_string())?.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with("pages-") {
-            continue;
-        }
-        let bytes = fs::read(entry.path()).map_err(|e| e.to_string())?;
-        let file = OpenOptions::new().write(true).open(entry.path()).map_err(|e| e.to_string())?;
+    for (bytes, file) in pages(images)? {
         for start in (0..bytes.len().saturating_sub(576)).step_by(64) {
             let before = &bytes[start..];
             if before[464..468] != MAGIC1 {

@@ -8,18 +8,25 @@ use std::path::Path;
 pub fn of_another_kernel(images: &Path) -> Result<(), String> {
     let id = build_id()?;
     let mut found = 0;
-    for entry in fs::read_dir(images).map_err(|e| e.to_string())?.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with("pages-") {
-            continue;
-        }
-        let bytes = fs::read(entry.path()).map_err(|e| e.to_string())?;
-        let file = OpenOptions::new().write(true).open(entry.path()).map_err(|e| e.to_string())?;
+    for (bytes, file) in pages(images)? {
         for at in (0..bytes.len()).filter(|at| bytes[*at..].starts_with(&id)) {
             file.write_all_at(&[!id[0]], at as u64).map_err(|e| e.to_string())?;
             found += 1;
         }
     }
     if found == 0 { Err("the images have no vdso of this kernel".to_owned()) } else { Ok(()) }
+}
+
+/// The files of pages in the images, and what is in them.
+pub fn pages(images: &Path) -> Result<Vec<(Vec<u8>, File)>, String> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(images).map_err(|e| e.to_string())?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("pages-") {
+            let bytes = fs::read(entry.path()).map_err(|e| e.to_string())?;
+            all.push((bytes, OpenOptions::new().write(true).open(entry.path()).map_err(|e| e.to_string())?));
+        }
+    }
+    Ok(all)
 }
 
 /// The build id of this process's vdso.
