@@ -93,15 +93,18 @@ fn unseen_stops(dump: &mut Dump<'_>) -> Result<Vec<u32>> {
         let core = dump.model.cores.get(&task.vpid.cast_unsigned());
         core.and_then(|core| core.tc.as_ref()).is_some_and(|tc| tc.task_state == STOPPED)
     };
-    let stopped: Vec<(i32, i32)> =
-        dump.tasks.iter().filter(is_stopped).map(|task| (task.pid, task.vpid)).collect();
+    let stopped: Vec<(u32, Status)> = dump
+        .tasks
+        .iter()
+        .filter(is_stopped)
+        .map(|task| (task.vpid.cast_unsigned(), task.status.clone()))
+        .collect();
     let mut unseen = Vec::new();
-    for (pid, vpid) in stopped {
-        let status = Status::of(pid)?;
-        let parent = dump.tasks.iter_mut().find(|task| task.pid == status.ppid);
-        let Some(injection) = parent.and_then(|task| task.injection.as_mut()) else { continue };
-        let depth = status::depth(status.ppid)?;
-        let Some(child) = status.pid_at(depth) else { continue };
+    for (vpid, status) in stopped {
+        let Some(parent) = dump.tasks.iter_mut().find(|task| task.pid == status.ppid) else { continue };
+        // As the parent calls it.
+        let child = status.pid_at(parent.status.ns_pid.len().saturating_sub(1));
+        let (Some(child), Some(injection)) = (child, &mut parent.injection) else { continue };
         let mut batch = Batch::new();
         batch.about("cannot ask whether a stop was seen");
         let info = batch.out(128);
@@ -111,7 +114,7 @@ fn unseen_stops(dump: &mut Dump<'_>) -> Result<Vec<u32>> {
         batch.tolerate(call);
         let results = injection.run(&batch)?;
         if results.ret(call) == 0 && results.u32(info, SI_PID) != 0 {
-            unseen.push(vpid.cast_unsigned());
+            unseen.push(vpid);
         }
     }
     Ok(unseen)
