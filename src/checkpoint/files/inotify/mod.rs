@@ -64,8 +64,8 @@ pub struct Unread {
     watches: Vec<(InotifyWdEntry, PathBuf)>,
 }
 
-/// Copies the unread events of all instances, descriptors of these tasks, before the dump opens anything. Whoever looks for what is watched may make
-/// events himself, which are left out: all are counted first.
+/// Copies the unread events of all instances, descriptors of these tasks, before the dump opens anything. Whoever looks
+/// for what is watched may make events himself, which are left out: all are counted first.
 pub fn copy_unread(dump: &mut Dump<'_>, instances: &[(usize, i32)]) -> Result<()> {
     let mut all = Vec::new();
     for (task, fd) in instances.iter().filter_map(|(index, fd)| Some((dump.tasks.get(*index)?, *fd))) {
