@@ -25,9 +25,11 @@ use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::{self, Tracking};
+use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested;
 use crate::checkpoint::recovery::Record;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
+use crate::checkpoint::stop::{Stopped, all, release, stop};
 use crate::checkpoint::task::freeze::{self, Ice};
 use crate::checkpoint::task::{labels, process, sessions};
 use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces, processor};
@@ -133,115 +135,19 @@ fn attempt(
     }
     let limits = namespaces::cgroup::limits(options, source)?;
     let sysctls = namespaces::net::open_sysctls(options, source)?;
-    let Stopped { mut record, mut ice, tasks, mut strangers, threads, started, freezing } =
+    let Stopped { record, ice, tasks, strangers, threads, started, freezing } =
         stop(options, source, freezer, &mut phases)?;
     log.line(format_args!("{} processes, {threads} threads have stopped", tasks.len()));
 
     let mut dump = Dump::new(options, source, &images, tasks);
-    if ice.whole {
-        dump.model.set_extension(PAUSED, &true)?;
-    }
     dump.frozen_groups.clone_from(&ice.inside);
     (dump.limits, dump.sysctls) = (limits, sysctls);
     dump.parent = parent;
     dump.looks = before.looks.take().unwrap_or_default();
-    let (mut frozen, mut held, mut stale) = (None, false, false);
-    let locked = files::lock_network(&mut dump, &mut record, freezer);
-    let saved = locked.and_then(|()| save(&mut dump, &mut phases));
-    let disk = Disk::of(!options.no_sync && before.heir.is_none());
-    let result = saved.and_then(|mut capture| {
-        let mut let_go = |dump: &mut Dump<'_>, freezer: &mut dyn Freezer| {
-            files::unlock_network(dump)?;
-            let tasks = all(&mut dump.tasks, &mut strangers);
-            release(tasks, freezer, &ice).map(|()| Some(started.elapsed()))
-        };
-        // Frozen again at once, what was frozen could not be asked to wait for its copies.
-        if options.leave_running && !ice.any() && capture.snapshot(&mut dump.tasks, &images)? {
-            phases.end("snapshot");
-            let written = let_go(&mut dump, freezer).and_then(|at| {
-                frozen = at;
-                capture.record_policies(&mut dump.model)?;
-                capture.write(&images, disk)
-            });
-            // What the copy has not inherited against expectation could not be read, either.
-            stale = !capture.hold(&dump.looks);
-            // What failed first is what matters, but no copy stays behind.
-            let ended = capture.end();
-            written.and(ended)?;
-            phases.end("pages");
-        } else {
-            capture.ask(&mut dump.tasks)?;
-            capture.record_policies(&mut dump.model)?;
-            capture.write(&images, disk)?;
-            phases.end("pages");
-            if options.leave_running {
-                frozen = let_go(&mut dump, freezer)?;
-                stale = !capture.hold(&dump.looks);
-            }
-        }
-        if stale {
-            return Err(Error::new("the flags of a mapping have changed meanwhile"));
-        }
-        if before.heir.is_none() {
-            images.settle()?;
-        }
-        namespaces::pid::note_last(&mut dump)?;
-        dump.model.write(&images)?;
-        if let Some(path) = &options.parent_path {
-            images.link_parent(path)?;
-        }
-        phases.end("images");
-        if let Some(complete) = &mut before.complete {
-            complete()?;
-        }
-        if before.heir.is_none() {
-            images.publish(!options.no_sync)?;
-            phases.end("publish");
-            if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
-                log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
-            }
-        }
-        if let Some(heir) = &mut before.heir {
-            heir.offer(&images)?;
-            phases.end("offer");
-            // If this command dies now, or nobody answers, it must not go on here.
-            freezer.freeze()?;
-            record.hold()?;
-            held = true;
-            let agreed = heir.commit();
-            // Every thread stands in our hands. Where nobody has agreed they are frozen again before they are let go.
-            freezer.thaw()?;
-            agreed?;
-            phases.end("handover");
-        }
-        Ok(())
-    });
-    let frozen = frozen.unwrap_or_else(|| started.elapsed());
-    let tasks = all(&mut dump.tasks, &mut strangers);
-    let (counted, pages_scanned) = (dump.model.pstree.len(), report::mapped(&dump.model));
-    match &result {
-        Ok(()) if !options.leave_running => {
-            // Its connections end without a word; the lock stays, as far as there is somebody to answer for it.
-            let connections = files::abandon_connections(&mut dump);
-            freeze::kill(tasks)?;
-            drop(connections);
-            // Whoever restores it may want the names.
-            std::mem::take(&mut dump.network).release();
-        }
-        Ok(()) => {}
-        // What failed first is what matters.
-        Err(_) => {
-            let _ = files::unlock_network(&mut dump);
-            ice.whole |= held;
-            let _ = release(tasks, freezer, &ice);
-        }
-    }
-    record.remove();
-    if stale {
-        before.tracking = dump.parent.as_mut().and_then(Parent::take_tracking);
-        return Ok(None);
-    }
-    result?;
+    let mut standing =
+        Standing { dump, strangers, ice, record, freezer, before, log, phases, started, frozen: None };
+    let taken = standing.take();
+    let Some(Taken { phases, frozen, model }) = standing.end(taken)? else { return Ok(None) };
     // Whoever wants to build on a dump begins with a pre-dump.
     if let Some(dir) = &source.state_dir {
         track::end(dir)?;
@@ -250,67 +156,165 @@ fn attempt(
         freezing,
         frozen,
         phases,
-        tasks: counted,
+        tasks: model.pstree.len(),
         threads,
         image_bytes: report::bytes(&options.image_path, ""),
-        pages_scanned,
+        pages_scanned: report::mapped(&model),
         pages_written: report::pages(&options.image_path),
     };
     report.write_stats(options);
     Ok(Some(report))
 }
 
-/// A container that stands still.
-pub(super) struct Stopped {
-    /// What the next command undoes should this one be killed.
-    pub record: Record,
-    /// What was frozen before.
-    pub ice: Ice,
-    pub tasks: Vec<LiveTask>,
-    /// Those that stay out of the images, and share the container's fate.
-    pub strangers: Vec<LiveTask>,
-    pub threads: usize,
-    /// When its first thread began to stop, and how long it took until the last had.
-    pub started: Instant,
-    pub freezing: Duration,
+/// A container that stands still, on record, until [`Standing::end`].
+struct Standing<'a, 'b, 'c> {
+    dump: Dump<'a>,
+    strangers: Vec<LiveTask>,
+    ice: Ice,
+    record: Record,
+    freezer: &'b mut dyn Freezer,
+    before: &'b mut Before<'c>,
+    log: &'b mut Log,
+    phases: Phases,
+    started: Instant,
+    /// For how long it stood still, once it goes on.
+    frozen: Option<Duration>,
 }
 
-/// Stops the container, on record. The phase before it is called the check.
-pub(super) fn stop(
-    options: &Options,
-    source: &Source,
-    freezer: &mut dyn Freezer,
-    phases: &mut Phases,
-) -> Result<Stopped> {
-    let ice = Ice::of(freezer)?;
-    let record = Record::write(source.state_dir.as_deref(), ice.clone())?;
-    phases.end("check");
-    let started = Instant::now();
-    let stood = freeze::stop(freezer, source.init, &ice).and_then(|mut stood| {
-        if options.keep_exec {
-            stood.tasks.append(&mut stood.strangers);
-        }
-        match stood.strangers.first() {
-            Some(stranger) if !options.drop_exec => Err(sessions::refusal(stranger.vpid)),
-            _ => Ok(stood),
-        }
-    });
-    let freeze::Stood { tasks, strangers } = match stood {
-        Ok(stood) => stood,
-        Err(error) => {
-            record.undo(freezer)?;
-            return Err(error);
-        }
-    };
-    let freezing = started.elapsed();
-    phases.end("freeze");
-    let threads = tasks.iter().map(|t| t.threads.len()).sum();
-    Ok(Stopped { record, ice, tasks, strangers, threads, started, freezing })
+/// A dump that has succeeded.
+struct Taken {
+    phases: Phases,
+    frozen: Duration,
+    model: Model,
 }
 
-/// Everything that stands still.
-pub(super) fn all(tasks: &mut Vec<LiveTask>, strangers: &mut Vec<LiveTask>) -> Vec<LiveTask> {
-    tasks.drain(..).chain(strangers.drain(..)).collect()
+impl Standing<'_, '_, '_> {
+    /// Takes the images, and brings them to where they belong. False: what was taken for true of the mappings was not so.
+    fn take(&mut self) -> Result<bool> {
+        if self.ice.whole {
+            self.dump.model.set_extension(PAUSED, &true)?;
+        }
+        files::lock_network(&mut self.dump, &mut self.record, self.freezer)?;
+        let capture = save(&mut self.dump, &mut self.phases)?;
+        if !self.write_memory(capture)? {
+            return Ok(false);
+        }
+        self.write_images()?;
+        self.hand_over()?;
+        Ok(true)
+    }
+
+    /// Memory is what takes long: where a copy can be made that stands still instead, the container goes on before.
+    fn write_memory(&mut self, mut capture: Capture) -> Result<bool> {
+        let (options, images) = (self.dump.options, self.dump.images);
+        let disk = Disk::of(!options.no_sync && self.before.heir.is_none());
+        // Frozen again at once, what was frozen could not be asked to wait for its copies.
+        if options.leave_running && !self.ice.any() && capture.snapshot(&mut self.dump.tasks, images)? {
+            self.phases.end("snapshot");
+            let written = self.let_go().and_then(|()| {
+                capture.record_policies(&mut self.dump.model)?;
+                capture.write(images, disk)
+            });
+            let holds = capture.hold(&self.dump.looks);
+            // What failed first is what matters, but no copy stays behind.
+            let ended = capture.end();
+            if holds {
+                written.and(ended)?;
+                self.phases.end("pages");
+            }
+            // What the copy has not inherited against expectation could not be read, either.
+            return Ok(holds);
+        }
+        capture.ask(&mut self.dump.tasks)?;
+        capture.record_policies(&mut self.dump.model)?;
+        capture.write(images, disk)?;
+        self.phases.end("pages");
+        if options.leave_running {
+            self.let_go()?;
+            return Ok(capture.hold(&self.dump.looks));
+        }
+        Ok(true)
+    }
+
+    /// Lets it go on after its images were taken.
+    fn let_go(&mut self) -> Result<()> {
+        files::unlock_network(&mut self.dump)?;
+        let tasks = all(&mut self.dump.tasks, &mut self.strangers);
+        release(tasks, self.freezer, &self.ice)?;
+        self.frozen = Some(self.started.elapsed());
+        Ok(())
+    }
+
+    /// Everything but memory, and publishes the set, unless another host takes it.
+    fn write_images(&mut self) -> Result<()> {
+        let (options, images, inherited) = (self.dump.options, self.dump.images, self.before.heir.is_some());
+        if !inherited {
+            images.settle()?;
+        }
+        namespaces::pid::note_last(&mut self.dump)?;
+        self.dump.model.write(images)?;
+        if let Some(path) = &options.parent_path {
+            images.link_parent(path)?;
+        }
+        self.phases.end("images");
+        if let Some(complete) = &mut self.before.complete {
+            complete()?;
+        }
+        if inherited {
+            return Ok(());
+        }
+        images.publish(!options.no_sync)?;
+        self.phases.end("publish");
+        if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
+            self.log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
+        }
+        Ok(())
+    }
+
+    /// Gives the container to the other host, where there is one.
+    fn hand_over(&mut self) -> Result<()> {
+        let Some(heir) = &mut self.before.heir else { return Ok(()) };
+        heir.offer(self.dump.images)?;
+        self.phases.end("offer");
+        // If this command dies now, or nobody answers, it must not go on here.
+        self.freezer.freeze()?;
+        self.record.hold()?;
+        self.ice.whole = true;
+        let agreed = heir.commit();
+        // Every thread stands in our hands. Where nobody has agreed they are frozen again before they are let go.
+        self.freezer.thaw()?;
+        agreed?;
+        self.phases.end("handover");
+        Ok(())
+    }
+
+    /// Ends the container, or sees that it goes on, by what has come of `taken`.
+    fn end(mut self, taken: Result<bool>) -> Result<Option<Taken>> {
+        let frozen = self.frozen.unwrap_or_else(|| self.started.elapsed());
+        let tasks = all(&mut self.dump.tasks, &mut self.strangers);
+        match &taken {
+            Ok(true) if self.dump.options.leave_running => {}
+            Ok(true) => {
+                // Its connections end without a word; the lock stays, as far as there is somebody to answer for it.
+                let connections = files::abandon_connections(&mut self.dump);
+                freeze::kill(tasks)?;
+                drop(connections);
+                // Whoever restores it may want the names.
+                std::mem::take(&mut self.dump.network).release();
+            }
+            // What failed first is what matters.
+            Ok(false) | Err(_) => {
+                let _ = files::unlock_network(&mut self.dump);
+                let _ = release(tasks, self.freezer, &self.ice);
+            }
+        }
+        self.record.remove();
+        if !taken? {
+            self.before.tracking = self.dump.parent.as_mut().and_then(Parent::take_tracking);
+            return Ok(None);
+        }
+        Ok(Some(Taken { phases: self.phases, frozen, model: self.dump.model }))
+    }
 }
 
 /// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.
@@ -387,16 +391,4 @@ pub(super) fn describe_set() -> InventoryEntry {
         lsmtype: Some(labels::module().into()),
         ..InventoryEntry::default()
     }
-}
-
-/// Lets the container go on as before. Every task is healed even when another one fails.
-pub(super) fn release(mut tasks: Vec<LiveTask>, freezer: &mut dyn Freezer, ice: &Ice) -> Result<()> {
-    let mut result = Ok(());
-    for task in &mut tasks {
-        if let Some(injection) = task.injection.take() {
-            result = result.and(injection.finish().map_err(|e| e.pid(task.vpid)));
-        }
-    }
-    result = result.and(ice.freeze(freezer));
-    result.and(freeze::let_go(tasks.into_iter().flat_map(|task| task.threads).collect()))
 }

@@ -23,6 +23,7 @@ pub mod remote;
 pub mod report;
 pub mod restore;
 pub mod show;
+mod stop;
 pub mod task;
 pub mod trace;
 

@@ -9,7 +9,7 @@
 //! cannot be restored by itself.
 
 use crate::checkpoint::context::{LiveTask, Options, Source};
-use crate::checkpoint::dump::{Stopped, all, describe_set, refuse, release, stop};
+use crate::checkpoint::dump::{describe_set, refuse};
 use crate::checkpoint::image::{INVENTORY, ImageDir, InventoryEntry, Kind, VmaEntry};
 use crate::checkpoint::memory::capture::{Earlier, Stream, TaskPages};
 use crate::checkpoint::memory::copy::Disk;
@@ -21,6 +21,7 @@ use crate::checkpoint::memory::parent::{Known, Parent};
 use crate::checkpoint::memory::track::Tracking;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
+use crate::checkpoint::stop::{Stopped, all, release, stop};
 use crate::checkpoint::{Error, Freezer, Result, check, files};
 
 /// What `pre_dump_mode` says of a set whose pages were read from outside.
