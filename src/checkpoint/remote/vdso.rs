@@ -156,45 +156,68 @@ fn has_healed(owner: i32) -> Result<bool> {
 
 impl Thread {
     /// Lets a stopped thread that stands inside the vdso go on until it is out of it, so that it can be restored under
-    /// a kernel with another vdso. Signals wait meanwhile. A thread that job control has stopped stays where it is.
-    pub fn leave_vdso(&self) -> Result<()> {
+    /// a kernel with another vdso. Signals wait meanwhile, but for those that the kernel itself raises: one that it finds
+    /// blocked or ignored it raises all the same, and the program's handler is gone. Where it is: a thread that job control
+    /// has stopped, that stumbles inside (over a bad address, say), or whose process ignores SIGTRAP. signal(7)
+    pub fn leave_vdso(&self, ignored: u64) -> Result<()> {
         let regs = self.regs()?;
         // Most threads sleep in a call of their own, and need no second look.
         if !regs.may_be_in_vdso() || ptrace::siginfo(self.tid()).is_err() {
             return Ok(());
         }
         let Some((start, end)) = memory::vdso_of_maps(self.tid())? else { return Ok(()) };
-        if !(start..end).contains(&regs.ip()) {
+        if !(start..end).contains(&regs.ip()) || ignored & bit(libc::SIGTRAP) != 0 {
             return Ok(());
         }
         let mask = self.sigmask()?;
-        self.set_sigmask(u64::MAX)?;
+        self.set_sigmask(!RAISED.map(bit).iter().fold(0, |all, one| all | one))?;
         let out = self.step_out(start..end);
         if self.is_gone() { out } else { self.set_sigmask(mask).and(out) }
     }
 
     fn step_out(&self, vdso: Range<u64>) -> Result<()> {
         let deadline = Instant::now() + STEPPING;
+        let mut again = 0;
         for _ in 0..MOST_STEPS {
             ptrace::step(self.tid()).during("cannot let the thread out of the vdso", || {
                 format!("ptrace(PTRACE_SINGLESTEP, {})", self.tid())
             })?;
             match self.wait_stop(deadline)? {
-                Stop::Signal(libc::SIGTRAP) if vdso.contains(&self.regs()?.ip()) => {}
-                Stop::Signal(libc::SIGTRAP) => break,
                 // Stopped by job control, or gone: it is where it is.
                 Stop::Group(_) | Stop::Trap | Stop::Exited(_) => return Ok(()),
+                Stop::Signal(signal) if !is_raised(&self.siginfo()?) => {
+                    // Somebody has sent it. It is queued again when it is passed on to a thread that blocks it.
+                    again = signal;
+                    break;
+                }
+                Stop::Signal(libc::SIGTRAP) if vdso.contains(&self.regs()?.ip()) => {}
+                // Out of it; or the instruction will stumble again when the thread goes on.
+                Stop::Signal(_) => break,
                 other => return Err(Error::new(format!("the thread did not leave the vdso: {other:?}"))),
             }
         }
-        // From the stop of a trap to that of an interruption, which is where everybody else stands.
+        // From the stop of a signal to that of an interruption, which is where everybody else stands.
+        self.set_sigmask(u64::MAX)?;
         self.interrupt()?;
-        self.cont(0)?;
+        self.cont(again)?;
         match self.wait_stop(deadline)? {
             Stop::Trap | Stop::Group(_) | Stop::Exited(_) => Ok(()),
             other => Err(Error::new(format!("the thread did not stop behind the vdso: {other:?}"))),
         }
     }
+}
+
+/// What the kernel raises in a thread for what that does.
+const RAISED: [i32; 6] =
+    [libc::SIGTRAP, libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGSYS];
+
+fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+/// Whether the kernel has raised the signal, rather than anybody sent it: its `si_code` is positive. sigaction(2)
+fn is_raised(info: &[u8; 128]) -> bool {
+    i32::from_ne_bytes([info[8], info[9], info[10], info[11]]) > 0
 }
 
 #[cfg(test)]

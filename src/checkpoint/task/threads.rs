@@ -56,7 +56,7 @@ pub fn capture(
     let own = status.ns_tid.last().copied().unwrap_or(tid);
     let vtid = status.tid_at(depth).unwrap_or(own);
     let named = |e: Error| e.pid(task.vpid);
-    thread.leave_vdso().map_err(named)?;
+    thread.leave_vdso(status.ignored).map_err(named)?;
     let raw = thread.regs().map_err(named)?;
     if raw.is_compat() != compat::runs_in(task.pid) {
         return Err(named(
