@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use nix::errno::Errno;
-use nix::unistd::{chdir, getcwd};
+use nix::unistd::{Pid, chdir, getcwd, getppid};
 use oci_spec::runtime::{Process, Spec};
 
 use super::process::find;
@@ -35,21 +35,25 @@ pub fn before_ready(process: &Process, spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// The rest, up to finding the program. `listener` hands over a seccomp listener.
-pub fn after_ready(
-    process: &Process,
-    filter: Option<&seccomp::Program>,
-    passed: i32,
-    procfs: &Later,
-    listener: &dyn Fn(RawFd) -> Result<()>,
-) -> Result<Program> {
+/// What a process does last, and cannot do once its seccomp filter is in force.
+pub struct Late<'a> {
+    /// The filter, compiled.
+    pub filter: Option<&'a seccomp::Program>,
+    /// Hands over the filter's listener.
+    pub listener: &'a dyn Fn(RawFd) -> Result<()>,
+    /// The command that must not have died, where that is to be looked at.
+    pub parent: Option<Pid>,
+}
+
+/// The rest, up to finding the program.
+pub fn after_ready(process: &Process, passed: i32, procfs: &Later, late: &Late<'_>) -> Result<Program> {
     // Without no_new_privs a filter needs CAP_SYS_ADMIN, which goes away below; with it, the fewer system calls
     // come after it the better.
     let early = process.no_new_privileges() != Some(true);
     let load = || -> Result<()> {
-        let Some(filter) = filter else { return Ok(()) };
+        let Some(filter) = late.filter else { return Ok(()) };
         match seccomp::load(filter)? {
-            Some(fd) => listener(fd.as_raw_fd()),
+            Some(fd) => (late.listener)(fd.as_raw_fd()),
             None => Ok(()),
         }
     };
@@ -84,6 +88,9 @@ pub fn after_ready(
     }
     if death_signal != 0 {
         prctl::set_parent_death_signal(death_signal).context(|| "can't restore pdeath signal")?;
+    }
+    if late.parent.is_some_and(|parent| getppid() != parent) {
+        return Err(Error::new("the command that makes the container has died"));
     }
     let program = find(process)?;
     if !early {

@@ -167,20 +167,24 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<(Program, Option<Descri
     privileges::before_ready(plan.process, plan.spec)?;
     channel.tell(&Message::Ready)?;
     channel.wait()?;
-    let program = privileges::after_ready(plan.process, plan.seccomp, plan.passed, &procfs, &|fd| {
-        channel.tell(&Message::Listener(fd))?;
-        channel.wait()
-    })?;
-    if getppid() != parent {
-        return Err(Error::new("the command that makes the container has died"));
+    if plan.fifo.is_some() {
+        process::end_on_signals().context(|| "sigaction")?;
     }
+    let late = privileges::Late {
+        filter: plan.seccomp,
+        listener: &|fd| {
+            channel.tell(&Message::Listener(fd))?;
+            channel.wait()
+        },
+        parent: Some(parent),
+    };
+    let program = privileges::after_ready(plan.process, plan.passed, &procfs, &late)?;
     Ok((program, own))
 }
 
 /// What `start` sets off. Its failures can only be printed.
 fn start(plan: &Plan<'_>, program: &Program, own: Option<&Descriptors>) -> Result<Infallible> {
     if let Some((fifo, own)) = plan.fifo.zip(own) {
-        process::end_on_signals().context(|| "sigaction")?;
         if plan.rootless {
             // `exec` may come before `start`, and its user has no other right to our namespaces. Whoever else could
             // trace us has all that we have left.

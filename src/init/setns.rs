@@ -156,10 +156,15 @@ fn prepare(plan: &Plan<'_>, channel: &Channel) -> Result<Program> {
     channel.tell(&Message::Ready)?;
     channel.wait()?;
     lsm::apply_apparmor(plan.process, &procfs)?;
-    privileges::after_ready(plan.process, plan.seccomp, plan.passed, &procfs, &|fd| {
-        channel.tell(&Message::Listener(fd))?;
-        channel.wait()
-    })
+    let late = privileges::Late {
+        filter: plan.seccomp,
+        listener: &|fd| {
+            channel.tell(&Message::Listener(fd))?;
+            channel.wait()
+        },
+        parent: None,
+    };
+    privileges::after_ready(plan.process, plan.passed, &procfs, &late)
 }
 
 impl Plan<'_> {
