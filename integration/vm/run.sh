@@ -14,5 +14,5 @@ timeout "${VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -
   -drive "file=$dir/root.img,if=virtio,format=raw,cache=unsafe" -drive "file=$archive,if=virtio,format=raw" \
   ${VM_OUT:+-drive "file=$VM_OUT,if=virtio,format=raw,snapshot=off"} \
   -append "console=ttyS0 quiet panic=-1${VM_SYSTEMD:+ stasis.systemd}${VM_APPEND:+ $VM_APPEND}" </dev/null | tee "$log"
-code=$(tr -d '\r' <"$log" | sed -n 's/^vm-exit-code: //p' | tail -n 1)
+code=$(tr -d '\r' <"$log" | sed -nE 's/^vm-exit-code: ([0-9]+).*/\1/p' | tail -n 1)
 exit "${code:-70}"
