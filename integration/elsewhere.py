@@ -2,10 +2,11 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 
-from harness import Container, Failed, Skip, Terminal, check, config, equal, real_checkpoints, sh, until
+from harness import Consoles, Container, Failed, Skip, Terminal, check, config, equal, real_checkpoints, sh, until
 
 # Descriptor 3 is a file in the root file system, 4 one of a mount from outside, 1 the console.
 COUNT = "exec 3>>/var/count 4</outside/which; i=0; while :; do i=$((i+1)); echo $i >&3; echo $i; sleep 0.02; done"
@@ -226,21 +227,105 @@ def test_mount_with_ids_of_its_own(host):
         equal(look(), ["1007:1008"] * 2, f"the owner inside after the {image} restore")
 
 
-def test_a_terminal_that_belongs_to_a_client(host):
-    """exec --tty: its other end is the client's, which no restore has. Refused by name, whatever becomes of other sessions of
-    exec; left out, its client sees the end."""
+def test_terminals_of_exec(host):
+    """exec --tty: its other end is the client's. Left out, its client sees the end; kept, it is somebody else's after a restore
+    with --exec-console-socket, with all that belongs to it; without, it is hung up, as when its client had died."""
     real_checkpoints()
     c = Container(host, "plain", config(["sleep", "100000"], root=host.overlay("busybox", "root")))
+    root = pathlib.Path(c.spec["root"]["path"])
     c.run()
-    there = Terminal(host, *c.command("exec", "--tty", c.id, "sh"))
-    there.type("echo $((40 + 2))\n")
-    there.expect("42")
-    for words in ("check", "--keep-exec", c.id), ("checkpoint", "--keep-exec", "--image-path", host.dir / "refused", c.id):
+    shell = Terminal(host, *c.command("exec", "--tty", c.id, "sh"), size=(31, 97))
+    shell.type("echo $((40 + 2))\n")
+    shell.expect("42")
+    # It has the terminal for its own, and reads from it; it outlives the end of it.
+    faithful = "trap 'echo hung up >>/faithful' HUP; while [ ! -e /stop ]; do read line && echo got $line || sleep 0.05; done"
+    other = Terminal(host, *c.command("exec", "--tty", c.id, "sh", "-c", f"stty -echo; echo re''ady; {faithful}"))
+    other.expect("ready")
+    for words in ("check", c.id), ("checkpoint", "--image-path", host.dir / "refused", c.id):
         done = c.call(*words, ok=[1])
-        check("a terminal belongs to somebody outside" in done.stdout + done.stderr, f"{words[0]}: {done.stdout}{done.stderr}")
-    there.type("echo $((50 + 2))\n")
-    there.expect("52")
-    c.checkpoint("without", "--drop-exec")
-    until(lambda: there.process.poll() is not None, "the client's end")
+        check("started by exec" in done.stdout + done.stderr, f"{words[0]}: {done.stdout}{done.stderr}")
+    done = json.loads(c.call("check", "--keep-exec", "--format", "json", c.id).stdout)
+    check(done["possible"] and any("2 processes of exec lose their clients" in f["message"] for f in done["findings"]), done)
+    # What runs in the foreground: ^C is for it alone.
+    shell.type("sh -c 'echo s$((3 + 4))p; exec sleep 2000'\n")
+    shell.expect("s7p")
+    c.checkpoint("left", "--keep-exec", "--leave-running")
+    other.type("one\n")
+    other.expect("got one")
+    c.checkpoint("first", "--keep-exec")
+    shell.ends(None)
+    other.ends(None)
+
+    def again(image, consoles):
+        c.restore(image, "--exec-console-socket", consoles.path)
+        screens = dict(consoles.next() for _ in range(2))
+        equal(sorted(screens), ["/dev/pts/0", "/dev/pts/1"], "the terminals")
+        return screens["/dev/pts/0"], screens["/dev/pts/1"]
+
+    consoles = Consoles(host, "exec")
+    shell, other = again("first", consoles)
+    shell.type("\x03")
+    shell.expect("# ")  # what is typed earlier may be thrown away
+    shell.type("echo c$?d\n")
+    shell.expect("c130d")
+    shell.type("stty size; tty; echo t''y\n")
+    shell.expect(r"31 97\r*\n/dev/pts/0\r*\nty")
+    other.type("two\n")
+    other.expect("got two")
+    check("two" not in other.text().replace("got two", ""), f"an echo: {other.text()}")
+    check(not (root / "faithful").exists(), "a terminal was hung up that somebody has")
+    # What is typed and not read yet.
+    shell.type("exec sleep 3000 <&-; ")
+    shell.expect("3000 <&-; ")
+    c.checkpoint("second", "--keep-exec")
+    until(lambda: shell.over and other.over, "the end of the terminals")
+    shell, other = again("second", consoles)
+    shell.type("\x15echo w$((7 + 7))x\n")
+    shell.expect("w14x")
+    other.type("three\n")
+    other.expect("got three")
+    programs = lambda: c.call("ps", c.id, "-eo", "pid,args").stdout  # noqa: E731
+    check("-c stty" in programs() and re.search(r" sh$", programs(), re.M), programs())
+    c.checkpoint("third", "--keep-exec")
+    c.restore("third")
+    until(lambda: (root / "faithful").exists(), "the end of the terminal to be seen")
+    until(lambda: not re.search(r" sh$", programs(), re.M), "the shell's end")
+    check("is hung up" in (host.dir / "third.work/restore.log").read_text(), "the log does not say so")
+    # What is left is a terminal that is hung up.
+    c.checkpoint("fourth", "--keep-exec")
+    c.restore("fourth")
+    check("-c stty" in programs(), programs())
+    equal((root / "faithful").read_text(), "hung up\n", "how often it was told")
+    (root / "stop").touch()
+    until(lambda: "-c stty" not in programs(), "its end")
+
+    # Nobody there to take them: nothing is left of the restore.
+    shell = Terminal(host, *c.command("exec", "--tty", c.id, "sh"))
+    shell.type("echo $((50 + 2))\n")
+    shell.expect("52")
+    c.checkpoint("without", "--drop-exec", "--leave-running")
+    c.checkpoint("fifth", "--keep-exec")
+    shell.ends(None)
+    c.restore("fifth", "--exec-console-socket", host.dir / "nobody", ok=[1])
+    check("nobody" in c.text() and "No such file" in c.text(), c.text())
+    equal(c.state(), "", "after a restore that was refused")
     c.restore("without")
-    equal(c.exec("pidof", "sh", ok=None).stdout, "", "the session of exec")
+    equal(c.exec("pidof", "sh", ok=None).stdout, "", "the session of exec that was left out")
+    c.delete()
+
+    # Beside the container's own.
+    c = Container(host, "console", config(["sh"], root=host.overlay("busybox", "with"), tty=True))
+    c.run()
+    shell = Terminal(host, *c.command("exec", "--tty", c.id, "sh"))
+    shell.type("echo $((60 + 2))\n")
+    shell.expect("62")
+    c.checkpoint("both", "--keep-exec")
+    shell.ends(None)
+    c.restore("both", "--exec-console-socket", consoles.path)
+    name, shell = consoles.next()
+    equal(name, "/dev/pts/1", "the terminal of exec")
+    shell.type("echo $((70 + 2)) >/dev/pts/0; tty\n")
+    until(lambda: "72" in c.text(), "what was written to the console")
+    shell.expect(r"/dev/pts/1\r*\n")
+    c.type("echo $((80 + 2))\n")
+    until(lambda: "82" in c.text(), "the console")

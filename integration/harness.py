@@ -459,18 +459,12 @@ class Redis:
         return answers
 
 
-class Terminal:
-    """A command whose terminal somebody sits at."""
+class Screen:
+    """What somebody sees and types who has the master of a terminal."""
 
-    def __init__(self, host, *command, env=None, size=(24, 80)):
-        self.master, slave = os.openpty()
-        self.resize(*size)
-        self.command = [str(c) for c in command]
-        self.printed, self.seen = bytearray(), 0
-        self.process = subprocess.Popen(self.command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-                                        env={**os.environ, **env} if env else None)
-        os.close(slave)
+    def __init__(self, host, master, what):
+        self.master, self.what = master, what
+        self.printed, self.seen, self.over = bytearray(), 0, False
         host.undo.append(self.close)
         threading.Thread(target=self._drain, args=(os.dup(self.master),), daemon=True).start()
 
@@ -479,7 +473,8 @@ class Terminal:
             while data := os.read(fd, 65536):
                 self.printed += data
         except OSError:
-            pass  # EIO: the command has ended
+            pass  # EIO: nobody has the other end any more
+        self.over = True
 
     def resize(self, rows, columns):
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -495,26 +490,73 @@ class Terminal:
         try:
             match = until(found, pattern, seconds)
         except Failed as e:
-            raise Failed(f"{e}\n$ {' '.join(self.command)}\n{self.text()}") from None
+            raise Failed(f"{e}\n{self.what}\n{self.text()}") from None
         self.seen = match.end()
         return match
+
+    def text(self):
+        return self.printed.decode(errors="replace")
+
+    def close(self):
+        if self.master is not None:
+            os.close(self.master)
+            self.master = None
+
+
+class Terminal(Screen):
+    """A command whose terminal somebody sits at."""
+
+    def __init__(self, host, *command, env=None, size=(24, 80)):
+        master, slave = os.openpty()
+        self.command = [str(c) for c in command]
+        fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+
+        def sit():
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup nobody could trap it
+
+        self.process = subprocess.Popen(self.command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True, preexec_fn=sit,
+                                        env={**os.environ, **env} if env else None)
+        os.close(slave)
+        super().__init__(host, master, f"$ {' '.join(self.command)}")
 
     def ends(self, status=0):
         """Waits for the end, with that status; None: any will do."""
         try:
             self.process.wait(30 * PATIENCE)
         except subprocess.TimeoutExpired:
-            raise Failed(f"$ {' '.join(self.command)}\ndid not end\n{self.text()}") from None
-        check(status in (None, self.process.returncode), f"$ {' '.join(self.command)}\nstatus {self.process.returncode}, not {status}\n{self.text()}")
-
-    def text(self):
-        return self.printed.decode(errors="replace")
+            raise Failed(f"{self.what}\ndid not end\n{self.text()}") from None
+        check(status in (None, self.process.returncode), f"{self.what}\nstatus {self.process.returncode}, not {status}\n{self.text()}")
 
     def close(self):
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        os.close(self.master)
+        super().close()
+
+
+class Consoles:
+    """A socket that terminals are sent to, as --console-socket and --exec-console-socket do."""
+
+    def __init__(self, host, label):
+        self.host, self.path = host, f"/tmp/stasis-{label}-{os.getpid()}.sock"  # short: sun_path is
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(16)
+        self.listener.settimeout(60)
+        host.undo.append(self.close)
+
+    def next(self):
+        """Path of the slave, and the screen."""
+        connection, _ = self.listener.accept()
+        name, fds, _, _ = socket.recv_fds(connection, 4096, 1)
+        connection.close()
+        return name.decode(), Screen(self.host, fds[0], name.decode())
+
+    def close(self):
+        self.listener.close()
+        if os.path.exists(self.path):
+            os.unlink(self.path)
 
 
 def session(terminal, status=7, resize=True):

@@ -37,6 +37,8 @@ pub struct Options {
     pub drop_exec: bool,
     /// Processes that were started by exec are kept.
     pub keep_exec: bool,
+    /// Socket that gets the terminals of processes of exec.
+    pub exec_console: Option<PathBuf>,
     /// The network namespace is restored empty.
     pub empty_network: bool,
     /// What is in the network namespace is kept.

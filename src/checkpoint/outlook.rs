@@ -11,6 +11,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::files::uring;
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::namespaces::Kind;
+use crate::checkpoint::task::status::Status;
 use crate::checkpoint::{Error, Freezer, check};
 use crate::sys::procfs::read_text;
 
@@ -104,6 +105,7 @@ pub fn look(options: &Options, source: &Source, freezer: &dyn Freezer) -> Outloo
         message: format!("{error}; a checkpoint waits for them, and is refused if they do not end"),
         ..Finding::refused(error)
     }));
+    findings.extend(clients_of_exec(options, source, &pids));
     findings.extend(lost(options, source));
     Outlook {
         id: source.id.clone(),
@@ -174,6 +176,22 @@ fn slow(size: &Size) -> Vec<Finding> {
         found.push(Finding::note(Fate::Slow, what, "checkpoint --precopy writes most of it before"));
     }
     found
+}
+
+/// Processes of exec come back without whoever had started them.
+fn clients_of_exec(options: &Options, source: &Source, pids: &[i32]) -> Option<Finding> {
+    let known: BTreeSet<i32> = pids.iter().copied().collect();
+    let from_outside = |pid: &&i32| {
+        **pid != source.init && Status::of(**pid).is_ok_and(|status| !known.contains(&status.ppid))
+    };
+    let count = if options.keep_exec { pids.iter().filter(from_outside).count() } else { 0 };
+    let remedy = "restore --exec-console-socket gives their terminals to somebody else";
+    (count > 0).then(|| {
+        let what = format!(
+            "{count} processes of exec lose their clients: their pipes end, their terminals are hung up"
+        );
+        Finding::note(Fate::Lost, what, remedy)
+    })
 }
 
 fn lost(options: &Options, source: &Source) -> Vec<Finding> {

@@ -165,10 +165,12 @@ fn run(
     namespaces::finish(restore, threads)?;
     hold.begun();
     phases.end("tasks");
+    warnings.extend(files.hand_terminals()?);
     ready()?;
     files.resume_connections()?;
     let count = threads.len();
     freeze::let_go(std::mem::take(threads))?;
+    files.hang_up_terminals();
     drop(hold);
     phases.end("resume");
     let pages_restored = report::pages(restore.images.path());

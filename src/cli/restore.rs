@@ -17,6 +17,10 @@ pub struct Args {
     /// Path of a socket which will receive the master of the console's pseudoterminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Path of a socket which will receive the masters of the terminals that exec had made, one a connection, each with
+    /// the path of its slave [default: they are hung up]
+    #[arg(long, value_name = "SOCKET")]
+    exec_console_socket: Option<PathBuf>,
     /// Directory of the images [default: ./checkpoint]
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
@@ -106,6 +110,7 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
         lazy: args.lazy || args.lazy_pages,
         record_touched: true,
         resume: args.resume || for_a_client(&args),
+        exec_console: args.exec_console_socket.as_deref().map(absolute).transpose()?,
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
         ..options(&args.what)?

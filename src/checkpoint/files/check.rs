@@ -74,7 +74,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
     }
     found.extend(unix::check(options, source, &root, &trees, &sockets, tasks));
     let console = source.spec.process().as_ref().and_then(|p| p.terminal()).unwrap_or(false);
-    found.extend(tty::check_all(&terminals, console));
+    found.extend(tty::check_all(&terminals, console, options.keep_exec));
     found
 }
 

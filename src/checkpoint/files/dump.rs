@@ -58,6 +58,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
     if !more.is_empty() {
         dump.model.set_extension(unix::EXTENSION, &more)?;
     }
+    tty::record_clients(dump)?;
     tty::dump_queues(dump)?;
     tun::describe(dump)
 }

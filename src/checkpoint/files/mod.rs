@@ -72,6 +72,7 @@ pub use tcp::{
     abandon_connections, accept, heal_network, lock_network, lock_restored, lock_table, unlock_network,
     unlock_restored,
 };
+pub use tty::EXTENSION as EXEC_TERMINALS;
 pub use tun::complete as complete_tunnels;
 
 use std::cell::RefCell;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::checkpoint::error::{Error, Result};
-use crate::checkpoint::files::{FILESYSTEM_MARKS, pipe};
+use crate::checkpoint::files::{EXEC_TERMINALS, FILESYSTEM_MARKS, pipe};
 use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
 use crate::checkpoint::memory::{aio, marks};
 use crate::checkpoint::model::Model;
@@ -20,6 +20,7 @@ const CRITICAL: &[&str] = &[
     late::EXTENSION,
     marks::EXTENSION,
     sessions::EXTENSION,
+    EXEC_TERMINALS,
     aio::EXTENSION,
     net::EXTENSION,
     FILESYSTEM_MARKS,

@@ -16,7 +16,7 @@
 //!   ended with the checkpoint, and the process appears in `docker top` only.
 //! * The other end of its pipes is gone: it reads the end of the file, and writes into nothing (SIGPIPE, EPIPE).
 //! * `/dev/null` of the host becomes the container's.
-//! * A terminal would be hung up, which ends a shell anyway. It is refused by name, like all else that leads out.
+//! * A terminal is hung up, which ends a shell, unless somebody takes its master at the restore (`files/tty/client.rs`).
 //!
 //! So they are kept only when asked for: `--keep-exec`. What they may do is judged by config.json, like everybody's:
 //! `exec --privileged` and `exec --cap` come to nothing without `restore --policy clamp`.

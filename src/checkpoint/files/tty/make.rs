@@ -7,7 +7,7 @@ use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchownat};
 
-use super::{queue, settings as settings_of};
+use super::{client, queue, settings as settings_of};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::opener::Opener;
 use crate::checkpoint::files::{external, regular};
@@ -20,6 +20,8 @@ use crate::sys::{ioctl, resolve};
 pub struct Terminals {
     /// By session id.
     pub(super) sessions: BTreeMap<u32, Session>,
+    /// The masters of ptys that exec had made, by their indices.
+    pub(super) clients: BTreeMap<u32, OwnedFd>,
 }
 
 /// The terminal of a session.
@@ -70,7 +72,8 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
             slaves.push((tty, path(tty)?));
         }
     }
-    let wanted: BTreeSet<u32> = masters.keys().chain(hung.keys()).copied().collect();
+    let clients = client::of(model)?;
+    let wanted: BTreeSet<u32> = masters.keys().chain(hung.keys()).chain(&clients).copied().collect();
     let mut made = masters_of(opener, &wanted)?;
     for (index, ttys) in hung {
         if let Some(master) = made.remove(&index) {
@@ -134,6 +137,10 @@ pub fn open(opener: &mut Opener<'_, '_>) -> Result<()> {
         }
     }
     for (index, master) in made {
+        if clients.contains(&index) {
+            opener.files.terminals.clients.insert(index, master);
+            continue;
+        }
         let entries = masters.remove(&index).unwrap_or_default();
         // One pty, one open file of its master: a second open of ptmx is another pty.
         let [(tty, _)] = entries.as_slice() else {

@@ -6,6 +6,8 @@
 //!   slave                       TtyFile -> TtyInfo (2 x index)         its path, once the master is there
 //!   console: a slave whose      the same, with no master in the        the terminal made for the new container
 //!     master the client holds     images
+//!   slave that `exec --tty`       the same, and the extension            a pty of its own; its master is sent to a client,
+//!     has opened                    `exec-terminals`                       or closed when all go on
 //!   /dev/tty                    TtyFile -> TtyInfo (Ctty, session)     opened by the leader of its session
 //!   master whose slaves were    the same, and the extension            a slave is opened and closed
 //!     all closed                  `lonely-masters`
@@ -18,11 +20,13 @@
 //! it. Foreground groups are set when all groups exist. What waits in the queues of a pty comes back (`queue.rs`); the
 //! console's output is with its client already.
 
+mod client;
 mod hung;
 mod make;
 mod queue;
 mod session;
 
+pub use client::{EXTENSION, record as record_clients};
 pub use make::{Terminals, open};
 pub use queue::{Ends, dump as dump_queues};
 
@@ -108,8 +112,9 @@ pub fn later(_: &Live, _: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Refuses slaves whose master is outside, but for the console, and what waits to be read and could not be put back.
-pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
+/// Refuses slaves whose master is outside, but for the console, and, where those of exec are kept, theirs; also what waits
+/// to be read and could not be put back.
+pub fn check_all(terminals: &[Live], console: bool, keep_exec: bool) -> Vec<Error> {
     let mut found = Vec::new();
     let mut ends = Vec::new();
     for live in terminals.iter().filter(|live| !hung::is_hung(live)) {
@@ -128,11 +133,8 @@ pub fn check_all(terminals: &[Live], console: bool) -> Vec<Error> {
         if seen.insert((index, master)) {
             found.extend(queue::check(live, end).err().map(|e| live.name(e)));
         }
-        if !given && !master && !masters.contains(&index) {
-            found.push(
-                live.name(Error::new("a terminal belongs to somebody outside the container"))
-                    .remedy("end the session that `exec --tty` opened, or wait for its end"),
-            );
+        if !given && !master && !keep_exec && !masters.contains(&index) {
+            found.push(client::refusal(live));
         }
     }
     found
@@ -314,9 +316,10 @@ mod tests {
     #[test]
     fn a_slave_needs_its_master() {
         let (master, slave) = pty();
-        let alone = check_all(std::slice::from_ref(&slave), false);
+        let alone = check_all(std::slice::from_ref(&slave), false, false);
         assert_eq!(alone.len(), 1);
-        assert!(check_all(&[slave, master], false).is_empty());
+        assert!(check_all(std::slice::from_ref(&slave), false, true).is_empty());
+        assert!(check_all(&[slave, master], false, false).is_empty());
     }
 
     #[test]
