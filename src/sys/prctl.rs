@@ -79,6 +79,14 @@ pub fn set_capabilities(sets: Capabilities) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) }).map(drop)
 }
 
+/// Soft and hard limit of another process, 0 for this one. prlimit(2)
+pub fn limit(pid: i32, resource: u32) -> Result<(u64, u64), Errno> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one structure, and no new limit is given.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, 0, &raw mut limit) })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
 /// prlimit(2) of another process, 0 for this one.
 pub fn set_limit(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
     let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };

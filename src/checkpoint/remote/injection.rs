@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 
 use super::batch::{Arg, Batch, ENTRY, Placing, RESULT, Results};
+use super::lift::Lifted;
 use super::memory::Memory;
 use super::thread::{Dispatch, Thread};
 use super::wait::Stop;
@@ -307,16 +308,31 @@ impl Injection {
             let call = format!("mremap({from:#x}, {old}, {len}, MREMAP_MAYMOVE)");
             (libc::SYS_mremap, [from, old, len, may_move, 0, 0], call)
         };
+        let (mut scratch, mut errno) = self.map(nr, args, len, &call)?;
+        if matches!(errno, Some(Errno::ENOMEM | Errno::EAGAIN)) {
+            let lifted = Lifted::of(self.thread.tid());
+            if lifted.any() {
+                (scratch, errno) = self.map(nr, args, len, &call)?;
+            }
+        }
+        if let Some(errno) = errno {
+            return Err(Error::new("no memory for the system calls of the task").call(call, errno).remedy(
+                "raise its limits of addresses (RLIMIT_AS), data and locked memory, or those of its maps",
+            ));
+        }
+        (self.scratch, self.scratch_len) = scratch;
+        Ok(())
+    }
+
+    /// Has the stub make a call that maps scratch memory: where that is, or why not.
+    fn map(&mut self, nr: i64, args: [u64; 6], len: u64, call: &str) -> Result<((u64, u64), Option<Errno>)> {
         let mut regs = self.enter(Place::Boot);
         stub::set_boot(&mut regs, nr, args, len);
-        let after = self.drive(&regs, || call.clone())?;
+        let after = self.drive(&regs, || call.to_owned())?;
         let answer = stub::boot_answer(&after);
-        if (-4095..0).contains(&answer) {
-            let errno = Errno::from_raw(i32::try_from(-answer).unwrap_or(0));
-            return Err(Error::new("no memory for the system calls of the task").call(call, errno));
-        }
-        (self.scratch, self.scratch_len) = stub::scratch(&after);
-        Ok(())
+        let failed = (-4095..0).contains(&answer);
+        let errno = failed.then(|| Errno::from_raw(i32::try_from(-answer).unwrap_or(0)));
+        Ok((stub::scratch(&after), errno))
     }
 
     /// Unmaps the scratch of a live task.

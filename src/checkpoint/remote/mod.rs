@@ -38,6 +38,7 @@ mod clone;
 mod conduit;
 mod injection;
 mod leave;
+mod lift;
 mod memory;
 mod names;
 mod pin;
