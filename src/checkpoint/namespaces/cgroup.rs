@@ -173,8 +173,8 @@ impl<'a> Places<'a> {
     }
 }
 
-/// Makes the groups inside, and puts each process into its own. `tree` has them by their pids inside.
-pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: &Conduit) -> Result<()> {
+/// Makes the groups inside. Mounts may show them.
+pub fn restore(restore: &Restore<'_>) -> Result<()> {
     let Some(places) = Places::of(restore)? else { return Ok(()) };
     places.each(&mut |controller, group, dir| {
         let inside = !controller.dirs.first().is_some_and(|top| std::ptr::eq(top, group));
@@ -182,7 +182,12 @@ pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: 
             make(controller, group, dir)?;
         }
         Ok(())
-    })?;
+    })
+}
+
+/// Puts each process into its own group. `tree` has them by their pids inside.
+pub fn place(restore: &Restore<'_>, tree: &mut BTreeMap<i32, NewTask>, conduit: &Conduit) -> Result<()> {
+    let Some(places) = Places::of(restore)? else { return Ok(()) };
     if let Some(stub) = tree.get_mut(&INIT) {
         roots::make(restore, stub, conduit, &places)?;
     }

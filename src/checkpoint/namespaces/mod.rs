@@ -93,6 +93,7 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 
 /// Fills the namespaces of a container that has been built and runs nothing yet. Returns what it misses.
 pub fn restore(restore: &Restore<'_>) -> Result<Vec<String>> {
+    cgroup::restore(restore)?;
     uts::restore(restore)?;
     ipc::restore(restore)?;
     user::as_root_of(restore.target, || mount::restore(restore))
