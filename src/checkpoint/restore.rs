@@ -22,6 +22,7 @@ use crate::checkpoint::files::Files;
 use crate::checkpoint::image::{ImageDir, VmaEntry};
 use crate::checkpoint::memory::Memories;
 use crate::checkpoint::model::Model;
+use crate::checkpoint::namespaces::mount;
 use crate::checkpoint::namespaces::nested::{self, Made, pids};
 use crate::checkpoint::namespaces::net::Hold;
 use crate::checkpoint::namespaces::user::Owners;
@@ -53,7 +54,7 @@ pub fn restore(
     let _room = sys::fd::Room::make();
     let admitted = policy::admit(model, &target.spec, options.clamp).and_then(|model| {
         let owners = Owners::of(&model, target.init)?;
-        Ok((owners.apply(model)?, owners))
+        Ok((mount::late::in_order(owners.apply(model)?)?, owners))
     });
     let result = admitted.and_then(|(model, owners)| {
         let restore = Restore { options, target, model: &model, images, owners, made: Made::default() };

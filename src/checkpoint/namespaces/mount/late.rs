@@ -7,6 +7,7 @@
 //!
 //! Where such a namespace is of the container's making, the mount and all that lies on it wait until it is there again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 
 use super::class::Class;
+use super::make::shows;
 use super::open_mount;
 use crate::checkpoint::context::{Dump, Options, Restore, Source};
 use crate::checkpoint::error::{Context, Error, Result};
@@ -50,8 +52,8 @@ impl Late {
         };
         let mut late: BTreeSet<u32> = entries.iter().filter(shows).map(|e| e.mnt_id).collect();
         loop {
-            let lies = |e: &&MntEntry| late.contains(&e.parent_mnt_id) && !late.contains(&e.mnt_id);
-            match entries.iter().find(lies) {
+            let waits = |e: &MntEntry| late.contains(&e.parent_mnt_id) || is_part_of_late(entries, &late, e);
+            match entries.iter().find(|e| !late.contains(&e.mnt_id) && waits(e)) {
                 Some(entry) => late.insert(entry.mnt_id),
                 None => return late,
             };
@@ -72,6 +74,22 @@ impl Late {
             None => Err(Error::new(format!("the {} namespace {id} was not made again", kind.title()))),
         }
     }
+}
+
+/// Whether a mount shows a part of a file system that can be reached through mounts only which wait.
+fn is_part_of_late(entries: &[MntEntry], late: &BTreeSet<u32>, entry: &MntEntry) -> bool {
+    let mut sources = entries.iter().filter(|e| e.mnt_id != entry.mnt_id && shows(e, entry)).peekable();
+    entry.root != "/" && sources.peek().is_some() && sources.all(|e| late.contains(&e.mnt_id))
+}
+
+/// The images with those mounts last that wait: the first of several mounts of a file system makes it.
+pub fn in_order(mut model: Cow<'_, Model>) -> Result<Cow<'_, Model>> {
+    let waiting = all_waiting(&model)?;
+    if !waiting.is_empty() {
+        let tables = model.to_mut().mountpoints.values_mut();
+        tables.for_each(|entries| entries.sort_by_key(|e| waiting.contains(&e.mnt_id)));
+    }
+    Ok(model)
 }
 
 /// The mounts of all namespaces that wait.
@@ -175,6 +193,23 @@ mod tests {
         let pids = Pids { procs: [(8, 21)].into(), ..Pids::default() };
         let late = Late { pids, kept: [("net:[4026532332]".into(), 22), ("odd:[5]".into(), 23)].into() };
         assert_eq!(late.waiting(&all), [2, 3, 4].into());
+        // A tmpfs that lies on proc and elsewhere is made where nothing has to wait, its part on proc alone is not.
+        let all = [
+            entry(1, 0, 7, "/"),
+            entry(2, 1, 8, "/"),
+            entry(3, 2, 9, "/"),
+            entry(6, 1, 9, "/"),
+            entry(4, 2, 10, "/"),
+            entry(5, 1, 10, "/part"),
+        ];
+        assert_eq!(late.waiting(&all), [2, 3, 4, 5].into());
+        let extension = serde_json::to_vec(&late.kept).unwrap();
+        let mut model = Model { mountpoints: [(11, all.to_vec())].into(), ..Model::default() };
+        model.mountpoints.insert(12, vec![entry(8, 9, 4, "net:[4026532332]"), entry(9, 0, 7, "/")]);
+        model.set_critical_extension_data(EXTENSION, extension);
+        let order: Vec<u32> =
+            in_order(Cow::Owned(model)).unwrap().mountpoints[&12].iter().map(|e| e.mnt_id).collect();
+        assert_eq!(order, [9, 8]);
         assert_eq!((kind("cgroup:[5]"), kind("odd:[5]"), kind("/")), (Some(Kind::Cgroup), None, None));
     }
 }

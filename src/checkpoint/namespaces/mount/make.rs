@@ -40,14 +40,14 @@ pub(super) fn position(images: &[MntEntry], entry: &MntEntry) -> usize {
     images.iter().position(|e| e.mnt_id == entry.mnt_id).unwrap_or(images.len())
 }
 
+/// Whether the root of a mount can be reached through another one, of the same file system.
+pub(super) fn shows(other: &MntEntry, entry: &MntEntry) -> bool {
+    other.root_dev == entry.root_dev && Path::new(&entry.root).starts_with(&other.root)
+}
+
 /// The mount of the same file system that a mount is a bind of: the first through which its root can be reached.
 pub(super) fn source<'a>(images: &'a [MntEntry], entry: &MntEntry) -> Option<&'a MntEntry> {
-    let shows = |e: &&MntEntry| {
-        e.mnt_id != entry.mnt_id
-            && e.root_dev == entry.root_dev
-            && Path::new(&entry.root).starts_with(&e.root)
-    };
-    let first = images.iter().find(shows)?;
+    let first = images.iter().find(|e| e.mnt_id != entry.mnt_id && shows(e, entry))?;
     // Of several mounts of a whole file system, the first is the original.
     let equal = first.root == entry.root;
     (!equal || position(images, first) < position(images, entry)).then_some(first)
@@ -63,12 +63,7 @@ pub(super) fn best<'a>(
     open: &dyn Fn(&MntEntry) -> bool,
 ) -> Option<&'a MntEntry> {
     let first = source(images, entry)?;
-    let shows = |e: &&MntEntry| {
-        e.root_dev == entry.root_dev
-            && Path::new(&entry.root).starts_with(&e.root)
-            && done.contains(&e.mnt_id)
-            && open(e)
-    };
+    let shows = |e: &&MntEntry| shows(e, entry) && done.contains(&e.mnt_id) && open(e);
     let first = if open(first) { first } else { images.iter().find(shows).unwrap_or(first) };
     let (shared, master) = groups(entry);
     let ranks: [&dyn Fn(&MntEntry) -> bool; 3] =
