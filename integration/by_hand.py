@@ -6,9 +6,10 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import socket
 
-from harness import (TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
+from harness import (RUNTIME, TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
                      rootfs, sh, until)
 
 KEYS = 100_000
@@ -369,6 +370,71 @@ def test_bwrap_first(host):
     """bubblewrap as the container's first process, without a capability: a user namespace, and all else in it."""
     sandbox(host, "first", ["bwrap", "--ro-bind", "/", "/", "--dev", "/dev", "--tmpfs", "/tmp", "--unshare-all"],
             capabilities=(), first=True, user=(1000, 1000))
+
+
+def test_stasis_inside(host):
+    """A container in a container: Stasis run by a program of one that is checkpointed and restored from outside, twice. The
+    container inside goes on, and its Stasis goes on ruling it: list, exec, pause, checkpoint and restore there, kill, delete."""
+    real_checkpoints()
+    root = host.overlay("busybox", "outer")
+    shutil.copy(RUNTIME, root / "stasis")
+    inner = root / "inner"
+    inner.mkdir()
+    sh("cp", "-a", rootfs("busybox"), inner / "rootfs")
+    spec = config(["sh", "-c", "i=0; while :; do i=$((i + 1)); echo $i; sleep 0.05; done"])
+    (inner / "config.json").write_text(json.dumps(spec))
+    spec = config(["sh", "-c", "/stasis --root /run/s run --detach --bundle /inner inner </dev/null >>/inner/log 2>&1; exec sleep 100000"], root=root)
+    every = [f"CAP_{name}" for name in "SYS_ADMIN SYS_PTRACE NET_ADMIN DAC_READ_SEARCH CHECKPOINT_RESTORE".split()]
+    for kind in ("bounding", "effective", "permitted"):
+        spec["process"]["capabilities"][kind] += every
+    for key in "maskedPaths", "readonlyPaths":
+        spec["linux"][key] = []
+    spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
+    spec["linux"]["namespaces"].append({"type": "cgroup"})
+    for mount in spec["mounts"]:
+        if mount["destination"].startswith("/sys"):
+            mount["options"].remove("ro")
+    c = Container(host, "outer", spec)
+    log = inner / "log"
+    said = lambda: log.read_text() if log.exists() else ""  # noqa: E731
+    counted = lambda: [int(line) for line in said().rpartition("\n")[0].splitlines() if line.isdigit()]  # noqa: E731
+
+    def stasis(*words, **how):
+        return c.exec("/stasis", "--root", "/run/s", *words, **how)
+
+    def works(n):
+        before = len(counted())
+        until(lambda: len(counted()) > before + 3, f"the container inside to count, after {n}: {said()[-500:]}")
+        equal(json.loads(stasis("state", "inner").stdout)["status"], "running", f"the container inside, after {n}")
+        check("inner" in stasis("list", "-q").stdout, "list")
+        equal(stasis("exec", "inner", "cat", "/proc/1/comm").stdout.strip(), "sh", "its first process")
+        stasis("pause", "inner")
+        equal(json.loads(stasis("state", "inner").stdout)["status"], "paused", "paused inside")
+        stasis("resume", "inner")
+
+    c.run()
+    until(lambda: len(counted()) > 3 or "error" in c.text() + said(), "the container inside")
+    check(len(counted()) > 3, c.text() + said())
+    works("the start")
+    for image in "first", "second":
+        c.checkpoint(image)
+        c.restore(image)
+        works(f"{image} restore")
+    stasis("checkpoint", "--image-path", "/inner/image", "inner")
+    equal(stasis("list", "-q").stdout, "", "what is left after a checkpoint inside")
+    c.exec("sh", "-c", "/stasis --root /run/s restore --detach --bundle /inner --image-path /inner/image inner </dev/null >>/inner/log 2>&1")
+    works("a checkpoint inside")
+    c.checkpoint("after")
+    c.restore("after")
+    works("another one outside")
+    equal(counted(), list(range(1, len(counted()) + 1)), "what was counted")
+    stasis("kill", "inner", "KILL")
+    until(lambda: json.loads(stasis("state", "inner").stdout)["status"] == "stopped", "the end of the container inside")
+    stasis("delete", "inner")
+    equal(stasis("list", "-q").stdout, "", "what is left inside")
+    c.checkpoint("third")
+    c.restore("third")
+    c.delete()
 
 
 def test_many_processes(host):

@@ -115,7 +115,14 @@ impl Container {
     fn init(&self) -> Option<proc::Stat> {
         let pid = self.state.init_process_pid;
         let stat = proc::Stat::of(pid).filter(|_| pid > 0)?;
-        (stat.start == self.state.init_process_start && stat.alive()).then_some(stat)
+        let same = stat.start == self.state.init_process_start || self.has_been_restored(pid);
+        (same && stat.alive()).then_some(stat)
+    }
+
+    /// A container that was checkpointed together with us, from outside of both, has started another time. Who is the
+    /// first process of a pid namespace, and in the container's control group, has come there as its first process only.
+    fn has_been_restored(&self, pid: i32) -> bool {
+        proc::is_first_of_its_namespace(pid) && self.cgroup().all_pids().is_ok_and(|pids| pids.contains(&pid))
     }
 
     /// What it is doing now.

@@ -53,9 +53,25 @@ impl Stat {
     }
 }
 
+/// True for the first process of a pid namespace that is not ours.
+pub fn is_first_of_its_namespace(pid: i32) -> bool {
+    let status = read_bytes(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let pids = lines.find_map(|line| line.strip_prefix(b"NSpid:")).unwrap_or_default();
+    let mut pids = pids.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
+    pids.next().is_some() && pids.next_back() == Some(b"1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn first_processes_have_a_number_of_ours_too() {
+        assert!(!is_first_of_its_namespace(std::process::id() as i32));
+        assert!(!is_first_of_its_namespace(1), "it is that of our own");
+        assert!(!is_first_of_its_namespace(i32::MAX));
+    }
 
     #[test]
     fn a_name_with_parentheses_does_not_confuse() {
