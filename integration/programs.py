@@ -4,11 +4,13 @@ Their root file system is made by debootstrap, which takes minutes and a gigabyt
 """
 import json
 import os
+import pathlib
 import re
+import shutil
 import time
 
 import podman
-from harness import Container, check, config, equal, real_checkpoints, until
+from harness import TARGET, TOP, Container, Skip, check, config, equal, real_checkpoints, sh, until
 from tcp import Peer, attach
 
 finish = podman.finish
@@ -299,6 +301,47 @@ def test_go(host):
     c.run()
     until(lambda: get(c, 8080).returncode == 0, f"the server: {c.text()[-2000:]}", 180)
     cycles(c, counters_grow(c, 8080))
+
+
+# Asks again and again, over one connection.
+ASK = r"""
+until (exec 3<>/dev/tcp/127.0.0.1/8080) 2>/dev/null; do sleep 0.05; done
+exec 3<>/dev/tcp/127.0.0.1/8080
+while printf 'GET / HTTP/1.1\r\n\r\n' >&3; do
+    while read -r -u 3 line || exit 1; [ "$line" != $'\r' ]; do :; done
+    read -r -d '}' -u 3 line || exit 2
+    printf . >>/asked
+    sleep 0.02
+done
+echo the connection has ended
+"""
+
+
+def test_rust(host):
+    """tokio: tasks on a few threads, channels, timers, sockets, children with pipes, signals; and a client that stays."""
+    if not shutil.which("cargo"):
+        raise Skip("cargo is not installed")
+    package, made = TOP / "integration/programs/server", TARGET / "server"
+    built = sh("cargo", "build", "--release", "--locked", "--target-dir", made, cwd=package, ok=None, timeout=900)
+    if built.returncode and "failed to download" in built.stderr:
+        raise Skip("the crates of the server can't be fetched here")
+    equal(built.returncode, 0, built.stderr)
+    c = container(host, ["/bin/sh", "-c", "bash /ask & exec /server"])
+    root = pathlib.Path(c.spec["root"]["path"])
+    shutil.copy(next(made.glob("*/release/server")), root / "server")
+    put(c, "/ask", ASK)
+    c.run()
+    serving(c, 8080)
+    asked = lambda: (root / "asked").stat().st_size if (root / "asked").exists() else 0  # noqa: E731
+    grow = counters_grow(c, 8080)
+
+    def ask(n):
+        grow(n)
+        before = asked()
+        until(lambda: asked() > before + 3, "the client to be answered")
+
+    cycles(c, ask, "--tcp-established")
+    equal(c.text(), "", "what the client says")
 
 
 PYTHON = r"""
