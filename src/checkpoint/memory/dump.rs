@@ -52,7 +52,7 @@ fn task_memory(
     let (pid, vpid) = (task.pid, task.vpid.cast_unsigned());
     let noted = dump.parent.as_ref().is_some_and(Parent::is_known);
     let watched = noted || track::is_ours(dump.source.state_dir.as_deref(), pid);
-    let (mut mm, mut found) = live(task, watched, &mut dump.looks)?;
+    let (mut mm, mut found, future) = live(task, watched, &mut dump.looks)?;
     let (exe, link) = layout::executable(pid)?;
     mm.exe_file_id = register(dump, exe, &link, 0)?;
     assign(dump, pid, &mut found, register, shared)?;
@@ -69,6 +69,7 @@ fn task_memory(
     pages.ask_later(found.iter().map(|vma| &vma.entry));
     let on_fault = found.iter().filter(|vma| vma.lock_on_fault).map(|vma| vma.entry.start).collect();
     lock::record(dump, vpid, on_fault)?;
+    lock::record_future(dump, vpid, future)?;
     marks::record(dump, index, &found)?;
     mm.vmas = found.into_iter().map(|vma| vma.entry).collect();
     mm.vmas.extend(pages.guards.iter().map(guard));
@@ -77,13 +78,14 @@ fn task_memory(
     Ok(pages)
 }
 
-fn live(task: &mut LiveTask, watched: bool, looks: &mut Looks) -> Result<(MmEntry, Vec<Vma>)> {
+fn live(task: &mut LiveTask, watched: bool, looks: &mut Looks) -> Result<(MmEntry, Vec<Vma>, i32)> {
     let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
     let mm = mm::capture(task.pid, injection)?;
     // Asked now: the first batch has mapped it.
     let (start, end) = injection.footprint();
     let hidden: Vec<_> = (start < end).then_some(start..end).into_iter().collect();
-    Ok((mm, layout::read(task.pid, &hidden, watched, task.status.locked != Some(0), looks)?))
+    let (found, ours) = layout::read(task.pid, &hidden, watched, task.status.locked != Some(0), looks)?;
+    Ok((mm, found, lock::future(ours)))
 }
 
 /// Gives each mapping with a file or with shared memory its `shmid`, and writes shared memory seen for the first time.

@@ -18,7 +18,8 @@ use crate::checkpoint::memory::look::{Flagged, Looks};
 use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
 
-/// Describes all mappings of a stopped task, apart from those within `hidden`: what an injection has put there.
+/// Describes all mappings of a stopped task, apart from those within `hidden`: what an injection has put there. Its flags,
+/// where they were looked at, are of the second value.
 /// `watched`: if its memory is write-protected, it is so by us. `looks` may have its flags already, which are not to be
 /// trusted if some of it is `locked`.
 pub fn read(
@@ -27,7 +28,7 @@ pub fn read(
     watched: bool,
     locked: bool,
     looks: &mut Looks,
-) -> Result<Vec<Vma>> {
+) -> Result<(Vec<Vma>, VmFlags)> {
     let is_hidden = |m: &Mapping| hidden.iter().any(|h| h.start <= m.start && m.end <= h.end);
     let known = if looks.know(pid) {
         let mut now = maps::read(pid)?;
@@ -37,8 +38,9 @@ pub fn read(
         None
     };
     let mut found = known.map_or_else(|| maps::read_with_flags(pid), Ok)?;
+    let ours = found.iter().find(|(mapping, _)| is_hidden(mapping)).map(|(_, flags)| *flags);
     found.retain(|(mapping, _)| !is_hidden(mapping));
-    describe(pid, unmarked(found, watched))
+    Ok((describe(pid, unmarked(found, watched))?, ours.unwrap_or_default()))
 }
 
 fn unmarked(mut found: Flagged, watched: bool) -> Flagged {
@@ -190,7 +192,7 @@ mod tests {
     fn this_process_has_code_heap_stack_and_vdso() {
         in_child(0, || {
             let pid = std::process::id().cast_signed();
-            let vmas = read(pid, &[], false, false, &mut Looks::default()).unwrap();
+            let vmas = read(pid, &[], false, false, &mut Looks::default()).unwrap().0;
             let count = |bit: u32| vmas.iter().filter(|v| v.entry.status & bit != 0).count();
             assert_eq!((count(status::VDSO), count(status::VVAR), count(status::HEAP)), (1, 1, 1));
             assert!(count(status::FILE_PRIVATE) > 3 && count(status::ANON_PRIVATE) > 3);
@@ -234,10 +236,10 @@ mod tests {
     #[test]
     fn what_is_hidden_is_left_out() {
         let pid = std::process::id().cast_signed();
-        let all = read(pid, &[], false, false, &mut Looks::default()).unwrap();
+        let all = read(pid, &[], false, false, &mut Looks::default()).unwrap().0;
         let stack = all.iter().find(|v| v.mapping.name() == b"[stack]").unwrap();
         let hidden = stack.entry.start..stack.entry.end;
-        let rest = read(pid, &[hidden], false, false, &mut Looks::default()).unwrap();
+        let rest = read(pid, &[hidden], false, false, &mut Looks::default()).unwrap().0;
         assert!(rest.iter().all(|v| v.mapping.name() != b"[stack]"));
     }
 }

@@ -167,8 +167,7 @@ impl<'a> Memories<'a> {
 
     fn finish(&self, task: &mut NewTask, plan: &Plan) -> Result<()> {
         let (mm, vpid) = (self.mm(task.vpid)?, task.vpid.cast_unsigned());
-        let on_fault = lock::of(self.restore.model, vpid)?;
-        finish(&mut task.injection, mm, plan, &on_fault)?;
+        finish(&mut task.injection, self.restore.model, (vpid, mm), plan)?;
         for (at, bytes) in self.mends.get(&task.vpid).into_iter().flatten() {
             task.injection.write_mem(*at, bytes)?;
         }
@@ -379,19 +378,20 @@ fn step(batch: &mut Batch, step: &Step, numbers: &BTreeMap<Source, i32>) -> Resu
     Ok(())
 }
 
-fn finish(injection: &mut Injection, mm: &MmEntry, plan: &Plan, on_fault: &OnFault) -> Result<()> {
-    let mut batch = Batch::new();
+fn finish(injection: &mut Injection, model: &Model, (vpid, mm): (u32, &MmEntry), plan: &Plan) -> Result<()> {
+    let (on_fault, mut batch) = (lock::of(model, vpid)?, Batch::new());
     for one in &plan.finish {
         match one {
             Step::Map { range, prot, source: Source::Descriptor(fd), offset, .. } => {
                 choose::map(injection, range, *prot, *fd, *offset)?;
             }
             Step::Ring(range) => aio::restore(injection, range.start, range.end - range.start)?,
-            Step::Lock(range, prot) => lock::lock(&mut batch, range, *prot, on_fault),
+            Step::Lock(range, prot) => lock::lock(&mut batch, range, *prot, &on_fault),
             other => step(&mut batch, other, &BTreeMap::new())?,
         }
     }
     mm::restore_thp(&mut batch, mm);
+    lock::lock_future(&mut batch, model, vpid)?;
     if batch.is_empty() {
         return Ok(());
     }
