@@ -6,6 +6,7 @@
 //! | 2      | is it killed early for memory that has gone bad | as the machine says |
 //! | 3      | memory may not become executable (the leader's) | it may              |
 //! | 4..6   | mitigations of speculation that it has asked for| none                |
+//! | 7      | all memory may be merged by KSM (the leader's)  | no                  |
 //!
 //! The numbers are those of stasis.img; CRIU's images have no place for any of this. What is as by default is left out.
 
@@ -32,11 +33,15 @@ const CHOICE: u32 = 1;
 const MITIGATED: u32 = 4 | 8 | 16;
 const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
+/// Since Linux 6.4. PR_SET_MEMORY_MERGE(2const)
+const PR_SET_MEMORY_MERGE: u64 = 67;
+const PR_GET_MEMORY_MERGE: u64 = 68;
 
 const TSC: u32 = 1;
 const MEMORY_FAILURE: u32 = 2;
 const NO_EXECUTABLE: u32 = 3;
 const SPECULATION: [u32; 3] = [4, 5, 6];
+const MERGE: u32 = 7;
 
 /// Asks a thread for its modes.
 #[derive(Debug)]
@@ -53,8 +58,11 @@ impl Ask {
             batch.tolerate(call)
         };
         let get = |option: u64, which: usize| [option.into(), which.into(), 0.into(), 0.into(), 0.into()];
-        let mut others =
-            vec![(MEMORY_FAILURE, ask(get(PR_MCE_KILL_GET, 0))), (NO_EXECUTABLE, ask(get(PR_GET_MDWE, 0)))];
+        let mut others = vec![
+            (MEMORY_FAILURE, ask(get(PR_MCE_KILL_GET, 0))),
+            (NO_EXECUTABLE, ask(get(PR_GET_MDWE, 0))),
+            (MERGE, ask(get(PR_GET_MEMORY_MERGE, 0))),
+        ];
         for (which, number) in SPECULATION.into_iter().enumerate() {
             others.push((number, ask(get(PR_GET_SPECULATION_CTRL, which))));
         }
@@ -77,7 +85,7 @@ fn special(number: u32, value: u32) -> Option<ThreadMode> {
     let value = match number {
         TSC => Some(value).filter(|v| *v != PR_TSC_ENABLE),
         MEMORY_FAILURE => Some(value).filter(|v| *v != PR_MCE_KILL_DEFAULT),
-        NO_EXECUTABLE => Some(value).filter(|v| *v != 0),
+        NO_EXECUTABLE | MERGE => Some(value).filter(|v| *v != 0),
         _ => Some(value & MITIGATED).filter(|v| *v != 0 && value & CHOICE != 0),
     };
     value.map(|value| ThreadMode { number, value })
@@ -91,8 +99,9 @@ pub fn restore(batch: &mut Batch, modes: &[ThreadMode], is_leader: bool) -> Resu
         let args = match *number {
             TSC => [PR_SET_TSC.into(), value(), zero(), zero(), zero()],
             MEMORY_FAILURE => [PR_MCE_KILL.into(), PR_MCE_KILL_SET.into(), value(), zero(), zero()],
-            NO_EXECUTABLE if !is_leader => continue,
+            NO_EXECUTABLE | MERGE if !is_leader => continue,
             NO_EXECUTABLE => [PR_SET_MDWE.into(), value(), zero(), zero(), zero()],
+            MERGE => [PR_SET_MEMORY_MERGE.into(), value(), zero(), zero(), zero()],
             number if SPECULATION.contains(&number) => {
                 let which = number - SPECULATION[0];
                 [PR_SET_SPECULATION_CTRL.into(), u64::from(which).into(), value(), zero(), zero()]
@@ -135,6 +144,7 @@ mod tests {
         assert_eq!((kept(TSC, 1), kept(TSC, 2)), (None, Some(2)));
         assert_eq!((kept(MEMORY_FAILURE, 2), kept(MEMORY_FAILURE, 0)), (None, Some(0)));
         assert_eq!((kept(NO_EXECUTABLE, 0), kept(NO_EXECUTABLE, 3)), (None, Some(3)));
+        assert_eq!((kept(MERGE, 0), kept(MERGE, 1)), (None, Some(1)));
         // Not to be chosen; chosen to be on; chosen to be off for good.
         assert_eq!((kept(4, 4), kept(4, 3), kept(5, 9)), (None, None, Some(8)));
     }
