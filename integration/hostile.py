@@ -10,10 +10,11 @@ defences: docs/security.md.
 
 import ctypes
 import os
+import re
 import shutil
 import threading
 
-from harness import Container, check, config, equal, until
+from harness import TOP, Container, Skip, check, config, equal, until
 
 ROUNDS = 12
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
@@ -40,6 +41,29 @@ class Swap:
     def __exit__(self, *_):
         self.over.set()
         self.thread.join()
+
+
+class Come(Swap):
+    """A link that comes and goes. What has been made in its place meanwhile is put away."""
+
+    def __init__(self, root, path, target):
+        super().__init__(root)
+        self.path, self.target, self.away = f"{root}/{path}", str(target), f"{root}/away-from-{os.path.basename(path)}"
+        os.mkdir(self.away)
+
+    def _work(self):
+        number = 0
+        while not self.over.is_set():
+            try:
+                os.symlink(self.target, self.path)
+                self.done += 1
+                os.unlink(self.path)
+            except OSError:  # somebody was faster
+                number += 1
+                try:
+                    os.rename(self.path, f"{self.away}/{number}")
+                except FileNotFoundError:
+                    pass
 
 
 class Hostile:
@@ -140,14 +164,20 @@ def test_dev(host):
 
 def test_null(host):
     """/dev/null, which masks paths, is exchanged for a link to a file of procfs (CVE-2025-31133)."""
-    h = Hostile(host, "stat -c '%t %T' /proc/keys /proc/timer_list")
+    # Many of them, so that there is a while between the first and the last.
+    masked = [f"/masked/{n}" for n in range(400)]
+    h = Hostile(host, "stat -c '%t %T' /proc/keys /proc/timer_list /masked/*")
     h.without("/dev", "/dev/pts", "/dev/shm", "/dev/mqueue")
-    h.spec["linux"]["maskedPaths"] = ["/proc/keys", "/proc/timer_list"]
+    (h.root / "masked").mkdir()
+    for path in masked:
+        (h.root / path[1:]).touch()
+    h.spec["linux"]["maskedPaths"] = ["/proc/keys", "/proc/timer_list", *masked]
     h.link("trigger", "/proc/version")
     h.link("out", h.victim / "file")
-    holds = lambda text: equal(text, "1 3\n1 3\n", "what masks the paths")  # noqa: E731
+    holds = lambda text: equal(text, "1 3\n" * (len(masked) + 2), "what masks the paths")  # noqa: E731
     holds(h.calm())
-    h.starts(("dev/null", "trigger"), ("dev/null", "out"), holds=holds)
+    h.starts(("dev/null", "trigger"), holds=holds)
+    h.starts(("dev/null", "out"), holds=holds)
 
 
 def test_masked(host):
@@ -175,6 +205,28 @@ def test_devices(host):
     h.spec["mounts"].append({"destination": "/made/x/y/z", "type": "bind", "source": str(source), "options": ["rbind", "ro"]})
     h.calm()
     h.starts(("made", "out"), ("made", "up"), holds=lambda text: None)
+
+
+def test_appearing_links(host):
+    """A link out appears where a directory, a file or a device is just being made (CVE-2024-45310, CVE-2021-30465)."""
+    h = Hostile(host, "true")
+    os.mkdir(h.root / "made")
+    source = host.dir / "source"
+    source.mkdir()
+    (source / "file").touch()
+    h.spec["linux"]["devices"] = [{"path": "/made/deep/null", "type": "c", "major": 1, "minor": 3}, {"path": "/made/null", "type": "c", "major": 1, "minor": 3}]
+    h.spec["mounts"] += [{"destination": "/made/x/y/z", "type": "bind", "source": str(source), "options": ["rbind"]},
+                         {"destination": "/made/file", "type": "bind", "source": str(source / "file"), "options": ["bind"]}]
+    h.calm()
+    for at, (path, target) in enumerate([("deep", h.victim), ("null", h.victim / "new"), ("x", h.victim), ("file", h.victim / "new")]):
+        shutil.rmtree(h.root / "made")
+        os.mkdir(h.root / "made")
+        c = Container(host, f"c{at}", h.spec)
+        with Come(h.root, f"made/{path}", target) as come:
+            for _ in range(ROUNDS):
+                c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=None)
+                h.untouched()
+        check(come.done > 50, f"only {come.done} links: that is no race")
 
 
 def test_working_directory(host):
@@ -213,6 +265,13 @@ def test_console(host):
             h.untouched()
     check(swap.done > 50, f"only {swap.done} exchanges: that is no race")
     check(worked, "none of them started")
+    # What is no terminal at all is not handed out as one.
+    h.without("/dev/pts")
+    (h.root / "dev/pts").mkdir(exist_ok=True)
+    (h.root / "dev/pts/ptmx").write_text("false")
+    c = Container(host, "false", h.spec)
+    c.run(ok=[1])
+    check("is not a terminal of a devpts" in c.log.read_text(), c.log.read_text())
 
 
 def test_user_files(host):
@@ -227,3 +286,34 @@ def test_user_files(host):
         for _ in range(ROUNDS):
             done = c.call("exec", c.id, "sh", "-c", "echo $HOME", ok=None)
             check(done.stdout.strip() in ("/root", "/") or done.returncode != 0, f"HOME: {done.stdout}")
+    # What a fifo says to whoever does read it, and what lies beyond all that is read of a file.
+    (h.root / "etc/passwd").unlink()
+    os.mkfifo(h.root / "etc/passwd")
+    writer = os.open(h.root / "etc/passwd", os.O_RDWR | os.O_NONBLOCK)
+    os.write(writer, b"root:x:0:0:root:/evil:/bin/sh\n")
+    equal(c.exec("sh", "-c", "echo $HOME").stdout, "/\n", "HOME by a fifo")
+    os.close(writer)
+    (h.root / "etc/passwd").unlink()
+    with open(h.root / "etc/passwd", "wb") as large:
+        large.seek(20 << 20)
+        large.write(b"\nroot:x:0:0:root:/late:/bin/sh\n")
+    equal(c.exec("sh", "-c", "echo $HOME").stdout, "/\n", "HOME from far away")
+
+
+def test_documentation(host):
+    """Every test that docs/security.md names is there."""
+    text = TOP / "docs/security.md"
+    if not text.exists():
+        raise Skip("the documentation is not here")
+    sources = "\n".join(path.read_text() for path in (TOP / "src").rglob("*.rs"))
+    named = re.findall(r"`([a-z_0-9/:]+)`", "\n".join(line.rsplit("|", 2)[1] for line in text.read_text().splitlines() if line.startswith("| ")))
+    check(len(named) > 30, f"{named}")
+    for name in named:
+        module, _, test = name.partition("/")
+        if (TOP / f"integration/{module}.py").exists():
+            script = (TOP / f"integration/{module}.py").read_text()
+            check(f"def test_{test}" in script, f"{name} is no test")
+        elif "::" in name:
+            check(list((TOP / "src").rglob(f"{name.split('::')[-2]}.rs")), f"{name} is no file with tests")
+        elif test == "" and "_" in name and not name.endswith("_"):
+            check(f"fn {name}()" in sources, f"{name} is no test")

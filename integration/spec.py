@@ -12,6 +12,7 @@ import tempfile
 import threading
 
 from harness import RUNTIME, Container, Failed, Skip, check, config, equal, need, rootfs, sh, until
+from hostile import Swap
 
 
 def run(host, script, change=None, label="c", ok=(0,)):
@@ -297,37 +298,29 @@ def test_hostile_root(host):
 
 
 def test_swapped_target(host):
-    """A mount target that is swapped for a link to a directory outside, over and over while containers start, is
+    """A mount target that is exchanged for a link to a directory outside, over and over while containers start, is
     mounted on inside or not at all."""
     victim = host.dir / "victim"
     victim.mkdir()
     spec = config(("cat", "/proc/self/mountinfo"), root=host.overlay("busybox", "c"))
-    spec["mounts"].append(mount(host, "/drop/x", kind="tmpfs", source="racer"))
+    # More of them, more of a race.
+    points = [f"/drop/x{n}" for n in range(20)]
+    spec["mounts"] += [mount(host, point, kind="tmpfs", source="racer") for point in points]
     root = spec["root"]["path"]
     os.mkdir(f"{root}/drop")
     os.symlink(victim, f"{root}/link")
-    over = threading.Event()
-
-    def swap():
-        while not over.is_set():
-            for old, new in [("drop", "dir"), ("link", "drop"), ("drop", "link"), ("dir", "drop")]:
-                try:
-                    os.rename(f"{root}/{old}", f"{root}/{new}")
-                except OSError:
-                    pass  # somebody has made what was missing for a moment
-
-    swapper = threading.Thread(target=swap, daemon=True)
-    swapper.start()
+    # Outside there is what could be mounted on.
+    names = sorted(os.path.basename(point) for point in points)
+    for name in names:
+        (victim / name).mkdir()
     c = Container(host, "c", spec)
-    try:
+    with Swap(root, ("drop", "link")) as swap:
         for _ in range(15):
             done = c.call("run", "--bundle", c.bundle, c.id, stdin="", ok=None)
             if done.returncode == 0:
-                equal(len(re.findall(r" tmpfs racer ", done.stdout)), 1, f"mounts of the racer: {done.stdout}")
-            equal(os.listdir(victim), [], "what was made outside")
-    finally:
-        over.set()
-        swapper.join()
+                equal(len(re.findall(r" tmpfs racer ", done.stdout)), len(points), f"mounts of the racer: {done.stdout}")
+            equal(sorted(str(path.relative_to(victim)) for path in victim.rglob("*")), names, "what is outside")
+    check(swap.done > 50, f"only {swap.done} exchanges: that is no race")
 
 
 def test_net_devices(host):
@@ -349,13 +342,18 @@ def test_net_devices(host):
 
 
 def test_leaks(host):
-    """No descriptor or working directory of the runtime's reaches a program (CVE-2024-21626), no exec gets inheritable
-    capabilities that nobody asked for (CVE-2022-29162)."""
+    """No descriptor or working directory of the runtime's, or of who calls it, reaches a program (CVE-2024-21626), no
+    exec gets inheritable capabilities that nobody asked for (CVE-2022-29162)."""
     spec = config(("sleep", "1000"), root=host.overlay("busybox", "c"))
     c = Container(host, "c", spec, output="null")
     c.run()
     equal(c.exec("sh", "-c", "ls /proc/self/fd").stdout.split(), ["0", "1", "2", "3"], "descriptors: ls has one itself")
     equal(re.findall(r"Cap(?:Inh|Amb):\s*(\w+)", c.exec("cat", "/proc/self/status").stdout), ["0" * 16] * 2, "inheritable, ambient")
+    # The caller's have no close-on-exec flag.
+    lists = Container(host, "lists", config(("ls", "/proc/self/fd"), root=host.overlay("busybox", "lists")))
+    for command in c.command("exec", c.id, "ls", "/proc/self/fd"), lists.command("run", "--bundle", lists.bundle, lists.id):
+        said = sh("sh", "-c", 'exec 4</etc 9</; exec "$@"', "sh", *command).stdout
+        equal(said.split(), ["0", "1", "2", "3"], f"descriptors of a caller, in {command}")
     ours = open("/etc/hostname").read().strip() if os.path.exists("/etc/hostname") else "?"
     for number in range(3, 12):
         done = c.call("exec", "--cwd", f"/proc/self/fd/{number}", c.id, "cat", "../../../../../etc/hostname", ok=None)
@@ -365,6 +363,24 @@ def test_leaks(host):
         r = Container(host, label, spec)
         done = r.call("run", "--bundle", r.bundle, r.id, stdin="", ok=None)
         check(ours not in done.stdout.split(), f"descriptor {number}: {done.stdout}")
+    # A directory of the host's that is passed on is no working directory all the same.
+    r = Container(host, "passed", config(("true",), root=host.overlay("busybox", "passed"), cwd="/proc/self/fd/3"))
+    for command in r.command("run", "--preserve-fds", "1", "--bundle", r.bundle, r.id), \
+            c.command("exec", "--preserve-fds", "1", "--cwd", "/proc/self/fd/3", c.id, "true"):
+        done = sh("sh", "-c", 'exec 3</; exec "$@"', "sh", *command, ok=None)
+        check(done.returncode != 0 and "outside of container mount namespace root" in done.stderr, f"{command}: {done.stderr}")
+
+
+def test_tracing(host):
+    """What waits for `start` is the runtime's still: a process of the container without CAP_SYS_PTRACE cannot look into it."""
+    c = Container(host, "c", config(("sleep", "1000"), root=host.overlay("busybox", "c")))
+    nowhere = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(c.command("create", "--bundle", c.bundle, c.id), check=True, timeout=60, **nowhere)
+    script = "readlink /proc/1/exe; readlink /proc/1/fd/0; readlink /proc/1/cwd; cat /proc/1/environ 2>/dev/null"
+    equal(c.exec("sh", "-c", script, ok=None).stdout, "", "what is seen of init before its program")
+    c.call("start", c.id)
+    until(lambda: open(f"/proc/{c.pid()}/cmdline").read().startswith("sleep"), "the program")
+    check("/bin/busybox" in c.exec("sh", "-c", script).stdout, "the program itself can be looked at")
 
 
 def test_no_proc(host):
@@ -400,3 +416,12 @@ def test_program_file(host):
         raise Failed("the program of init can be written")
     except OSError as e:
         check(e.errno in (errno.EROFS, errno.ETXTBSY), str(e))
+    # Nor is one that lies on a read-only overlay of the host's: that can be mounted otherwise, or written below.
+    for name in "lower", "empty", "merged":
+        (host.dir / name).mkdir()
+    shutil.copy(RUNTIME, host.dir / "lower/runtime")
+    sh("mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={host.dir}/lower:{host.dir}/empty", host.dir / "merged")
+    host.undo.append(lambda: sh("umount", "-l", host.dir / "merged"))
+    d = Container(host, "d", config(("true",), root=host.overlay("busybox", "d")))
+    subprocess.run([host.dir / "merged/runtime", *d.command("create", "--bundle", d.bundle, d.id)[1:]], check=True, timeout=60, **nowhere)
+    check(os.path.dirname(os.readlink(f"/proc/{d.pid()}/exe")) == "/", "init runs from a place on the host")

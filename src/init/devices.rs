@@ -20,7 +20,7 @@ use super::masked::verify_dev_null;
 use super::mounts::{DIR_MODE, clean};
 use crate::sys::mount::{attach, clone_tree};
 use crate::sys::procfs::Procfs;
-use crate::sys::resolve::parent_in_root;
+use crate::sys::resolve::{make_entry, parent_in_root};
 use crate::sys::{Context, Error, Result};
 
 /// The devices of every container: path, major, minor.
@@ -118,11 +118,7 @@ fn create_node(root: BorrowedFd<'_>, procfs: &Procfs, node: &Node, bind: bool) -
         }
     }
     // What the image has there is not opened: a fifo would keep us waiting.
-    let create = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match openat(&dir, name, create, Mode::empty()) {
-        Ok(_) | Err(Errno::EEXIST) => {}
-        Err(e) => return Err(e).context(|| "create device inode"),
-    }
+    make_entry(&dir, name, Mode::empty()).context(|| "create device inode")?;
     let target = openat(&dir, name, flags, Mode::empty()).context(|| "open device inode")?;
     let path = std::ffi::CString::new(node.path.as_os_str().as_encoded_bytes())
         .map_err(|_| Error::new("device path contains null byte"))?;
@@ -199,13 +195,10 @@ pub fn reopen_dev_null() -> Result<()> {
 
 /// Puts the container's terminal at /dev/console, whatever is there (CVE-2025-52565). Runs inside.
 pub fn mount_console(slave: BorrowedFd<'_>) -> Result<()> {
-    let create = OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let root = open("/", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).context(|| "open /")?;
     let (dir, name) = parent_in_root(&root, Path::new("/dev/console"), DIR_MODE).context(|| "open /dev")?;
-    match openat(&dir, name, create | OFlag::O_EXCL, Mode::from_bits_truncate(0o666)) {
-        Ok(_) | Err(Errno::EEXIST) => {}
-        Err(e) => return Err(e).context(|| "create mount target /dev/console"),
-    }
+    let mode = Mode::from_bits_truncate(0o666);
+    make_entry(&dir, name, mode).context(|| "create mount target /dev/console")?;
     let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let target = openat(&dir, name, flags, Mode::empty()).context(|| "open /dev/console")?;
     match clone_tree(slave, c"", false) {
@@ -216,5 +209,36 @@ pub fn mount_console(slave: BorrowedFd<'_>) -> Result<()> {
             descriptors.mount(Some(slave), target.as_fd(), MsFlags::MS_BIND).context(|| "bind mount console")
         }
         Err(e) => Err(e).context(|| "bind mount console: open_tree"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::unistd::mkfifo;
+
+    #[test]
+    fn what_was_exchanged_for_a_new_node_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, device) = (dir.path().join("fifo"), dir.path().join("device"));
+        mkfifo(&fifo, Mode::S_IRWXU).unwrap();
+        nix::sys::stat::mknod(&device, SFlag::S_IFCHR, Mode::S_IRWXU, libc::makedev(1, 5)).unwrap();
+        let node = |kind, minor| Node {
+            path: "/dev/null".into(),
+            kind,
+            device: libc::makedev(1, minor),
+            mode: Mode::S_IRWXU,
+            uid: 7,
+            gid: 8,
+        };
+        let owned = |path: &Path, node: &Node| own(&open(path, OFlag::O_PATH, Mode::empty()).unwrap(), node);
+        for (path, kind, minor) in
+            [(&fifo, SFlag::S_IFCHR, 3), (&device, SFlag::S_IFCHR, 3), (&device, SFlag::S_IFBLK, 5)]
+        {
+            let e = owned(path, &node(kind, minor)).unwrap_err().to_string();
+            assert!(e.contains("not what was made"), "{e}");
+        }
+        owned(&device, &node(SFlag::S_IFCHR, 5)).unwrap();
+        owned(&fifo, &node(SFlag::S_IFIFO, 0)).unwrap();
     }
 }

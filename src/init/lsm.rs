@@ -101,4 +101,28 @@ mod tests {
             assert!(e.contains("apparmor not supported"), "{e}");
         }
     }
+
+    #[test]
+    fn labels_are_written_whatever_covers_proc() {
+        use nix::mount::{MsFlags, mount};
+        crate::sys::testing::in_child(libc::CLONE_NEWNS, || {
+            // What an image could have in the place of /proc (CVE-2019-19921).
+            let none: Option<&str> = None;
+            mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+            let files = ["attr/exec", "attr/keycreate", "attr/apparmor/exec"]
+                .map(|name| Path::new("/proc/self").join(name));
+            for file in &files {
+                std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+                std::fs::write(file, "").unwrap();
+            }
+            let labelled = process(r#","selinuxLabel":"a:b:c","apparmorProfile":"unconfined""#);
+            // Whether it works depends on the kernel.
+            let _ = apply_apparmor(&labelled, &Later::default());
+            let _ = apply_selinux(&labelled, &Later::default());
+            let _ = with_key_label(&labelled, || Ok(()));
+            for file in &files {
+                assert_eq!(std::fs::read_to_string(file).unwrap(), "", "{}", file.display());
+            }
+        });
+    }
 }

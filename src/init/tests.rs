@@ -1,14 +1,17 @@
 //! The leaves together: whole root file systems in private mount namespaces, hostile ones among them.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
+use super::mounts::{Mount, Mounter};
 use super::rootfs::{Setup, finish, pivot, prepare};
 use super::{devices, masked};
 use crate::sys::Result;
+use crate::sys::procfs::Procfs;
 use crate::sys::testing::in_child;
 
 /// An empty root file system, and a file that it must not reach.
@@ -126,6 +129,40 @@ fn links_in_the_root_lead_nowhere_else() {
             assert_eq!(fs::read_dir(&host).unwrap().count(), 0, "{name}");
         }
     });
+}
+
+#[test]
+fn a_mount_goes_to_what_was_looked_at() {
+    for calls in [&[][..], &["fsopen"]] {
+        test(|fixture| {
+            forget(calls);
+            let host = fixture.dir.path().join("host");
+            let (looked_at, renamed) = (fixture.rootfs.join("a"), fixture.rootfs.join("b"));
+            fs::create_dir(&host).unwrap();
+            fs::create_dir(&looked_at).unwrap();
+            let json = r#"{"destination":"/a","type":"tmpfs","source":"tmpfs"}"#;
+            let mount = Mount::parse(&serde_json::from_str(json).unwrap(), fixture.dir.path()).unwrap();
+            let root = fs::File::open(&fixture.rootfs).unwrap();
+            let procfs = Procfs::mounted().unwrap();
+            let mounter = Mounter {
+                root: root.as_fd(),
+                root_path: &fixture.rootfs,
+                procfs: &procfs,
+                label: None,
+                cgroup_namespace: false,
+                unified: None,
+            };
+            let (target, existed) = mounter.directory_target(&mount).unwrap();
+            assert!(existed);
+            // Now its owner exchanges it (CVE-2021-30465).
+            fs::rename(&looked_at, &renamed).unwrap();
+            symlink(&host, &looked_at).unwrap();
+            mounter.place(&mount, &target, mount.flags, &mount.data).unwrap();
+            mount_options(renamed.to_str().unwrap());
+            let points = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert!(!points.contains(host.to_str().unwrap()), "{points}");
+        });
+    }
 }
 
 #[test]

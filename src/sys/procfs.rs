@@ -279,6 +279,12 @@ mod tests {
         in_child(libc::CLONE_NEWNS, || {
             mount(Some("none"), "/proc", Some("tmpfs"), MsFlags::empty(), NONE).unwrap();
             assert!(Procfs::mounted().is_err());
+            // Nor with what a procfs has in it.
+            let name = std::process::id().to_string();
+            std::os::unix::fs::symlink(&name, "/proc/self").unwrap();
+            std::fs::create_dir(format!("/proc/{name}")).unwrap();
+            let e = Procfs::mounted().unwrap_err().to_string();
+            assert!(e.contains("not the root of a procfs"), "{e}");
             // A directory of a real procfs is not its root either.
             let private = Procfs::open().unwrap();
             let sys = private.file("sys", OFlag::O_PATH | OFlag::O_DIRECTORY).unwrap();

@@ -136,12 +136,17 @@ pub fn parent_in_root(root: impl AsFd, path: &Path, mode: Mode) -> Result<(Owned
 pub fn make_file_in_root(root: impl AsFd, path: &Path, dir_mode: Mode, mode: Mode) -> Result<OwnedFd, Errno> {
     let path = through_links(&root, path)?;
     let (dir, name) = parent_in_root(root, &path, dir_mode)?;
-    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-    match openat(&dir, name, flags, mode) {
-        Ok(_) | Err(Errno::EEXIST) => {}
-        Err(e) => return Err(e),
-    }
+    make_entry(&dir, name, mode)?;
     open_entry(&dir, name, OFlag::O_PATH)
+}
+
+/// Makes an empty file, unless there is anything of that name already: what is there is neither opened nor followed.
+pub fn make_entry(dir: impl AsFd, name: &OsStr, mode: Mode) -> Result<(), Errno> {
+    let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    match openat(dir, name, flags, mode) {
+        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+        Err(e) => Err(e),
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +203,19 @@ mod tests {
         make_file_in_root(&fd, Path::new("/link"), DIR, DIR).unwrap();
         assert!(path.join("run/made").is_file());
         assert!(!outer.path().join("run").exists());
+    }
+
+    #[test]
+    fn an_entry_that_was_made_meanwhile_is_not_followed() {
+        let (outer, fd, path) = root();
+        symlink(outer.path(), path.join("link")).unwrap();
+        let e = open_entry(&fd, OsStr::new("link"), OFlag::O_PATH | OFlag::O_DIRECTORY).unwrap_err();
+        assert_eq!(e, Errno::ENOTDIR);
+        let link = open_entry(&fd, OsStr::new("link"), OFlag::O_PATH).unwrap();
+        assert_eq!(nix::sys::stat::fstat(&link).unwrap().st_mode & libc::S_IFMT, libc::S_IFLNK);
+        symlink(outer.path().join("new"), path.join("dangling")).unwrap();
+        make_entry(&fd, OsStr::new("dangling"), DIR).unwrap();
+        assert!(!outer.path().join("new").exists());
     }
 
     #[test]
