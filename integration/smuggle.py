@@ -219,8 +219,21 @@ def test_what_comes_to_nothing(host):
         check(flags and flags[-1].startswith("ro"), f"{point} is {flags}")
 
 
-def test_a_file_system_of_the_kernel_in_a_namespace_of_the_users(host):
-    """A mount namespace that a user could make, with a file system in it that only the host's root mounts."""
+def flags_of(point, value):
+    """The mount's flags, as `crit` writes them."""
+    point["flags"] = hex(value) if isinstance(point["flags"], str) else value
+
+
+def another(point, entries, **values):
+    """One more mount, like POINT, at /mnt of the same table."""
+    top = next(e for e in entries if e["mountpoint"] == "/")
+    entries.append({**point, "mnt_id": 99999, "parent_mnt_id": top["mnt_id"], "mountpoint": "/mnt", "root": "/", "options": "",
+                    "root_dev": "0x777" if isinstance(point["root_dev"], str) else 0x777, "shared_id": 0, "master_id": 0, **values})
+
+
+def test_a_mount_namespace_of_the_users(host):
+    """A mount namespace that a user could make, in whose images is what nobody could mount there: a file system of the
+    host's root, what is masked or read-only in the container, a procfs in full view."""
     real_checkpoints()
     root = host.overlay("busybox", "nested")
     (root / "mnt").mkdir(exist_ok=True)
@@ -236,22 +249,23 @@ def test_a_file_system_of_the_kernel_in_a_namespace_of_the_users(host):
 
     until(inside, f"the namespace: {c.text()}")
     c.checkpoint("original")
-    images = Images(c, host.dir / "original", "edited")
-    tables = sorted((name for name in os.listdir(images.dir) if name.startswith("mountpoints-")), key=lambda name: int(name[12:-4]))
-    check(len(tables) == 2, f"{tables} of two mount namespaces")
-
-    def add(entries):
-        top = next(point for point in entries if point["mountpoint"] == "/")
-        shm = next(point for point in entries if point["mountpoint"] == "/dev/shm")
-        entries.append({**shm, "fstype": 11, "mnt_id": 99999, "parent_mnt_id": top["mnt_id"], "mountpoint": "/mnt", "source": "debugfs",
-                        "root": "/", "root_dev": "0x777" if isinstance(shm["root_dev"], str) else 0x777, "options": "", "shared_id": 0, "master_id": 0})
-
-    images.edit(tables[1], add)
-    images.seal()
-    try:
-        c.restore("edited")
-    except Failed:
-        said = c.text()
-        check("a new debugfs" in said and "/mnt" in said, said)
-    else:
-        raise Failed("a user got the host's debugfs")
+    at = lambda entries, path: next(e for e in entries if e["mountpoint"] == path)  # noqa: E731
+    masked = next(path for path in spec["linux"]["maskedPaths"] if os.path.exists(path))
+    for number, (edit, words) in enumerate([
+        (lambda entries: another(at(entries, "/dev/shm"), entries, fstype=11, source="debugfs"), "a new debugfs"),
+        (lambda entries: flags_of(at(entries, "/proc/sys"), 0), "lifts restrictions"),
+        (lambda entries: flags_of(at(entries, "/sys"), 0), "lifts restrictions"),
+        (lambda entries: entries.remove(at(entries, masked)), f"shows what {masked} covers"),
+        (lambda entries: another(at(entries, "/proc"), entries), "a new proc or sysfs"),
+        (lambda entries: another(at(entries, "/sys"), entries), "a new proc or sysfs"),
+    ]):
+        images = Images(c, host.dir / "original", f"edited{number}")
+        tables = sorted((name for name in os.listdir(images.dir) if name.startswith("mountpoints-")), key=lambda name: int(name[12:-4]))
+        check(len(tables) == 2, f"{tables} of two mount namespaces")
+        images.edit(tables[1], edit)
+        images.seal()
+        before = len(c.text())
+        c.restore(f"edited{number}", ok=(1,))
+        check(words in c.text()[before:], f"{words}: {c.text()[before:]}")
+        equal(c.state(), "", f"the container after {words}")
+    c.restore("original")

@@ -281,6 +281,9 @@ mod tests {
         refused(&with(SkOptsEntry { so_priority: Some(7), ..SkOptsEntry::default() }), "priority 7");
         let plain = with(SkOptsEntry { so_priority: Some(6), so_mark: Some(0), ..SkOptsEntry::default() });
         Privileges::of(&spec(&[], &json!({}))).sockets(&plain).unwrap();
+        let mut transparent = plain.clone();
+        transparent.set_extension("inet", &json!([{"id": 3, "options": [[0, 19, 1]]}])).unwrap();
+        refused(&transparent, "IP_TRANSPARENT");
         let low = |start| {
             let vmas = vec![VmaEntry { start, end: 0x1_0000_0000, ..VmaEntry::default() }];
             Model { mm: [(1, MmEntry { vmas, ..MmEntry::default() })].into(), ..Model::default() }

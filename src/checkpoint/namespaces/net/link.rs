@@ -238,3 +238,42 @@ pub fn of_criu(device: &NetDeviceEntry) -> Result<LinkExtra> {
         ..LinkExtra::default()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_listed_is_not_made() {
+        // Kinds that would reach the host or beyond: tunnels, devices of other files, modules that it need not have.
+        for kind in [
+            "vxlan",
+            "geneve",
+            "gre",
+            "ipip",
+            "wireguard",
+            "macvtap",
+            "bond",
+            "team",
+            "can",
+            "xfrm",
+            "nlmon",
+            "",
+        ] {
+            assert_eq!(made_of(kind), None, "{kind}");
+        }
+        // A veth is made without anything that an image says of its peer, a device without what names a namespace.
+        let foreign = [
+            attribute(1, b"peer"),
+            attribute(libc::IFLA_NET_NS_FD, &[3, 0, 0, 0]),
+            attribute(libc::IFLA_NET_NS_PID, &[1, 0, 0, 0]),
+        ];
+        let foreign = foreign.concat();
+        assert_eq!(only(&foreign, made_of("veth").unwrap()), b"");
+        for kinds in [&ANY[..], &AT_BIRTH] {
+            assert_eq!(only(&foreign, kinds), b"");
+        }
+        let length = attribute(libc::IFLA_TXQLEN, &[7, 0, 0, 0]);
+        assert_eq!(only(&[foreign, length.clone()].concat(), &ANY), length);
+    }
+}
