@@ -16,7 +16,7 @@ use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::children;
 use crate::checkpoint::task::status::{self, Status};
-use crate::checkpoint::task::{keys, sessions, sharing};
+use crate::checkpoint::task::{keys, sessions};
 use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
 
 /// So often is a container looked at in which something is found.
@@ -73,7 +73,6 @@ fn look(
             found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
         }
     }
-    found.extend(sharing::refusals(&tasks));
     found.extend(memory::aio::refusals(&tasks, looks));
     found.extend(keys::check(source).err());
     found.extend(files::check(options, source, &tasks));

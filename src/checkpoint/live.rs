@@ -11,6 +11,8 @@
 //! takes it away again. Mappings that are new come to be watched only where all stand still (see `track`): until then
 //! this does not save their pages, and when these are more than a few it is not enough.
 
+use std::cmp::Ordering;
+
 use crate::checkpoint::image::VmaEntry;
 use crate::checkpoint::memory::capture::TaskPages;
 use crate::checkpoint::memory::layout;
@@ -21,6 +23,7 @@ use crate::checkpoint::precopy::FEW;
 use crate::checkpoint::predump::Round;
 use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::{Freezer, Result};
+use crate::sys::kcmp::{What, kcmp};
 
 /// Finds what has been written since the round before. `known`: the pages that the rounds have so far.
 ///
@@ -31,7 +34,12 @@ pub fn round(
     tracking: &mut Tracking,
     known: &mut Known,
 ) -> Result<Option<Round>> {
-    let pids = running(init, freezer)?;
+    let mut pids = running(init, freezer)?;
+    let watched: Vec<i32> =
+        pids.iter().map(|(pid, _)| *pid).filter(|pid| tracking.needs_no_stop(*pid)).collect();
+    // What runs on the memory of one that is watched is watched with it.
+    let is_tenant = |pid: i32| watched.iter().any(|other| kcmp(pid, *other, What::Vm) == Ok(Ordering::Equal));
+    pids.retain(|(pid, _)| watched.contains(pid) || !is_tenant(*pid));
     if !pids.iter().all(|(pid, _)| tracking.needs_no_stop(*pid)) {
         return Ok(None);
     }

@@ -22,6 +22,7 @@ use crate::checkpoint::memory::track::Tracking;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::report::{self, DumpReport, Log, Phases};
 use crate::checkpoint::stop::{Stopped, all, release, stop};
+use crate::checkpoint::task::sharing;
 use crate::checkpoint::{Error, Freezer, Result, check, files};
 
 /// What `pre_dump_mode` says of a set whose pages were read from outside.
@@ -161,7 +162,9 @@ fn find(
     let mut scanned = 0;
     let found = tracking.renew(state_dir).and_then(|()| {
         let mut found = Vec::new();
-        for (task, id) in tasks.iter().filter(|task| !task.zombie).zip(1..) {
+        let tenants = sharing::stopped_tenants(&tasks)?;
+        let owners = tasks.iter().filter(|task| !task.zombie && !tenants.contains(&task.pid));
+        for (task, id) in owners.zip(1..) {
             let vpid = task.vpid;
             let earlier = match &mut parent {
                 Some(parent) if is_known => parent.of(vpid.cast_unsigned(), tracking.marks(task.pid)),

@@ -13,14 +13,15 @@ use std::path::Path;
 
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::error::{Context, Error, Result};
-use crate::checkpoint::image::{MmEntry, VmaEntry, vma as status};
+use crate::checkpoint::image::{VmaEntry, vma as status};
 pub use crate::checkpoint::memory::capture::Capture;
 use crate::checkpoint::memory::capture::{Earlier, TaskPages};
-use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::memory::pages::Pagemap;
 use crate::checkpoint::memory::parent::Parent;
 use crate::checkpoint::memory::vmas::{Backing, Vma};
-use crate::checkpoint::memory::{aio, inherit, layout, lock, marks, mm, shmem, track};
+use crate::checkpoint::memory::{aio, inherit, layout, lock, marks, mm, pagemap, shmem, track};
+use crate::checkpoint::remote::Injection;
+use crate::checkpoint::task::sharing;
 
 /// Gives a file that is mapped or executed its id in the model: descriptor, path, how it was opened.
 pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) -> Result<u32>;
@@ -29,9 +30,13 @@ pub type Register<'r> = &'r mut dyn FnMut(&mut Dump<'_>, OwnedFd, &Path, u32) ->
 pub fn capture(dump: &mut Dump<'_>, register: Register<'_>) -> Result<Capture> {
     let mut capture = Capture::default();
     let mut shared = BTreeMap::new();
+    let tenants = sharing::tenants(&dump.model);
     for index in 0..dump.tasks.len() {
         let Some(task) = dump.tasks.get(index).filter(|task| !task.zombie) else { continue };
         let vpid = task.vpid;
+        if tenants.contains_key(&vpid.cast_unsigned()) {
+            continue;
+        }
         let pages = task_memory(dump, index, register, &mut shared).map_err(|e| e.pid(vpid))?;
         capture.tasks.push(pages);
     }
@@ -39,7 +44,32 @@ pub fn capture(dump: &mut Dump<'_>, register: Register<'_>) -> Result<Capture> {
     for pages in &mut capture.tasks {
         pages.related = relatives.contains(&pages.vpid);
     }
+    for (tenant, owner) in tenants {
+        let mm = dump.model.mm.get(&owner).cloned();
+        let mm = mm.ok_or_else(|| Error::new("the memory that the process shares was not read"))?;
+        dump.model.mm.insert(tenant, mm);
+        pagemap::create(dump.images, &pagemap::of_task(tenant), dump.new_id(), &[], false)?;
+    }
     Ok(capture)
+}
+
+/// What injections have put into the memory of a task: its own, and those of others that run on it.
+fn hidden(dump: &Dump<'_>, index: usize) -> Vec<Range<u64>> {
+    let memory = |task: &LiveTask| dump.model.ids.get(&task.vpid.cast_unsigned()).map(|ids| ids.vm_id);
+    let own = dump.tasks.get(index).and_then(memory);
+    let here = dump.tasks.iter().filter(|task| own.is_some() && memory(task) == own);
+    let footprints = here.filter_map(|task| task.injection.as_ref()).flat_map(Injection::footprints);
+    let mut all: Vec<_> = footprints.filter(|(start, end)| start < end).collect();
+    all.sort_unstable();
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for (start, end) in all {
+        match joined.last_mut() {
+            // The kernel has made one mapping of them.
+            Some(last) if last.end == start => last.end = end,
+            _ => joined.push(start..end),
+        }
+    }
+    joined
 }
 
 fn task_memory(
@@ -49,10 +79,15 @@ fn task_memory(
     shared: &mut BTreeMap<u64, u64>,
 ) -> Result<TaskPages> {
     let task = dump.tasks.get_mut(index).ok_or_else(|| Error::new("there is no such task"))?;
-    let (pid, vpid) = (task.pid, task.vpid.cast_unsigned());
+    let (pid, vpid, locked) = (task.pid, task.vpid.cast_unsigned(), task.status.locked != Some(0));
+    let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
+    let mut mm = mm::capture(pid, injection)?;
+    // Asked now: the first batch has mapped it.
+    let hidden = hidden(dump, index);
     let noted = dump.parent.as_ref().is_some_and(Parent::is_known);
     let watched = noted || track::is_ours(dump.source.state_dir.as_deref(), pid);
-    let (mut mm, mut found, future) = live(task, watched, &mut dump.looks)?;
+    let (mut found, ours) = layout::read(pid, &hidden, watched, locked, &mut dump.looks)?;
+    let future = lock::future(ours);
     let (exe, link) = layout::executable(pid)?;
     mm.exe_file_id = register(dump, exe, &link, 0)?;
     assign(dump, pid, &mut found, register, shared)?;
@@ -76,16 +111,6 @@ fn task_memory(
     aio::record(&mut mm);
     dump.model.mm.insert(vpid, mm);
     Ok(pages)
-}
-
-fn live(task: &mut LiveTask, watched: bool, looks: &mut Looks) -> Result<(MmEntry, Vec<Vma>, i32)> {
-    let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
-    let mm = mm::capture(task.pid, injection)?;
-    // Asked now: the first batch has mapped it.
-    let (start, end) = injection.footprint();
-    let hidden: Vec<_> = (start < end).then_some(start..end).into_iter().collect();
-    let (found, ours) = layout::read(task.pid, &hidden, watched, task.status.locked != Some(0), looks)?;
-    Ok((mm, found, lock::future(ours)))
 }
 
 /// Gives each mapping with a file or with shared memory its `shmid`, and writes shared memory seen for the first time.

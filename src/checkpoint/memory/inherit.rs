@@ -25,6 +25,7 @@ use crate::checkpoint::memory::pagemap::{Pages, Run};
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::memory::vmas;
 use crate::checkpoint::model::Model;
+use crate::checkpoint::task::sharing;
 
 /// Bytes compared at once.
 const CHUNK: usize = 64 << 10;
@@ -38,10 +39,15 @@ pub struct Kept {
     pub end: u64,
 }
 
-/// Which process has memory of which other one that forks it: `(parent, child)` for every fork of the tree.
+/// Which process has memory of which other one that forks it: `(parent, child)` for every fork of the tree. Who runs on
+/// another one's memory has it from that one.
 pub fn heirs(model: &Model, forks: impl Iterator<Item = (i32, i32)>) -> BTreeMap<i32, i32> {
     let mm = |pid: i32| model.mm.get(&pid.cast_unsigned());
+    let tenants = sharing::tenants(model);
+    let owner = |pid: i32| tenants.get(&pid.cast_unsigned()).map_or(pid, |owner| owner.cast_signed());
     forks
+        .filter(|(_, child)| owner(*child) == *child)
+        .map(|(parent, child)| (owner(parent), child))
         .filter(|(parent, child)| match (mm(*parent), mm(*child)) {
             // Another executable cannot be set while the one before is mapped; who has called execve(2) shares nothing.
             (Some(parent), Some(child)) => {

@@ -5,7 +5,8 @@
 //!     ──> the plan's first steps ──> pages ──> the plan's last steps
 //! ```
 //!
-//! A process whose children have memory of it is filled before it forks them (see `inherit`).
+//! A process whose children have memory of it is filled before it forks them (see `inherit`), and so is one whose
+//! children run on its memory (see `sharing`).
 
 use std::collections::BTreeMap;
 use std::iter::once;
@@ -34,7 +35,7 @@ use crate::checkpoint::memory::vdso::{self, Fit, Vdso};
 use crate::checkpoint::memory::{aio, bridge, maps, marks, mm};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Arg, Batch, Conduit, Injection};
-use crate::checkpoint::task::frames;
+use crate::checkpoint::task::{frames, sharing};
 use crate::sys::{pidfd, userfaultfd};
 
 const RSEQ_FLAG_UNREGISTER: i32 = 1;
@@ -57,6 +58,8 @@ pub struct Memories<'a> {
     lazy: Lazy,
     /// Who has memory of whom.
     heirs: BTreeMap<i32, i32>,
+    /// Who runs on whose memory.
+    tenants: BTreeMap<u32, u32>,
     /// The processes that have been filled, with what is left to do.
     filled: BTreeMap<i32, Plan>,
     /// What handlers of signals return to, as this processor takes it.
@@ -71,10 +74,16 @@ impl<'a> Memories<'a> {
         let mends = frames::mends(restore.model, restore.images, restore.options)?;
         // Who is filled later has nothing to pass on yet.
         let heirs = if restore.options.lazy { BTreeMap::new() } else { inherit::heirs(restore.model, forks) };
-        Ok(Self { restore, shared, lazy: Lazy::default(), heirs, filled: BTreeMap::new(), mends })
+        let tenants = sharing::tenants(restore.model);
+        Ok(Self { restore, shared, lazy: Lazy::default(), heirs, tenants, filled: BTreeMap::new(), mends })
     }
 
-    /// Fills a process that is about to fork `child`, if the child has memory of it.
+    /// Whose memory a process runs on.
+    fn owner(&self, vpid: i32) -> i32 {
+        self.tenants.get(&vpid.cast_unsigned()).map_or(vpid, |owner| owner.cast_signed())
+    }
+
+    /// Fills a process that is about to fork `child`, if the child has memory of it, or runs on it.
     pub fn bequeath(
         &mut self,
         task: &mut NewTask,
@@ -82,8 +91,10 @@ impl<'a> Memories<'a> {
         files: OpenFile<'_>,
         conduit: &Conduit,
     ) -> Result<()> {
-        let inherits = self.heirs.get(&child) == Some(&task.vpid);
-        if inherits && !self.filled.contains_key(&task.vpid) {
+        let owner = self.owner(task.vpid);
+        // With `--lazy` nobody is filled while the tree grows.
+        let shares = self.owner(child) == owner && !self.restore.options.lazy;
+        if (shares || self.heirs.get(&child) == Some(&owner)) && !self.filled.contains_key(&owner) {
             self.fill(task, files, conduit)
         } else {
             Ok(())
@@ -92,6 +103,9 @@ impl<'a> Memories<'a> {
 
     /// Replaces the memory of a task whose injection has settled.
     pub fn restore(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<()> {
+        if self.owner(task.vpid) != task.vpid {
+            return Ok(());
+        }
         if !self.filled.contains_key(&task.vpid) {
             self.fill(task, files, conduit)?;
         }
@@ -106,6 +120,9 @@ impl<'a> Memories<'a> {
     }
 
     fn fill(&mut self, task: &mut NewTask, files: OpenFile<'_>, conduit: &Conduit) -> Result<()> {
+        if self.owner(task.vpid) != task.vpid {
+            return Err(Error::new("the process would take another one's memory away").pid(task.vpid));
+        }
         let plan = self.replace(task, files, conduit).map_err(|e| e.pid(task.vpid))?;
         self.filled.insert(task.vpid, plan);
         Ok(())
@@ -168,7 +185,8 @@ impl<'a> Memories<'a> {
     fn finish(&self, task: &mut NewTask, plan: &Plan) -> Result<()> {
         let (mm, vpid) = (self.mm(task.vpid)?, task.vpid.cast_unsigned());
         finish(&mut task.injection, self.restore.model, (vpid, mm), plan)?;
-        for (at, bytes) in self.mends.get(&task.vpid).into_iter().flatten() {
+        let mends = self.mends.iter().filter(|(pid, _)| self.owner(**pid) == task.vpid);
+        for (at, bytes) in mends.flat_map(|(_, mends)| mends) {
             task.injection.write_mem(*at, bytes)?;
         }
         aio::polls(task, self.restore.model)?;

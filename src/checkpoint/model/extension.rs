@@ -11,7 +11,7 @@ use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
 use crate::checkpoint::namespaces::net;
-use crate::checkpoint::task::sessions;
+use crate::checkpoint::task::{sessions, sharing};
 
 /// The critical extensions.
 const CRITICAL: &[&str] = &[
@@ -21,6 +21,7 @@ const CRITICAL: &[&str] = &[
     marks::EXTENSION,
     sessions::EXTENSION,
     EXEC_TERMINALS,
+    sharing::EXTENSION,
     aio::EXTENSION,
     net::EXTENSION,
     FILESYSTEM_MARKS,

@@ -68,6 +68,8 @@ pub(super) struct Home {
     pub(super) stopped: bool,
     /// The scratch is a loan: [`super::beside::Beside`].
     pub(super) lent: bool,
+    /// Where the stub stands that has left its slot: `apart`.
+    pub(super) page: Option<u64>,
 }
 
 impl Drop for Injection {
@@ -98,6 +100,12 @@ impl Injection {
         } else {
             (self.scratch, self.scratch + self.scratch_len)
         }
+    }
+
+    /// All of it in a live task, with the page that its stub may have.
+    pub fn footprints(&self) -> impl Iterator<Item = (u64, u64)> {
+        let page = self.home.as_ref().and_then(|home| home.page).map(|page| (page, page + CODE));
+        page.into_iter().chain(Some(self.footprint()))
     }
 
     /// Where [`Self::run_code`] puts its data.

@@ -28,10 +28,12 @@
 //! | `vdso`        | the end of the vdso and its slots                                |
 //! | `injection`   | running batches: live tasks, and tasks being restored             |
 //! | `beside`      | batches in more threads of the same process                      |
+//! | `apart`       | the stub of a process that runs on another one's memory           |
 //! | `clone`       | children and threads of a task being restored; zombies            |
 //! | `leave`       | the last step of a restore                                        |
 //! | `conduit`     | passing descriptors into a task                                   |
 
+mod apart;
 mod batch;
 mod beside;
 mod clone;

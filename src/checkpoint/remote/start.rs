@@ -79,7 +79,8 @@ impl Injection {
         if dispatch.is_some() {
             thread.set_dispatch(None)?;
         }
-        let home = Home { slot, before, regs: home_regs, mask, dispatch, stopped: false, lent: false };
+        let home =
+            Home { slot, before, regs: home_regs, mask, dispatch, stopped: false, lent: false, page: None };
         Ok(Self {
             thread: thread.clone(),
             memory: Rc::clone(memory),
@@ -105,6 +106,11 @@ impl Injection {
 
     /// As [`Self::finish`]; does nothing when it was done.
     pub(super) fn heal(&mut self) -> Result<()> {
+        let moved = if self.thread.is_gone() { Ok(()) } else { self.move_in() };
+        moved.and(self.heal_in_place())
+    }
+
+    fn heal_in_place(&mut self) -> Result<()> {
         let Some(home) = self.home.take() else { return Ok(()) };
         if self.thread.is_gone() {
             return Ok(());
@@ -121,6 +127,7 @@ impl Injection {
         }
         self.thread.set_sigmask(home.mask)?;
         self.thread.set_regs(&home.regs)?;
+        // Empty where it has left its slot, and could not come back.
         self.memory.force(home.slot, &home.before)?;
         unmapped
     }

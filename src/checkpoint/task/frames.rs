@@ -17,6 +17,7 @@ use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{ImageDir, vma as status};
 use crate::checkpoint::memory::pagemap::{self, Pages};
 use crate::checkpoint::model::Model;
+use crate::checkpoint::task::sharing;
 
 /// The name of this room's extension in stasis.img.
 const EXTENSION: &str = "xsave";
@@ -49,8 +50,10 @@ fn mends_for(model: &Model, images: &ImageDir, options: &Options, here: &Layout)
     if was == *here && model.extension_data(EXTENSION).is_some() {
         return Ok(all);
     }
+    let tenants = sharing::tenants(model);
     for entry in model.pstree.iter().filter(|entry| model.mm.contains_key(&entry.pid)) {
-        let pages = pagemap::open(images, &pagemap::of_task(entry.pid))?;
+        let owner = tenants.get(&entry.pid).copied().unwrap_or(entry.pid);
+        let pages = pagemap::open(images, &pagemap::of_task(owner))?;
         let mut mends = BTreeMap::new();
         for tid in &entry.threads {
             let Some(info) = model.cores.get(tid).and_then(|core| core.thread_info.as_ref()) else {

@@ -282,17 +282,18 @@ impl Found {
         Ok(())
     }
 
-    /// If a thread of `parent` waits for a child, lets that child run until it has exec'ed or exited: one that runs on its
-    /// memory, and the last one that it has made with CLONE_VFORK alone.
+    /// If a thread of `parent` waits for a child, lets that child run until it has exec'ed or exited. Others may run on the
+    /// same memory for as long as they like.
     fn release_vfork(&mut self, parent: i32, tid: i32, deadline: Instant) -> Result<()> {
         let deadline = deadline.min(Instant::now() + VFORK);
-        let last = if waits_for_child(parent, tid) { children_of(parent, tid).last().copied() } else { None };
-        for child in children(parent) {
-            let shares = || sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm);
-            let Some((_, thread)) = self.threads.get(&child) else { continue };
-            if !self.stopped.contains(&child) || last != Some(child) && shares() != Ok(Ordering::Equal) {
-                continue;
-            }
+        let shares =
+            |child: i32| sys::kcmp::kcmp(parent, child, sys::kcmp::What::Vm).is_ok_and(Ordering::is_eq);
+        let Some(on_its_memory) = waits_for_child(parent, tid) else { return Ok(()) };
+        let own = children_of(parent, tid);
+        // It has made none since.
+        let waited = own.into_iter().rfind(|child| shares(*child) == on_its_memory);
+        let seized = waited.and_then(|child| Some((child, self.threads.get(&child)?.1.clone())));
+        if let Some((child, thread)) = seized.filter(|(child, _)| self.stopped.contains(child)) {
             let options = thread.options();
             thread.set_options(options | libc::PTRACE_O_TRACEEXEC | libc::PTRACE_O_TRACEEXIT)?;
             thread.cont(0)?;
@@ -492,35 +493,32 @@ fn children_of(pid: i32, tid: i32) -> Vec<i32> {
     list.split_ascii_whitespace().filter_map(|n| n.parse().ok()).collect()
 }
 
-/// Whether a thread of this process waits for a child that runs on its memory.
-pub fn in_vfork(pid: i32) -> bool {
-    let calls_vfork = |tid: i32| {
-        let call = read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
-        call.split_ascii_whitespace().next().and_then(|n| n.parse().ok()) == Some(libc::SYS_vfork)
-    };
-    let threads = status::threads(pid).unwrap_or_default();
-    threads.into_iter().any(|tid| calls_vfork(tid) || waits_for_child(pid, tid))
-}
-
-/// Whether a thread sleeps in a clone(2) or clone3(2) that ends when the child does, or its program. proc(5),
-/// `/proc/pid/syscall`
-fn waits_for_child(pid: i32, tid: i32) -> bool {
+/// Whether a thread sleeps in a vfork(2), clone(2) or clone3(2) that ends when the child does, or its program; and whether
+/// that runs on the thread's memory. proc(5), `/proc/pid/syscall`
+fn waits_for_child(pid: i32, tid: i32) -> Option<bool> {
     const VFORK: u64 = libc::CLONE_VFORK as u64;
+    const VM: u64 = libc::CLONE_VM as u64;
+    // Of 32-bit programs: others do not sleep in removexattr(2) and getresgid(2), to which 64-bit ones give these numbers.
+    const VFORK_32: i64 = 190;
+    const CLONE_32: i64 = 120;
     // 56 0x4111 0x0 ...: number, arguments; `running` of one that does not sleep.
     let call = read_text(format!("/proc/{pid}/task/{tid}/syscall")).unwrap_or_default();
     let mut words = call.split_ascii_whitespace();
     let number = words.next().and_then(|n| n.parse().ok());
     let first = words.next().and_then(|a| u64::from_str_radix(a.trim_start_matches("0x"), 16).ok());
-    match (number, first) {
-        (Some(libc::SYS_clone), Some(flags)) => flags & VFORK != 0,
+    let flags = match (number, first) {
+        (Some(libc::SYS_vfork | VFORK_32), _) => VFORK | VM,
+        (Some(libc::SYS_clone | CLONE_32), Some(flags)) => flags,
         (Some(libc::SYS_clone3), Some(args)) => {
             let mut flags = [0; 8];
-            let read = fs::File::open(format!("/proc/{pid}/mem"))
-                .and_then(|mem| mem.read_exact_at(&mut flags, args));
-            read.is_ok() && u64::from_ne_bytes(flags) & VFORK != 0
+            fs::File::open(format!("/proc/{pid}/mem"))
+                .and_then(|mem| mem.read_exact_at(&mut flags, args))
+                .ok()?;
+            u64::from_ne_bytes(flags)
         }
-        _ => false,
-    }
+        _ => return None,
+    };
+    (flags & VFORK != 0).then_some(flags & VM != 0)
 }
 
 fn explain(error: Error, vpid: i32, status: &Status) -> Error {

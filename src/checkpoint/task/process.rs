@@ -1,6 +1,6 @@
 //! One process: what its threads share, apart from memory, descriptors and files; and the dump of all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
@@ -58,6 +58,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     let (ids, mut groups) = (sharing::ids(dump)?, cookies::Groups::default());
     let depth = status::depth(dump.source.init)?;
     let inside: BTreeMap<i32, i32> = dump.tasks.iter().map(|task| (task.pid, task.vpid)).collect();
+    let mut memories = BTreeSet::new();
     for i in 0..dump.tasks.len() {
         let task = &mut dump.tasks[i];
         let mut captured = snapshot.threads.remove(&task.pid).unwrap_or_default();
@@ -71,13 +72,15 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
             dump.model.cores.insert(vpid.cast_unsigned(), zombie(task)?);
             continue;
         }
-        for (vtid, core, more) in alive(dump.source.init, task, captured).map_err(|e| e.pid(vpid))? {
+        let tenant = ids.get(&vpid.cast_unsigned()).is_some_and(|ids| !memories.insert(ids.vm_id));
+        for (vtid, core, more) in alive(dump.source.init, task, captured, tenant).map_err(|e| e.pid(vpid))? {
             dump.model.cores.insert(vtid.cast_unsigned(), core);
             extra.threads.push(more);
         }
     }
     extra.unseen_stops = unseen_stops(dump)?;
     dump.model.ids = ids;
+    sharing::record(&mut dump.model)?;
     dump.model.seccomp = snapshot.filters.finish();
     let has_runtimes = dump.source.spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
@@ -186,11 +189,13 @@ fn parent(status: &Status, depth: usize, inside: &BTreeMap<i32, i32>) -> u32 {
     inside.get(&status.ppid).copied().or_else(other).unwrap_or(0).cast_unsigned()
 }
 
-/// The records of a process and its threads. Leaves the leader's injection in `task`.
+/// The records of a process and its threads. Leaves the leader's injection in `task`. `tenant`: it runs on the memory of
+/// one that has an injection already.
 fn alive(
     init: i32,
     task: &mut LiveTask,
     mut captured: Vec<Captured>,
+    tenant: bool,
 ) -> Result<Vec<(i32, CoreEntry, ThreadExtra)>> {
     // As the container knows them: a user namespace that it has made may have no names for them.
     let (users, groups) = (IdMap::users(init)?, IdMap::groups(init)?);
@@ -213,6 +218,9 @@ fn alive(
 
     let mut injection =
         Injection::start_known(&task.threads[0], &captured[0].status.facts(), captured[0].processor)?;
+    if tenant {
+        injection.move_out()?;
+    }
     let mut batch = Batch::new();
     let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
     let results = injection.run(&batch)?;

@@ -25,6 +25,7 @@ use crate::checkpoint::memory::maps::{self, Mapping};
 use crate::checkpoint::memory::pages::PAGE;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::{Batch, Injection};
+use crate::checkpoint::task::sharing;
 use crate::checkpoint::task::status::Status;
 use crate::sys::kcmp::{What, kcmp};
 use crate::sys::pidfd;
@@ -41,8 +42,12 @@ pub fn settle(dump: &mut Dump<'_>) -> Result<()> {
         return Ok(());
     }
     let mut polls = Polls::new();
+    let tenants = sharing::tenants(&dump.model);
     for task in dump.tasks.iter_mut().filter(|task| !task.zombie) {
         let vpid = task.vpid;
+        if tenants.contains_key(&vpid.cast_unsigned()) {
+            continue;
+        }
         let own = of_task(task).map_err(|e| e.pid(vpid))?;
         if !own.is_empty() {
             polls.insert(vpid.cast_unsigned(), own);

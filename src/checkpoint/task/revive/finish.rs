@@ -123,8 +123,10 @@ impl Revival<'_> {
         }
         let mut left = Vec::new();
         let last = threads.len() - 1;
+        // The owner of the memory comes after its tenants.
+        let owns = !self.tenants.contains_key(&entry.pid);
         for (i, (vtid, injection)) in threads.into_iter().enumerate() {
-            let thread = self.leave(vtid, injection, i == last).map_err(|e| named(e, vtid))?;
+            let thread = self.leave(vtid, injection, owns && i == last).map_err(|e| named(e, vtid))?;
             left.push((thread, mask(self.core(vtid)?)));
         }
         if tc.task_state == STOPPED {

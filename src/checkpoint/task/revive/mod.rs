@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 
 use super::process::{self, ALIVE, DEAD, STOPPED};
 use super::tree::Step;
-use super::{cookies, credentials, seccomp};
+use super::{cookies, credentials, seccomp, sharing};
 use crate::checkpoint::context::{NewTask, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::image::{
@@ -48,6 +48,8 @@ pub struct Revival<'a> {
     steps: Vec<Step>,
     pids: Pids,
     births: Births,
+    /// Who runs on whose memory.
+    tenants: BTreeMap<u32, u32>,
     policy: credentials::Policy,
     label: Option<Label>,
     filters: seccomp::Policy,
@@ -93,8 +95,20 @@ impl<'a> Revival<'a> {
         let extra = process::extra(model)?;
         let extras = extra.threads.iter().enumerate().map(|(at, thread)| (thread.tid, at)).collect();
         let runtimes_filter = extra.bottom_filter_is_runtimes.unwrap_or(true);
-        let revival =
-            Self { restore, steps, pids, births, policy, label, filters, extra, extras, runtimes_filter };
+        let tenants = sharing::tenants(model);
+        let revival = Self {
+            restore,
+            steps,
+            pids,
+            births,
+            tenants,
+            policy,
+            label,
+            filters,
+            extra,
+            extras,
+            runtimes_filter,
+        };
         for entry in &model.pstree {
             let tc = revival.tc(entry)?;
             match tc.task_state {
@@ -241,13 +255,16 @@ impl<'a> Revival<'a> {
         Ok(())
     }
 
-    /// CLONE_FILES and CLONE_FS for processes that share with their parent.
+    /// CLONE_FILES and the like for processes that share with their parent.
     fn shared(&self, parent: i32, child: i32) -> u64 {
         let ids = |pid: i32| self.restore.model.ids.get(&pid.cast_unsigned());
         let (Some(parent), Some(child)) = (ids(parent), ids(child)) else { return 0 };
         let flag = |same: bool, flag: i32| if same { u64::from(flag.unsigned_abs()) } else { 0 };
+        let both = |own: u32, theirs: u32| own == theirs && own != 0;
         flag(parent.files_id == child.files_id, libc::CLONE_FILES)
             | flag(parent.fs_id == child.fs_id, libc::CLONE_FS)
+            | flag(both(parent.vm_id, child.vm_id), libc::CLONE_VM)
+            | flag(both(parent.sighand_id, child.sighand_id), libc::CLONE_SIGHAND)
     }
 
     /// The last stage of every process, children before parents. `threads` gets all threads, to be detached, and also
