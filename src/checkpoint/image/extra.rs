@@ -9,6 +9,13 @@ records! {
         threads: repeated message(ThreadExtra) = 1,
         bottom_filter_is_runtimes: optional bool = 2,
         unseen_stops: repeated uint32 = 3,
+        ends: repeated message(ChildEnd) = 4,
+    }
+
+    /// What a process's parent is told of its end with, where that is not SIGCHLD; 0 for nothing.
+    ChildEnd = "child_end" {
+        pid: required uint32 = 1,
+        signal: required uint32 = 2,
     }
 
     /// One thread, by its id inside the container.

@@ -57,8 +57,9 @@ pub fn capture(dump: &mut Dump<'_>, register: Register<'_>) -> Result<Capture> {
 fn hidden(dump: &Dump<'_>, index: usize) -> Vec<Range<u64>> {
     let memory = |task: &LiveTask| dump.model.ids.get(&task.vpid.cast_unsigned()).map(|ids| ids.vm_id);
     let own = dump.tasks.get(index).and_then(memory);
-    let here = dump.tasks.iter().filter(|task| own.is_some() && memory(task) == own);
-    let footprints = here.filter_map(|task| task.injection.as_ref()).flat_map(Injection::footprints);
+    let is_here = |at: usize, task: &LiveTask| at == index || own.is_some() && memory(task) == own;
+    let here = dump.tasks.iter().enumerate().filter(|(at, task)| is_here(*at, task));
+    let footprints = here.filter_map(|(_, task)| task.injection.as_ref()).flat_map(Injection::footprints);
     let mut all: Vec<_> = footprints.filter(|(start, end)| start < end).collect();
     all.sort_unstable();
     let mut joined: Vec<Range<u64>> = Vec::new();

@@ -10,7 +10,7 @@ use super::{cookies, freeze, limits, modes, seccomp, sharing, signals, timers, t
 use crate::checkpoint::arch::features;
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
-    CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskRlimitsEntry, ThreadExtra,
+    ChildEnd, CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskRlimitsEntry, ThreadExtra,
 };
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::pids::Pids;
@@ -79,6 +79,7 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
         }
     }
     extra.unseen_stops = unseen_stops(dump)?;
+    extra.ends = ends(dump)?;
     dump.model.ids = ids;
     sharing::record(&mut dump.model)?;
     dump.model.seccomp = snapshot.filters.finish();
@@ -86,6 +87,20 @@ pub fn dump(dump: &mut Dump<'_>, mut snapshot: Snapshot) -> Result<()> {
     extra.bottom_filter_is_runtimes = Some(has_runtimes);
     set_extra(&mut dump.model, &extra);
     Ok(())
+}
+
+/// The signals that are not SIGCHLD with which processes tell their parents of their ends: clone(2).
+fn ends(dump: &Dump<'_>) -> Result<Vec<ChildEnd>> {
+    const SIGCHLD: i64 = libc::SIGCHLD as i64;
+    let mut ends = Vec::new();
+    // The first one tells somebody outside.
+    for task in dump.tasks.iter().skip(1) {
+        let signal = Stat::of(task.pid).map_err(|e| e.pid(task.vpid))?.field(38);
+        if let (true, Ok(signal)) = (signal != SIGCHLD, u32::try_from(signal)) {
+            ends.push(ChildEnd { pid: task.vpid.cast_unsigned(), signal });
+        }
+    }
+    Ok(ends)
 }
 
 /// The stopped processes of which the parents have not been told yet, or have not asked.

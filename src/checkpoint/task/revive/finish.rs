@@ -117,7 +117,10 @@ impl Revival<'_> {
         // Those that the parent has not asked about yet it hears of again.
         let stopped = stopped.filter(|e| !self.extra.unseen_stops.contains(&e.pid)).map(vpid);
         let stopped = stopped.filter_map(|child| self.pids.seen(child, self.pids.space(vpid(entry))));
-        forget_children(leader, &stopped.collect::<Vec<_>>())?;
+        let dead = self.restore.model.pstree.iter().filter(|e| e.ppid == entry.pid);
+        let ends = dead.map(|e| self.end(vpid(e))).filter(|end| (1..=64).contains(end));
+        let told = ends.fold(1 << (libc::SIGCHLD - 1), |told, end| told | 1_u64 << (end - 1));
+        forget_children(leader, &stopped.collect::<Vec<_>>(), told)?;
         for (vtid, injection) in &mut threads {
             self.thread((entry, tc, &expired), *vtid, injection, attributes).map_err(|e| named(e, *vtid))?;
         }
@@ -191,9 +194,9 @@ impl Revival<'_> {
     }
 }
 
-/// Throws away the SIGCHLD that children which died or stopped have sent, and the report that they have stopped: a
-/// shell has had it.
-fn forget_children(injection: &mut Injection, stopped: &[i32]) -> Result<()> {
+/// Throws away what children which died or stopped have sent (`told`, a set of signals), and the report that they have
+/// stopped: a shell has had it.
+fn forget_children(injection: &mut Injection, stopped: &[i32], told: u64) -> Result<()> {
     let mut batch = Batch::new();
     for child in stopped {
         let flags = libc::WSTOPPED | libc::WNOHANG;
@@ -201,13 +204,19 @@ fn forget_children(injection: &mut Injection, stopped: &[i32]) -> Result<()> {
             .call(libc::SYS_waitid, &[libc::P_PID.into(), (*child).into(), 0.into(), flags.into(), 0.into()]);
         batch.tolerate(wait);
     }
-    let set = batch.words(&[1 << (libc::SIGCHLD - 1)]);
-    let now = batch.words(&[0, 0]);
-    let call = batch.call(libc::SYS_rt_sigtimedwait, &[set, 0.into(), now, 8.into()]);
-    batch.tolerate(call);
-    match injection.run(&batch)?.result(call) {
-        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-        Err(errno) => Err(Error::new("cannot take away a signal").call("rt_sigtimedwait({SIGCHLD})", errno)),
+    loop {
+        let set = batch.words(&[told]);
+        let now = batch.words(&[0, 0]);
+        let call = batch.call(libc::SYS_rt_sigtimedwait, &[set, 0.into(), now, 8.into()]);
+        batch.tolerate(call);
+        match injection.run(&batch)?.result(call) {
+            // Of one above SIGRTMIN there is one for each child.
+            Ok(_) => batch = Batch::new(),
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(errno) => {
+                return Err(Error::new("cannot take away a signal").call("rt_sigtimedwait({SIGCHLD})", errno));
+            }
+        }
     }
 }
 

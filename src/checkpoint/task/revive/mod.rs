@@ -222,7 +222,7 @@ impl<'a> Revival<'a> {
                     flags |= u64::from(libc::CLONE_NEWPID.unsigned_abs());
                 }
                 let set_tid = self.pids.set_tid(pid, self.pids.space(by));
-                let exit_signal = if helper { 0 } else { libc::SIGCHLD };
+                let exit_signal = if helper { 0 } else { self.end(pid) };
                 let args = CloneArgs { flags, exit_signal, set_tid, ..CloneArgs::default() };
                 let parent = get(tree, by)?;
                 let (thread, injection) = match self.births.get(pid) {
@@ -265,6 +265,12 @@ impl<'a> Revival<'a> {
             | flag(parent.fs_id == child.fs_id, libc::CLONE_FS)
             | flag(both(parent.vm_id, child.vm_id), libc::CLONE_VM)
             | flag(both(parent.sighand_id, child.sighand_id), libc::CLONE_SIGHAND)
+    }
+
+    /// The signal that tells the parent of a process's end.
+    fn end(&self, pid: i32) -> i32 {
+        let own = self.extra.ends.iter().find(|end| end.pid.cast_signed() == pid);
+        own.map_or(libc::SIGCHLD, |end| end.signal.cast_signed())
     }
 
     /// The last stage of every process, children before parents. `threads` gets all threads, to be detached, and also
