@@ -5,6 +5,10 @@ import os
 import pathlib
 import re
 import shutil
+import socket
+import subprocess
+import threading
+import tty
 
 from harness import Consoles, Container, Failed, Skip, Terminal, check, config, equal, real_checkpoints, sh, until
 
@@ -329,3 +333,85 @@ def test_terminals_of_exec(host):
     shell.expect(r"/dev/pts/1\r*\n")
     c.type("echo $((80 + 2))\n")
     until(lambda: "82" in c.text(), "the console")
+
+
+class Ends:
+    """What a container can be given as standard input and output: theirs, and what we type and read."""
+
+    def __init__(self, host, kind, name):
+        self.kind, self.text = kind, bytearray()
+        if kind == "terminal":
+            master, theirs = os.openpty()
+            tty.setraw(theirs)
+            self.given, self.ours = (theirs, theirs), (os.dup(master), master)
+        elif kind == "socket":
+            one, other = socket.socketpair()
+            self.given, self.ours = (other.detach(),) * 2, (os.dup(one.fileno()), one.detach())
+        elif kind == "fifos":
+            paths = [host.dir / f"{name}.{end}" for end in ("in", "out")]
+            for path in paths:
+                os.mkfifo(path)
+            # Opened both ways: nobody waits for the other end, and none of them sees its end.
+            self.ours = tuple(os.open(path, os.O_RDWR) for path in paths)
+            self.given = (os.open(paths[0], os.O_RDONLY), os.open(paths[1], os.O_WRONLY))
+        else:
+            (theirs, write), (read, out) = os.pipe(), os.pipe()
+            self.given, self.ours = (theirs, out), (write, read)
+        threading.Thread(target=self.drain, args=(self.ours[1],), daemon=True).start()
+
+    def drain(self, fd):
+        try:
+            while data := os.read(fd, 4096):
+                self.text += data
+        except OSError:
+            pass  # EIO: a terminal that nobody has any more
+
+    def gone(self):
+        for fd in set(self.given):
+            os.close(fd)
+
+
+def begin_with(c, words, given, out):
+    """Runs or restores a container that gets these descriptors."""
+    errors = c.host.dir / f"{c.id}.stderr"
+    with errors.open("w") as error:
+        done = subprocess.run(c.command(*words, "--detach", "--bundle", c.bundle, c.id), stdin=given, stdout=out, stderr=error, timeout=120)
+    equal(done.returncode, 0, f"{c.id}: {words[0]}: {errors.read_text()}")
+
+
+def test_standard_descriptors(host):
+    """What a shim, a shell or conmon gives: terminals of the host (--shell-job), sockets, fifos, pipes, each other ones at a
+    restore; and files."""
+    real_checkpoints()
+    script = "while read -r line; do echo got $line; done; echo end; exec sleep 100000"
+    for kind in "terminal", "socket", "fifos", "pipes":
+        c = Container(host, kind, config(["sh", "-c", script], root=host.overlay("busybox", kind)))
+        flags = ["--shell-job"] if kind == "terminal" else []
+        ends = Ends(host, kind, f"{kind}0")
+
+        def begin(*words):
+            begin_with(c, words, *ends.given)  # noqa: B023
+            ends.gone()  # noqa: B023
+
+        begin("run")
+        for n in range(2):
+            os.write(ends.ours[0], f"line{n}\n".encode())
+            until(lambda: f"got line{n}\n".encode() in ends.text, f"{kind}: an answer")  # noqa: B023
+            equal(ends.text.count(b"got"), 1, f"{kind}: answers")
+            c.checkpoint(f"{kind}{n}", *flags)
+            ends = Ends(host, kind, f"{kind}{n + 1}")
+            begin("restore", "--image-path", host.dir / f"{kind}{n}", *flags)
+        c.delete()
+
+    # Files: the caller's, with the offset that he has in common with the container.
+    (host.dir / "lines").write_text("".join(f"{n}\n" for n in range(10000)))
+    script = "while read -r line; do echo $line; sleep 0.01; done; exec sleep 100000"
+    c = Container(host, "file", config(["sh", "-c", script], root=host.overlay("busybox", "file")))
+    with open(host.dir / "lines") as given, open(c.log, "a") as out:
+        for n, words in enumerate((["run"], ["restore", "--image-path", host.dir / "file1"], ["restore", "--image-path", host.dir / "file2"])):
+            before = len(c.lines())
+            if n:
+                c.checkpoint(f"file{n}")
+            begin_with(c, words, given, out)
+            until(lambda: len(c.lines()) > before + 20, "lines")  # noqa: B023
+    equal(c.lines(), [str(n) for n in range(len(c.lines()))], "lines")
