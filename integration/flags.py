@@ -130,6 +130,30 @@ def test_out_of_memory_event(host):
     equal(json.loads(watching.stdout.readline()), {"type": "oom", "id": c.id}, "the event")
 
 
+def test_events_after_a_restore(host):
+    """events of a container that was restored: its numbers go on, update changes them, and running out of memory is told."""
+    real_checkpoints()
+    c = plain(host, "sh", "-c", "while [ ! -e /go ]; do sleep 0.05; done; dd if=/dev/zero of=/dev/null bs=64M count=1; sleep 1000",
+              change=lambda s: s["linux"]["resources"].update(memory={"limit": 16 << 20, "swap": 16 << 20}, pids={"limit": 20}))
+    c.run()
+    stats = lambda: json.loads(c.call("events", "--stats", c.id).stdout)["data"]  # noqa: E731
+    told = lambda data: (data["pids"]["limit"], data["memory"]["usage"]["limit"], data["cpu"]["usage"]["total"] > 0, data["pids"]["current"] in (1, 2))  # noqa: E731
+    equal(told(stats()), (20, 16 << 20, True, True), "before")
+    for image in "first", "second":
+        c.checkpoint(image)
+        c.restore(image)
+        equal(told(stats()), (20, 16 << 20, True, True), f"after the {image} restore")
+    c.call("update", "--pids-limit", "33", c.id)
+    equal(stats()["pids"]["limit"], 33, "what update has changed")
+    watching = subprocess.Popen(c.command("events", "--interval", "50ms", c.id), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    host.undo.append(lambda: (watching.kill(), watching.wait()))
+    until(lambda: any("eventfd" in link or "inotify" in link for link in links(watching.pid)), "events to watch")
+    equal({json.loads(watching.stdout.readline())["type"] for _ in range(4)}, {"stats"}, "what is told")
+    (pathlib.Path(c.spec["root"]["path"]) / "go").touch()
+    until(lambda: json.loads(watching.stdout.readline()) == {"type": "oom", "id": c.id}, "the end of what wanted too much")
+    equal(c.state(), "running", "the container")
+
+
 def links(pid):
     """Where the descriptors of a process lead to."""
     there = []
