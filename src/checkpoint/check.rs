@@ -60,7 +60,7 @@ fn look(
     let pids = if options.drop_exec { with_descendants(BTreeSet::from([source.init])) } else { pids };
     let depth = status::depth(source.init).unwrap_or(0);
     let mut found = Vec::new();
-    let mut tasks = Vec::new();
+    let (mut tasks, mut running) = (Vec::new(), Vec::new());
     for pid in &pids {
         // What has ended meanwhile is no finding.
         let Ok(status) = Status::of(*pid) else { continue };
@@ -71,10 +71,15 @@ fn look(
             let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
             let refusals = memory::layout::refusals(*pid, watched, looks).unwrap_or_default();
             found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
+            running.push((*pid, vpid, status));
         }
     }
     found.extend(memory::aio::refusals(&tasks, looks));
     found.extend(keys::check(source).err());
+    // Whoever is frozen does not answer.
+    if !freezer.is_frozen().unwrap_or(true) {
+        found.extend(keys::check_threads(&running));
+    }
     found.extend(files::check(options, source, &tasks));
     let live: Vec<i32> = tasks.iter().map(|(pid, _)| *pid).collect();
     found.extend(namespaces::check(options, source, &live));
