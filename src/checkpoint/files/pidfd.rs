@@ -48,14 +48,14 @@ pub fn check(live: &Live, around: &Surroundings<'_>) -> Result<()> {
     if around.pids.contains_key(&pid) {
         return Ok(());
     }
-    // Born since the container's processes were listed; or its end has been since.
-    if ended(pid) || is_inside(pid, live.pid) || ended(pid) {
-        return Ok(());
-    }
     if is_thread(pid, around) {
         return Err(live
             .name(Error::new("a pidfd is a handle on a thread that is not the first of its process"))
             .remedy("such a handle cannot be restored; let the program close it"));
+    }
+    // Born since the container's processes were listed; or its end has been since.
+    if ended(pid) || is_inside(pid, live.pid) || ended(pid) {
+        return Ok(());
     }
     Err(live
         .name(Error::new(format!("a pidfd is a handle on a process outside the container, {pid}")))
