@@ -10,6 +10,7 @@
 //!
 //! Both directions work on a detached copy of the mount: no other mount lies over its files, nothing is hidden.
 
+mod attributes;
 mod pack;
 mod records;
 mod unpack;

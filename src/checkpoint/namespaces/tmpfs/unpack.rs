@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,20 +14,19 @@ use flate2::bufread::GzDecoder;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat, utimensat,
-};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstatat, mkdirat, mknodat};
 use nix::sys::time::TimeSpec;
-use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+use nix::unistd::{Gid, LinkatFlags, Uid, UnlinkatFlags, linkat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
+use super::attributes::{Meta, set_attribute};
 use super::records::{Attribute, Record, Socket};
-use super::{KEPT, XATTR, broken, magic_path};
+use super::{KEPT, broken, magic_path};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::user::Owners;
 use crate::sys::hugetlb::Target;
+use crate::sys::ioctl;
 use crate::sys::resolve::open_beneath;
-use crate::sys::{ioctl, xattr};
 
 /// More than GNU tar appends to fill its last block.
 const PADDING_MAX: u64 = 1 << 20;
@@ -50,7 +49,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    fn owner(&self, uid: u32, gid: u32) -> Result<(Uid, Gid)> {
+    /// Whose it is on this host.
+    pub(super) fn owner(&self, uid: u32, gid: u32) -> Result<(Uid, Gid)> {
         Ok((Uid::from_raw(self.owners.user(uid)?), Gid::from_raw(self.owners.group(gid)?)))
     }
 }
@@ -166,15 +166,6 @@ fn inward(bytes: &[u8]) -> Result<PathBuf> {
         }
     }
     Ok(inner)
-}
-
-/// Owner, mode, times and attributes, to be set when the content is in place.
-struct Meta {
-    uid: Uid,
-    gid: Gid,
-    mode: Mode,
-    modified: TimeSpec,
-    xattrs: Vec<(CString, Vec<u8>)>,
 }
 
 struct Unpacker<'a> {
@@ -437,73 +428,4 @@ fn write_file<R: Read>(
         at += n as u64;
     }
     file.set_len(at).during("cannot fill the tmpfs", || format!("ftruncate(_, {at})"))
-}
-
-impl Meta {
-    fn of<R: Read>(entry: &mut Entry<'_, R>, policy: &Policy) -> Result<Self> {
-        let header = entry.header();
-        let id = |n: io::Result<u64>| n.map_err(broken).map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let (uid, gid) = policy.owner(id(header.uid())?, id(header.gid())?)?;
-        let mode = Mode::from_bits_truncate(header.mode().map_err(broken)?);
-        let seconds = i64::try_from(header.mtime().map_err(broken)?).unwrap_or(0);
-        let mut meta = Self { uid, gid, mode, modified: TimeSpec::new(seconds, 0), xattrs: Vec::new() };
-        let Some(records) = entry.pax_extensions().map_err(broken)? else { return Ok(meta) };
-        for record in records {
-            let record = record.map_err(broken)?;
-            match record.key() {
-                Ok("mtime") => meta.modified = record.value().ok().and_then(time).unwrap_or(meta.modified),
-                Ok(key) => {
-                    if let Some(name) = key.strip_prefix(XATTR) {
-                        let name = CString::new(name)
-                            .map_err(|_| Error::new("an extended attribute has a zero byte in its name"))?;
-                        let mut value = record.value_bytes().to_vec();
-                        policy.owners.attribute(&name, &mut value)?;
-                        meta.xattrs.push((name, value));
-                    }
-                }
-                Err(_) => return Err(Error::new("an extended attribute has an odd name")),
-            }
-        }
-        Ok(meta)
-    }
-
-    fn apply(&self, file: BorrowedFd<'_>) -> Result<()> {
-        let path = magic_path(file);
-        let kind = fstatat(file, "", AtFlags::AT_EMPTY_PATH)
-            .map(|s| SFlag::from_bits_truncate(s.st_mode) & SFlag::S_IFMT)
-            .during("cannot fill the tmpfs", || "fstat(_)".into())?;
-        fchownat(file, "", Some(self.uid), Some(self.gid), AtFlags::AT_EMPTY_PATH)
-            .during("cannot set the owner", || format!("fchownat(_, {}, {})", self.uid, self.gid))?;
-        if kind != SFlag::S_IFLNK {
-            let at = nix::fcntl::AT_FDCWD;
-            fchmodat(at, path.as_c_str(), self.mode, FchmodatFlags::FollowSymlink)
-                .during("cannot set the mode", || format!("fchmodat(_, {:o})", self.mode))?;
-        }
-        for (name, value) in &self.xattrs {
-            set_attribute(&path, name, value)?;
-        }
-        let at = nix::fcntl::AT_FDCWD;
-        let times = UtimensatFlags::FollowSymlink;
-        utimensat(at, path.as_c_str(), &TimeSpec::UTIME_NOW, &self.modified, times)
-            .during("cannot set the time", || "utimensat(_)".into())
-    }
-}
-
-fn set_attribute(file: &CStr, name: &CStr, value: &[u8]) -> Result<()> {
-    match xattr::set(file, name, value) {
-        // The label follows this machine's policy, and this machine may have another module or none.
-        Err(Errno::EOPNOTSUPP | Errno::EPERM | Errno::EINVAL) if name.to_bytes() == b"security.selinux" => {
-            Ok(())
-        }
-        result => result.during("cannot set the extended attribute", || {
-            format!("setxattr(_, {name:?}, {})", value.len())
-        }),
-    }
-}
-
-/// Seconds with a fraction.
-fn time(text: &str) -> Option<TimeSpec> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
-    Some(TimeSpec::new(seconds.parse().ok()?, digits.parse().ok()?))
 }
