@@ -282,6 +282,22 @@ mod tests {
         assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
     }
 
+    /// Devices for RDMA are rare: the files are plain ones here.
+    #[test]
+    fn rdma_limits_are_lines_of_rdma_max() {
+        let dir = tempfile::tempdir().unwrap();
+        for (limits, line) in [
+            (r#"{"hcaHandles": 3, "hcaObjects": 10}"#, "mlx5_1 hca_handle=3 hca_object=10"),
+            (r#"{"hcaObjects": 0}"#, "mlx5_1 hca_handle=max hca_object=0"),
+            ("{}", "mlx5_1 hca_handle=max hca_object=max"),
+        ] {
+            std::fs::write(dir.path().join("rdma.max"), "").unwrap();
+            let resources = format!(r#"{{"rdma": {{"mlx5_1": {limits}}}}}"#);
+            apply(dir.path(), &serde_json::from_str(&resources).unwrap()).unwrap();
+            assert_eq!(std::fs::read_to_string(dir.path().join("rdma.max")).unwrap(), line);
+        }
+    }
+
     #[test]
     fn swap_is_what_remains_beside_memory() {
         assert_eq!(swap_alone(0, -1).unwrap(), -1);
