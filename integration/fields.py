@@ -468,6 +468,12 @@ def test_seccomp_agent(host):
     for one in rest:
         equal((one["fds"], one["metadata"], one["state"]["id"], one["state"]["pid"]), (["seccompFd"], "meta", c.id, c.pid()), "message of exec")
         check(one["pid"] not in (c.pid(), 0), f"pid of exec: {one}")
+    # With a flag that only listeners know: the caller can be killed alone while it is served.
+    waiting = sleeper(host, "wait", lambda s: seccomp("SCMP_ACT_ALLOW", ("mkdirat mkdir", "NOTIFY", None), listenerPath=agent.path,
+                                                      flags=["SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"])(s))
+    answers = iter([(0, -17, 0)])
+    waiting.run()
+    check("File exists" in waiting.exec("mkdir", "/x", ok=[1]).stderr, "the answer with SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV")
     failed = sleeper(host, "nobody", lambda s: seccomp("SCMP_ACT_ALLOW", ("mkdirat", "NOTIFY", None), listenerPath="/nope/x")(s))
     said = failed.call("run", "--bundle", failed.bundle, failed.id, ok=[1]).stderr
     check("/nope/x" in said or "seccomp agent" in said, said)
