@@ -8,9 +8,11 @@ import re
 import resource
 import shutil
 import socket
+import tempfile
+import types
 
-from harness import (RUNTIME, TOP, Container, Failed, Redis, check, config, equal, image_size, program, real_checkpoints,
-                     rootfs, sh, until)
+from harness import (RUNTIME, TOP, Container, Failed, Redis, Skip, check, config, equal, image_size, program, real_checkpoints,
+                     remove_cgroup, rootfs, sh, until)
 
 KEYS = 100_000
 
@@ -453,3 +455,81 @@ def test_many_processes(host):
     until(lambda: len(c.exec("pidof", "sleep").stdout.split()) == 300, "300 processes")
     limits = pathlib.Path(f"/proc/{c.pid()}/limits").read_text()
     check(re.search(r"Max open files +1024 +1024", limits), limits)
+
+
+class Lodger:
+    """Somebody who is root of a user namespace and has a few control groups, and no privilege outside: as Podman and Docker run
+    containers of users. What he has lies in a directory of its own."""
+
+    FIRST = 100000
+
+    def __init__(self, host):
+        mounted = pathlib.Path("/sys/fs/cgroup")
+        if (mounted / "cgroup.controllers").exists():
+            raise Skip("whoever has delegated groups of version 2 is tested in the virtual machine (rootless/)")
+        self.host, self.top = host, pathlib.Path(tempfile.mkdtemp(dir="/tmp", prefix="stasis-lodger-"))
+        host.undo.append(lambda: shutil.rmtree(self.top))
+        # That of memory stays the machine's.
+        self.groups = [place / self.top.name for place in mounted.iterdir() if (place / "cgroup.procs").exists() and place.name != "memory"]
+        for group in self.groups:
+            group.mkdir()
+            host.undo.append(lambda group=group: remove_cgroup(group.name))
+            for file in "cpuset.cpus", "cpuset.mems":
+                if (group / file).exists():
+                    (group / file).write_text((group.parent / file).read_text())
+            for path in group, *group.iterdir():
+                os.chown(path, self.FIRST, self.FIRST)
+        holder = host.daemon("unshare", "--user", "--mount", "--propagation", "private", "sleep", "100000", log=self.top / "holder")
+        own = os.readlink("/proc/self/ns/user")
+        until(lambda: os.readlink(f"/proc/{holder.pid}/ns/user") != own and "sleep" in open(f"/proc/{holder.pid}/comm").read(), "the user namespace")
+        for file in "uid_map", "gid_map":
+            pathlib.Path(f"/proc/{holder.pid}/{file}").write_text(f"0 {self.FIRST} 65536")
+        joins = "".join(f"echo $$ >{group}/cgroup.procs && " for group in self.groups)
+        self.prefix = ["sh", "-c", f'{joins}exec "$@"', "sh", "nsenter", f"--target={holder.pid}", "--user", "--mount", "--", self.top / "stasis"]
+        shutil.copy(RUNTIME, self.top / "stasis")
+
+    def container(self, label, args):
+        """One whose commands he runs."""
+        shutil.copytree(rootfs("busybox"), self.top / label, symlinks=True)
+        place = types.SimpleNamespace(dir=self.top, id=self.host.id, undo=self.host.undo)
+        c = Container(place, label, config(args, root=self.top / label))
+        c.command = lambda *words: [str(word) for word in (*self.prefix, "--root", c.store, *words)]
+        sh("chown", "-R", f"{self.FIRST}:{self.FIRST}", self.top)
+        self.top.chmod(0o755)
+        return c
+
+
+def test_without_privileges(host):
+    """Checkpoints and restores by who is root of a user namespace only."""
+    real_checkpoints()
+    lodger = Lodger(host)
+    script = "echo kept >/dev/shm/file; exec 3<>/tmp/file; sleep 100000 & i=0; while :; do i=$((i + 1)); echo $i; echo $i >&3; sleep 0.05; done"
+    c = lodger.container("plain", ["sh", "-c", script])
+    counted = lambda: [int(line) for line in c.lines() if line.isdigit()]  # noqa: E731
+    c.run()
+    until(lambda: len(counted()) > 3, f"counting: {c.text()}")
+    equal(int(status_of(c.pid(), "CapEff"), 16) >> 21 & 1, 0, "CAP_SYS_ADMIN")
+    equal(status_of(c.pid(), "Uid").split()[0], str(lodger.FIRST), "the user on this host")
+    c.call("check", c.id)
+    c.checkpoint("left", "--leave-running")
+    for image in "first", "second":
+        c.checkpoint(image)
+        equal(c.state(), "", "after the checkpoint")
+        before = len(counted())
+        c.restore(image)
+        until(lambda: len(counted()) > before + 3, f"counting after the {image} restore: {c.text()[-500:]}")  # noqa: B023
+        equal(c.exec("cat", "/dev/shm/file").stdout, "kept\n", "what a tmpfs has")
+        equal(c.exec("stat", "-c", "%u", "/dev/shm/file").stdout, "0\n", "whose it is")
+        equal(status_of(c.pid(), "Uid").split()[0], str(lodger.FIRST), "the user on this host")
+        check(c.exec("pidof", "sleep").stdout.split(), "the child")
+    equal(counted(), list(range(1, len(counted()) + 1)), "what was counted")
+    c.call("pause", c.id)
+    c.checkpoint("paused")
+    c.restore("paused")
+    equal(c.state(), "paused", "what was paused")
+    c.delete()
+
+
+def status_of(pid, field):
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return next(line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(f"{field}:"))

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 
@@ -17,6 +18,7 @@ use crate::checkpoint::image::{VmaEntry, vma as status};
 use crate::checkpoint::memory::look::{Flagged, Looks};
 use crate::checkpoint::memory::maps::{self, Mapping, VmFlags};
 use crate::checkpoint::memory::vmas::{self, FileFacts, Vma};
+use crate::sys::resolve::open_in_root;
 
 /// Describes all mappings of a stopped task, apart from those within `hidden`: what an injection has put there. Its flags,
 /// where they were looked at, are of the second value.
@@ -128,7 +130,13 @@ fn file_facts(pid: i32, mapping: &Mapping) -> Result<Option<FileFacts>> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         link => link.during("cannot look at a mapped file", || format!("lstat({path:?})"))?,
     };
-    let file = fs::metadata(&path).during("cannot look at a mapped file", || format!("stat({path:?})"))?;
+    let file = match fs::metadata(&path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_name(pid, mapping, libc::O_PATH)
+            .and_then(|(file, _)| {
+                file.metadata().during("cannot look at a mapped file", || "fstat(_)".into())
+            })?,
+        file => file.during("cannot look at a mapped file", || format!("stat({path:?})"))?,
+    };
     // The link's permissions tell how the file was opened.
     let access = match link.st_mode() & 0o600 {
         0o600 => libc::O_RDWR,
@@ -169,15 +177,43 @@ pub fn shared(pid: i32, vma: &Vma) -> Result<File> {
 
 fn open(pid: i32, mapping: &Mapping, flags: i32) -> Result<(File, PathBuf)> {
     let path = map_file(pid, mapping);
-    let file = File::options()
-        .read(true)
-        .custom_flags(flags)
-        .open(&path)
-        .during("cannot open a mapped file", || format!("open({path:?})"))
-        .map_err(|e| e.path(&mapping.name))?;
+    let file = match File::options().read(true).custom_flags(flags).open(&path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return by_name(pid, mapping, flags),
+        file => file
+            .during("cannot open a mapped file", || format!("open({path:?})"))
+            .map_err(|e| e.path(&mapping.name))?,
+    };
     let link =
         fs::read_link(&path).during("cannot read a mapped file's path", || format!("readlink({path:?})"))?;
     Ok((file, link))
+}
+
+/// Where links of `map_files` may not be followed, which takes CAP_CHECKPOINT_RESTORE in the initial user namespace: the
+/// file that its name leads to in the process's root, if it is that one.
+fn by_name(pid: i32, mapping: &Mapping, flags: i32) -> Result<(File, PathBuf)> {
+    let unseen = || {
+        Error::new("a mapped file that its path does not lead to (any more) can be opened by root only")
+            .path(&mapping.name)
+            .remedy(
+                "have root take the checkpoint, who has CAP_CHECKPOINT_RESTORE in the initial user namespace",
+            )
+    };
+    let root = format!("/proc/{pid}/root");
+    let root = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(&root)
+        .during("cannot open the root of the process", || format!("open({root:?}, O_PATH)"))?;
+    let path = PathBuf::from(&mapping.name);
+    let file = open_in_root(&root, &path, OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC)
+        .map_err(|_| unseen())?;
+    let is = fstat(&file).during("cannot look at a mapped file", || "fstat(_)".into())?;
+    let device = (nix::sys::stat::major(is.st_dev), nix::sys::stat::minor(is.st_dev));
+    let wanted = (u64::from(mapping.device.0), u64::from(mapping.device.1));
+    match (is.st_ino, device) == (mapping.inode, wanted) {
+        true => Ok((file.into(), path)),
+        false => Err(unseen()),
+    }
 }
 
 #[cfg(test)]
@@ -201,6 +237,29 @@ mod tests {
             assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
             assert!(link.is_absolute());
             assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
+        });
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_name_while_it_has_that() {
+        in_child(0, || {
+            let pid = std::process::id().cast_signed();
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(4096).unwrap();
+            let (prot, flags) = (nix::sys::mman::ProtFlags::PROT_READ, nix::sys::mman::MapFlags::MAP_PRIVATE);
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let at = unsafe { nix::sys::mman::mmap(None, 4096.try_into().unwrap(), prot, flags, &file, 0) };
+            let at = u64::try_from(at.unwrap().as_ptr().addr()).unwrap();
+            let mapping = || maps::read(pid).unwrap().into_iter().find(|m| m.start == at).unwrap();
+            let (found, path) = by_name(pid, &mapping(), libc::O_PATH).unwrap();
+            assert_eq!((fstat(&found).unwrap().st_ino, path.as_path()), (mapping().inode, file.path()));
+            // Another one of that name is not it.
+            let before = mapping();
+            fs::remove_file(file.path()).unwrap();
+            assert!(by_name(pid, &mapping(), 0).unwrap_err().to_string().contains("does not lead to"));
+            fs::write(file.path(), "another").unwrap();
+            let error = by_name(pid, &before, 0).unwrap_err().to_string();
+            assert!(error.contains("does not lead to") && error.contains("have root"), "{error}");
         });
     }
 

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::checkpoint::error::Context;
+use crate::checkpoint::namespaces::Kind;
 use crate::checkpoint::remote::Facts;
 use crate::checkpoint::{Error, Result};
 use crate::sys::procfs::{read_bytes, read_text};
@@ -210,11 +211,19 @@ pub struct IdMap(Vec<[u64; 3]>);
 impl IdMap {
     /// The user ids of `pid`'s namespace.
     pub fn users(pid: i32) -> Result<Self> {
-        Ok(Self::parse(&read(format!("/proc/{pid}/uid_map"))?))
+        Self::of(pid, "uid_map")
     }
     /// The group ids of `pid`'s namespace.
     pub fn groups(pid: i32) -> Result<Self> {
-        Ok(Self::parse(&read(format!("/proc/{pid}/gid_map"))?))
+        Self::of(pid, "gid_map")
+    }
+    /// Whoever is in the same namespace has the same ids; the file tells him those of the one around it.
+    fn of(pid: i32, file: &str) -> Result<Self> {
+        if Kind::User.private(pid)? {
+            Ok(Self::parse(&read(format!("/proc/{pid}/{file}"))?))
+        } else {
+            Ok(Self(vec![[0, 0, u64::from(u32::MAX)]]))
+        }
     }
     fn parse(text: &str) -> Self {
         Self(text.lines().filter_map(|line| numbers(line)?.try_into().ok()).collect())

@@ -11,6 +11,7 @@ use super::{inner, root_of};
 use crate::checkpoint::context::Source;
 use crate::checkpoint::error::Result;
 use crate::checkpoint::namespaces::mountinfo::{self, Mount};
+use crate::init::credentials;
 use crate::init::devices::DEFAULT;
 use crate::sys::resolve::open_in_root;
 
@@ -89,7 +90,7 @@ pub(super) fn planned(spec: &Spec, resolve: &dyn Fn(&Path) -> PathBuf) -> Vec<Pl
     if let Some(linux) = spec.linux() {
         // Where devices cannot be made, the host's are mounted.
         let user = |n: &LinuxNamespace| n.typ() == LinuxNamespaceType::User;
-        if linux.namespaces().iter().flatten().any(user) {
+        if linux.namespaces().iter().flatten().any(user) || credentials::in_user_namespace() {
             let own = linux.devices().iter().flatten().map(|d| d.path().as_path());
             let paths: BTreeSet<&Path> =
                 DEFAULT.iter().map(|(path, ..)| Path::new(path)).chain(own).collect();
