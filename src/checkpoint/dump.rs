@@ -15,6 +15,7 @@
 //! A container that arrives paused, or has groups inside that it has frozen itself, is thawed behind ptrace's back: its
 //! threads stand in ptrace stops instead, and are frozen again before they are let go.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
@@ -36,6 +37,11 @@ use crate::checkpoint::{Error, Freezer, Result, check, files, memory, namespaces
 
 /// The extension of a container that was paused: whoever restores it may want to pause it again.
 pub const PAUSED: &str = "paused";
+
+/// How long what passes by itself may take, and the first and the longest pause before another look.
+const PATIENCE: Duration = Duration::from_secs(2);
+const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE_MAX: Duration = Duration::from_millis(20);
 
 /// Dumps the container into `options.image_path`. On an error the container runs as before.
 pub fn dump(options: &Options, source: &Source, freezer: &mut dyn Freezer) -> Result<DumpReport> {
@@ -92,7 +98,35 @@ fn run(
     mut before: Before<'_>,
     log: &mut Log,
 ) -> Result<DumpReport> {
-    let mut phases = Phases::start();
+    let end = Instant::now() + PATIENCE;
+    let mut pause = PAUSE;
+    loop {
+        match looked_at(options, source, freezer, &mut before, log) {
+            Ok(Some(report)) => return Ok(report),
+            Ok(None) => {
+                log.line(format_args!("the flags of a mapping have changed meanwhile: once more"));
+                before.looks = Some(Looks::default());
+            }
+            Err(error) if error.is_passing() && Instant::now() < end => {
+                log.line(format_args!("not now: {error}"));
+                // Nobody tells when a program has read or accepted something.
+                thread::sleep(pause);
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// One dump of a container that has been looked at, now or before.
+fn looked_at(
+    options: &Options,
+    source: &Source,
+    freezer: &mut dyn Freezer,
+    before: &mut Before<'_>,
+    log: &mut Log,
+) -> Result<Option<DumpReport>> {
+    let phases = Phases::start();
     if before.looks.is_none() {
         let mut looks = Looks::default();
         refuse(check::check(options, source, freezer, before.tracking.is_some(), &mut looks), log)?;
@@ -103,13 +137,7 @@ fn run(
         // Nobody waits for it to go on.
         before.looks = None;
     }
-    loop {
-        if let Some(report) = attempt(options, source, freezer, &mut before, log, phases)? {
-            return Ok(report);
-        }
-        log.line(format_args!("the flags of a mapping have changed meanwhile: once more"));
-        phases = Phases::start();
-    }
+    attempt(options, source, freezer, before, log, phases)
 }
 
 /// One dump. None: what was taken for true of the mappings was not so; next time nothing will be.
@@ -309,18 +337,26 @@ impl Standing<'_, '_, '_> {
             }
         }
         self.record.remove();
-        if !taken? {
+        if !matches!(taken, Ok(true)) {
             self.before.tracking = self.dump.parent.as_mut().and_then(Parent::take_tracking);
+        }
+        if !taken? {
             return Ok(None);
         }
         Ok(Some(Taken { phases: self.phases, frozen, model: self.dump.model }))
     }
 }
 
-/// All findings of the look before the freeze, as one error: the first, with the number of the others. The log has all.
-pub(super) fn refuse(found: Vec<Error>, log: &mut Log) -> Result<()> {
+/// All findings of the look before the freeze, as one error: the first that lasts, with the number of the others. The log
+/// has all.
+pub(super) fn refuse(mut found: Vec<Error>, log: &mut Log) -> Result<()> {
+    found.sort_by_key(Error::is_passing);
     for error in &found {
-        log.error(error);
+        if error.is_passing() {
+            log.line(format_args!("{error}"));
+        } else {
+            log.error(error);
+        }
     }
     let others = found.len().saturating_sub(1);
     match found.into_iter().next() {

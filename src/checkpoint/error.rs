@@ -31,6 +31,8 @@ pub struct Fields {
     pub errno: Option<Errno>,
     /// What the operator can do about it.
     pub remedy: Option<String>,
+    /// It passes by itself when the program runs on.
+    pub passing: bool,
 }
 
 impl Error {
@@ -74,6 +76,16 @@ impl Error {
     pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.0.remedy.get_or_insert_with(|| remedy.into());
         self
+    }
+    /// Says that it passes by itself when the program runs on: a dump tries again for a while.
+    #[must_use]
+    pub fn passing(mut self) -> Self {
+        self.0.passing = true;
+        self
+    }
+    /// Whether it passes by itself.
+    pub fn is_passing(&self) -> bool {
+        self.0.passing
     }
     /// Says that `count` more things are wrong.
     #[must_use]

@@ -152,7 +152,8 @@ fn supported(seen: &Seen, options: &Options) -> Result<()> {
             };
             Err(Error::new(what.replace("{}", &end(&seen.local))).remedy(
                 "such connections cannot be kept: try again when they are accepted, or drop them with --tcp-skip-in-flight",
-            ))
+            )
+            .passing())
         }
         (libc::SOCK_STREAM, TCP, CLOSE | LISTEN)
         | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6, _)
@@ -173,7 +174,8 @@ fn supported(seen: &Seen, options: &Options) -> Result<()> {
             end(&seen.local),
             end(&seen.remote)
         ))
-        .remedy("try again")),
+        .remedy("try again")
+        .passing()),
         (kind, protocol, _) => Err(Error::new(format!(
             "an IP socket of type {kind} and protocol {protocol} cannot be checkpointed"
         ))
@@ -257,7 +259,8 @@ fn check_tcp(file: &OwnedFd, seen: &Seen) -> Result<()> {
             return Err(Error::new(format!(
                 "a TCP connection has ended, and {left} bytes of it were not read"
             ))
-            .remedy("try again when the program has read them"));
+            .remedy("try again when the program has read them")
+            .passing());
         }
         _ => {}
     }

@@ -57,7 +57,9 @@ fn parse(line: &str) -> Result<Option<FileLockEntry>> {
         _ => return Err(Error::new(format!("a lock of kind {kind} cannot be checkpointed"))),
     };
     if flag == LEASE && state != "ACTIVE" {
-        return Err(Error::new("a lease is being broken").remedy("let the program give it up, and try again"));
+        return Err(Error::new("a lease is being broken")
+            .remedy("let the program give it up, and try again")
+            .passing());
     }
     let r#type = match mode {
         "READ" => libc::F_RDLCK,

@@ -60,7 +60,9 @@ pub fn capture(
     let raw = thread.regs().map_err(named)?;
     if raw.is_compat() != compat::runs_in(task.pid) {
         return Err(named(
-            Error::new("a thread runs code of another width than its program's").remedy("try again later"),
+            Error::new("a thread runs code of another width than its program's")
+                .remedy("try again later")
+                .passing(),
         ));
     }
     let (mut info, xstate) = record::dump_extended(&thread.xstate().map_err(named)?).map_err(named)?;

@@ -53,7 +53,7 @@ pub fn holds_nothing(file: &OwnedFd, seen: &Seen) -> Result<()> {
         true => "a UDP socket was corked by MSG_MORE, and what it holds back cannot be seen",
         false => "a raw or ping socket is sending a packet, or holds one back",
     };
-    Err(Error::new(what).remedy("try again when the program has sent it"))
+    Err(Error::new(what).remedy("try again when the program has sent it").passing())
 }
 
 /// Refuses a socket through which somebody routes multicast: the kernel's routes would be gone.

@@ -86,7 +86,8 @@ pub fn check(fd: &OwnedFd) -> Result<()> {
         return Err(Error::new(
             "a TCP connection has urgent data that was not read, which cannot be checkpointed",
         )
-        .remedy("try again when it is read"));
+        .remedy("try again when it is read")
+        .passing());
     }
     Ok(())
 }

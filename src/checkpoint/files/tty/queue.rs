@@ -85,11 +85,15 @@ pub(super) fn check(live: &Live, end: End) -> Result<()> {
         master && ioctl::pty_packet_mode(&live.file).during(what, || "ioctl(_, TIOCGPKT)".into())?;
     let ready = look(&live.file, PollFlags::POLLIN | PollFlags::POLLPRI)?;
     if packets && ready.contains(PollFlags::POLLPRI) {
-        return Err(Error::new("a change of its slave waits in a pty with packet mode").remedy(again));
+        return Err(Error::new("a change of its slave waits in a pty with packet mode")
+            .remedy(again)
+            .passing());
     }
     let waiting = ioctl::readable(&live.file).during(what, || "ioctl(_, FIONREAD)".into())?;
     if !master && usize::try_from(waiting).is_ok_and(|n| n >= LONGEST) {
-        return Err(Error::new(format!("{waiting} bytes and perhaps more wait in a pty")).remedy(again));
+        return Err(Error::new(format!("{waiting} bytes and perhaps more wait in a pty"))
+            .remedy(again)
+            .passing());
     }
     Ok(())
 }
@@ -183,7 +187,8 @@ fn typed(slave: &OwnedFd) -> Result<Typed> {
     outcome.and(back)?;
     match typed.data.len() > LONGEST {
         true => Err(Error::new(format!("{} bytes wait in a pty", typed.data.len()))
-            .remedy("try again once they have been read")),
+            .remedy("try again once they have been read")
+            .passing()),
         false => Ok(typed),
     }
 }

@@ -156,11 +156,13 @@ fn supported<'d>(live: &Live, diag: &'d Diag) -> Result<&'d UnixSocket> {
         let e = Error::new(format!(
             "{count} connections to a unix socket have not been accepted, and have sent something or are closed"
         ));
-        return Err(place::named(e, &name()).remedy("try again once the program has accepted them"));
+        return Err(place::named(e, &name())
+            .remedy("try again once the program has accepted them")
+            .passing());
     }
     if queue::urgent(live, kind(live)?) {
         let e = Error::new("urgent data (MSG_OOB) waits in a unix socket");
-        return Err(place::named(e, &name()).remedy("try again once the program has received it"));
+        return Err(place::named(e, &name()).remedy("try again once the program has received it").passing());
     }
     Ok(seen)
 }

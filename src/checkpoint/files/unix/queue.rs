@@ -86,7 +86,8 @@ pub fn read(live: &Live, kind: i32) -> Result<Queue> {
             Ok(queue)
         } else {
             Err(Error::new("a unix socket with packets was disconnected, which its program has not noticed")
-                .remedy("try again"))
+                .remedy("try again")
+                .passing())
         };
     }
     queue.packets = packets(live, kind, peek_offset)?;
