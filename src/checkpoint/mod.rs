@@ -14,6 +14,7 @@ pub mod memory;
 pub mod model;
 pub mod namespaces;
 pub mod outlook;
+pub mod pieces;
 pub mod precopy;
 pub mod predump;
 pub mod processor;

@@ -33,6 +33,7 @@ pub fn check(options: &Options, source: &Source, tasks: &[(i32, i32)]) -> Vec<Er
     for &(pid, vpid) in tasks {
         let Ok(handle) = pidfd::open(pid, 0) else { continue };
         let Ok(fds) = descriptors(pid) else { continue };
+        let fds: Vec<_> = fds.into_iter().map(|fd| (fd, None)).collect();
         let mut judge = |live: Result<Option<Live>>| {
             match live {
                 Ok(Some(live)) => {

@@ -13,7 +13,7 @@ use crate::checkpoint::files::{
     register_path, tcp, tty, tun, unix,
 };
 use crate::checkpoint::image::{FdTypes, FdinfoEntry, FsEntry};
-use crate::checkpoint::{Error, Result};
+use crate::checkpoint::{Error, Result, pieces};
 use crate::sys::kcmp::{What, kcmp};
 
 /// Fills the model's descriptor tables, open files, and working directories and roots.
@@ -66,14 +66,19 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
 /// What must be looked at before a dump opens any file of the container's.
 pub fn before(dump: &mut Dump<'_>) -> Result<()> {
     let (mut groups, mut instances) = (Vec::new(), Vec::new());
-    for (index, task) in dump.tasks.iter().enumerate().filter(|(_, task)| !task.zombie) {
-        for (fd, name) in names(task.pid).map_err(|e| e.pid(task.vpid))? {
+    let live = dump.tasks.iter().enumerate().filter(|(_, task)| !task.zombie);
+    let live: Vec<_> = live.map(|(index, task)| (index, task.pid, task.vpid)).collect();
+    let all = pieces::all(&live, |(_, pid, vpid)| names(*pid).map_err(|e| e.pid(*vpid)))?;
+    for ((index, pid, _), names) in live.into_iter().zip(all) {
+        let names = names?;
+        for (fd, name) in &names {
             match name.as_encoded_bytes() {
-                b"anon_inode:[fanotify]" => groups.push((index, fd)),
-                b"anon_inode:inotify" => instances.push((index, fd)),
+                b"anon_inode:[fanotify]" => groups.push((index, *fd)),
+                b"anon_inode:inotify" => instances.push((index, *fd)),
                 _ => {}
             }
         }
+        dump.files.names.insert(pid, names);
     }
     fanotify::refuse_unread(dump, &groups)?;
     inotify::copy_unread(dump, &instances)
@@ -119,7 +124,10 @@ fn table(dump: &mut Dump<'_>, task: usize, pid: i32, vpid: i32, files_id: u32) -
         .pidfd
         .try_clone()
         .during("cannot hold the process", || "fcntl(pidfd, F_DUPFD_CLOEXEC)".into())?;
-    let fds = descriptors(pid).map_err(|e| e.pid(vpid))?;
+    let fds: Vec<_> = match dump.files.names.remove(&pid) {
+        Some(names) => names.into_iter().map(|(fd, name)| (fd, Some(name))).collect(),
+        None => descriptors(pid).map_err(|e| e.pid(vpid))?.into_iter().map(|fd| (fd, None)).collect(),
+    };
     look_at_all(pid, vpid, handle.as_fd(), &fds, &mut |live| {
         let Some(live) = live? else { return Ok(true) };
         let (id, kind) = record(dump, &live)?;

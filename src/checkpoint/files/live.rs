@@ -3,15 +3,17 @@
 //! ```text
 //!   /proc/PID/fdinfo/N ──> offset, flags, mount, lines of its kind
 //!   pidfd_getfd(2)     ──> a duplicate of it, to fstat(2), tee(2), getsockopt(2), ...
-//!   readlink(2)        ──> its name
+//!   /proc/PID/fd/N     ──> its name
 //! ```
 //!
 //! The duplicate is the same open file description: nothing may be done with it that moves the offset or takes data.
 
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use nix::fcntl::{OFlag, readlinkat};
 use nix::sys::stat::FileStat;
@@ -20,8 +22,9 @@ use crate::checkpoint::error::Context;
 use crate::checkpoint::files::fdinfo::Fdinfo;
 use crate::checkpoint::files::share::{Holder, Key};
 use crate::checkpoint::image::FownEntry;
+use crate::checkpoint::pieces;
 use crate::checkpoint::{Error, Result};
-use crate::sys::procfs::read_text;
+use crate::sys::procfs::{read_open, read_text};
 use crate::sys::{fcntl, pidfd, stat};
 
 /// A descriptor of a live process.
@@ -51,6 +54,16 @@ pub type Pids = std::collections::BTreeMap<i32, i32>;
 impl Live {
     /// Looks at descriptor `fd` of the process behind `handle`. None: it has been closed meanwhile.
     pub fn look(pid: i32, vpid: i32, handle: BorrowedFd<'_>, fd: i32) -> Result<Option<Self>> {
+        Self::look_in(&Table::open(pid), (pid, vpid), handle, fd, None)
+    }
+
+    fn look_in(
+        table: &Table,
+        (pid, vpid): (i32, i32),
+        handle: BorrowedFd<'_>,
+        fd: i32,
+        known: Option<&OsStr>,
+    ) -> Result<Option<Self>> {
         let name = |e: Error| e.pid(vpid).fd(fd);
         let file = match pidfd::getfd(handle, fd) {
             Err(nix::errno::Errno::EBADF) => return Ok(None),
@@ -58,15 +71,26 @@ impl Live {
                 .during("cannot fetch the descriptor", || format!("pidfd_getfd(pidfd of {pid}, {fd}, 0)"))
                 .map_err(name)?,
         };
-        let path = format!("/proc/{pid}/fdinfo/{fd}");
-        let text = match read_text(&path) {
+        let text = match table.info(fd) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            other => {
-                other.during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)")).map_err(name)?
-            }
+            other => other
+                .during("cannot read fdinfo", || format!("open(\"/proc/{pid}/fdinfo/{fd}\", O_RDONLY)"))
+                .map_err(name)?,
         };
         let info = Fdinfo::parse(&text).map_err(name)?;
-        Self::from_parts(pid, vpid, fd, file, info).map(Some).map_err(name)
+        let link = match known {
+            Some(known) => known.into(),
+            // Not by our duplicate, for which the kernel would have to make an entry first.
+            None => match table.name(fd) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+                other => other
+                    .during("cannot read the descriptor's name", || {
+                        format!("readlink(\"/proc/{pid}/fd/{fd}\")")
+                    })
+                    .map_err(name)?,
+            },
+        };
+        Self::with_link(table, pid, vpid, fd, file, info, link).map(Some).map_err(name)
     }
 
     /// Looks at a file that this process itself holds, such as one that was found in a socket's queue.
@@ -75,7 +99,9 @@ impl Live {
         let path = format!("/proc/self/fdinfo/{fd}");
         let text = read_text(&path).during("cannot read fdinfo", || format!("open({path:?}, O_RDONLY)"))?;
         let pid = std::process::id().cast_signed();
-        Self::from_parts(pid, vpid, fd, file, Fdinfo::parse(&text)?)
+        let link = std::fs::read_link(format!("/proc/self/fd/{fd}"))
+            .during("cannot read the descriptor's name", || format!("readlink(\"/proc/self/fd/{fd}\")"))?;
+        Self::with_link(&Table::default(), pid, vpid, fd, file, Fdinfo::parse(&text)?, link)
     }
 
     /// Looks at a file that was opened by its `name` in `/proc`, maybe with O_PATH: an executable, a directory, a mapping.
@@ -86,25 +112,24 @@ impl Live {
         let mnt_id = i32::try_from(place.mount)
             .map_err(|_| Error::new("the file's mount has a number that no record can hold").path(name))?;
         let info = Fdinfo { flags, mnt_id, ..Fdinfo::default() };
-        Self::with_link(std::process::id().cast_signed(), 0, file.as_raw_fd(), file, info, name.to_owned())
+        let pid = std::process::id().cast_signed();
+        Self::with_link(&Table::default(), pid, 0, file.as_raw_fd(), file, info, name.to_owned())
     }
 
-    fn from_parts(pid: i32, vpid: i32, fd: i32, file: OwnedFd, info: Fdinfo) -> Result<Self> {
-        let own = file.as_raw_fd();
-        let link = std::fs::read_link(format!("/proc/self/fd/{own}"))
-            .during("cannot read the descriptor's name", || format!("readlink(\"/proc/self/fd/{own}\")"))?;
-        Self::with_link(pid, vpid, fd, file, info, link)
-    }
-
-    fn with_link(pid: i32, vpid: i32, fd: i32, file: OwnedFd, info: Fdinfo, link: PathBuf) -> Result<Self> {
+    fn with_link(
+        table: &Table,
+        pid: i32,
+        vpid: i32,
+        fd: i32,
+        file: OwnedFd,
+        info: Fdinfo,
+        link: PathBuf,
+    ) -> Result<Self> {
         let own = file.as_raw_fd();
         let stat =
             nix::sys::stat::fstat(&file).during("cannot stat the descriptor", || format!("fstat({own})"))?;
-        let fs = nix::sys::statfs::fstatfs(&file)
-            .during("cannot stat the descriptor's file system", || format!("fstatfs({own})"))?
-            .filesystem_type()
-            .0;
-        Ok(Self { pid, vpid, fd, file, link, info, stat, fs: fs as i64 })
+        let fs = table.file_system(&file, (info.mnt_id, stat.st_dev))?;
+        Ok(Self { pid, vpid, fd, file, link, info, stat, fs })
     }
 
     /// S_IFREG and so on.
@@ -219,38 +244,90 @@ pub fn descriptors(pid: i32) -> Result<Vec<i32>> {
     Ok(fds)
 }
 
-/// From so many descriptors on a second thread looks ahead, and by how many.
-const MANY: usize = 128;
-const AHEAD: usize = 64;
-
-/// Looks at descriptors of the process behind `handle`, one after the other, until `found` says false.
+/// Looks at descriptors of the process behind `handle`, one after the other, until `found` says false. Of many, a second
+/// thread looks at some: a piece at a time, whoever is free. Those of which the names are known are not asked for them.
 pub fn look_at_all(
     pid: i32,
     vpid: i32,
     handle: BorrowedFd<'_>,
-    fds: &[i32],
+    fds: &[(i32, Option<OsString>)],
     found: &mut dyn FnMut(Result<Option<Live>>) -> Result<bool>,
 ) -> Result<()> {
-    let look = |fd: &i32| Live::look(pid, vpid, handle, *fd);
-    std::thread::scope(|scope| {
-        let (put, take) = std::sync::mpsc::sync_channel(AHEAD);
-        let ahead = move || _ = fds.iter().map(look).all(|live| put.send(live).is_ok());
-        let there = fds.len() >= MANY && std::thread::Builder::new().spawn_scoped(scope, ahead).is_ok();
-        // Whoever looks ahead ends when nobody takes any more.
-        if there { each(take.into_iter(), found) } else { each(fds.iter().map(look), found) }
-    })
+    let table = Table::open(pid);
+    let pieces: Vec<&[(i32, Option<OsString>)]> = fds.chunks(pieces::LENGTH).collect();
+    pieces::in_order(
+        &pieces,
+        |piece| {
+            let look = |(fd, name): &(i32, Option<OsString>)| {
+                Live::look_in(&table, (pid, vpid), handle, *fd, name.as_deref())
+            };
+            piece.iter().map(look).collect()
+        },
+        |lives: Vec<_>| {
+            for live in lives {
+                if !found(live)? {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        },
+    )
 }
 
-fn each(
-    lives: impl Iterator<Item = Result<Option<Live>>>,
-    found: &mut dyn FnMut(Result<Option<Live>>) -> Result<bool>,
-) -> Result<()> {
-    for live in lives {
-        if !found(live)? {
-            break;
+/// Where a process's descriptors are looked up, so that not every one begins at the root.
+#[derive(Default)]
+struct Table {
+    pid: i32,
+    /// `/proc/PID/fdinfo`.
+    infos: Option<OwnedFd>,
+    /// `/proc/PID/fd`.
+    names: Option<OwnedFd>,
+    /// The magic numbers of file systems, by mount and device.
+    known: Mutex<BTreeMap<(i32, u64), i64>>,
+}
+
+impl Table {
+    fn open(pid: i32) -> Self {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let open = |path: &str| nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).ok();
+        Self {
+            pid,
+            infos: open(&format!("/proc/{pid}/fdinfo")),
+            names: open(&format!("/proc/{pid}/fd")),
+            known: Mutex::default(),
         }
     }
-    Ok(())
+
+    fn info(&self, fd: i32) -> std::io::Result<String> {
+        let Some(infos) = &self.infos else { return read_text(format!("/proc/{}/fdinfo/{fd}", self.pid)) };
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = nix::fcntl::openat(infos, fd.to_string().as_str(), flags, nix::sys::stat::Mode::empty())?;
+        read_open(&mut file.into())
+    }
+
+    /// What `file` lies on, which all files of a mount do.
+    fn file_system(&self, file: &OwnedFd, place: (i32, u64)) -> Result<i64> {
+        let known = |all: &BTreeMap<(i32, u64), i64>| all.get(&place).copied().filter(|_| place.0 >= 0);
+        if let Some(fs) = self.known.lock().ok().and_then(|all| known(&all)) {
+            return Ok(fs);
+        }
+        let told = nix::sys::statfs::fstatfs(file)
+            .during("cannot stat the descriptor's file system", || {
+                format!("fstatfs({})", file.as_raw_fd())
+            })?;
+        let fs = told.filesystem_type().0 as i64;
+        if let Ok(mut all) = self.known.lock() {
+            all.insert(place, fs);
+        }
+        Ok(fs)
+    }
+
+    fn name(&self, fd: i32) -> std::io::Result<PathBuf> {
+        match &self.names {
+            Some(dir) => Ok(readlinkat(dir, fd.to_string().as_str())?.into()),
+            None => std::fs::read_link(format!("/proc/{}/fd/{fd}", self.pid)),
+        }
+    }
 }
 
 /// The descriptors of a process with their names, as far as they can be read.

@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub type PathKey = (u64, u64, i32, u32, PathBuf);
 /// What the dump of descriptors remembers between them.
 #[derive(Debug, Default)]
 pub struct Registry {
+    /// What the descriptors of a process are called, as far as they have been listed and not been looked at.
+    pub(super) names: BTreeMap<i32, Vec<(i32, OsString)>>,
     /// Open file descriptions seen so far.
     pub(super) shared: Shared,
     /// Files without a descriptor in the container, held open so that they can be compared.
