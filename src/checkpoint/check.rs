@@ -17,7 +17,7 @@ use crate::checkpoint::memory::look::Looks;
 use crate::checkpoint::task::freeze::children;
 use crate::checkpoint::task::status::{self, Status};
 use crate::checkpoint::task::{keys, sessions};
-use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces};
+use crate::checkpoint::{Error, Freezer, Result, files, memory, namespaces, pieces};
 
 /// So often is a container looked at in which something is found.
 const LOOKS: usize = 3;
@@ -59,20 +59,31 @@ fn look(
     }
     let pids = if options.drop_exec { with_descendants(BTreeSet::from([source.init])) } else { pids };
     let depth = status::depth(source.init).unwrap_or(0);
+    let look_at = |pid: &i32| {
+        // What has ended meanwhile is no finding.
+        let status = Status::of(*pid).ok()?;
+        let vpid = status.pid_at(depth).unwrap_or(*pid);
+        let outcome = process(options, (*pid, vpid), &status, &pids, source.init);
+        let mappings = (status.state != 'Z').then(|| {
+            let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
+            memory::layout::refusals(*pid, watched).unwrap_or_default()
+        });
+        Some((*pid, vpid, status, outcome.err(), mappings))
+    };
+    let all: Vec<i32> = pids.iter().copied().collect();
+    let seen = match pieces::all(&all, look_at) {
+        Ok(seen) => seen,
+        Err(error) => return vec![error],
+    };
     let mut found = Vec::new();
     let (mut tasks, mut running) = (Vec::new(), Vec::new());
-    for pid in &pids {
-        // What has ended meanwhile is no finding.
-        let Ok(status) = Status::of(*pid) else { continue };
-        let vpid = status.pid_at(depth).unwrap_or(*pid);
-        found.extend(process(options, (*pid, vpid), &status, &pids, source.init).err().map(|e| e.pid(vpid)));
-        if status.state != 'Z' {
-            tasks.push((*pid, vpid));
-            let watched = watched || memory::track::is_ours(source.state_dir.as_deref(), *pid);
-            let refusals = memory::layout::refusals(*pid, watched, looks).unwrap_or_default();
-            found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
-            running.push((*pid, vpid, status));
-        }
+    for (pid, vpid, status, error, mappings) in seen.into_iter().flatten() {
+        found.extend(error.map(|e| e.pid(vpid)));
+        let Some((refusals, flagged)) = mappings else { continue };
+        tasks.push((pid, vpid));
+        found.extend(refusals.into_iter().map(|e| e.pid(vpid)));
+        looks.add(pid, flagged);
+        running.push((pid, vpid, status));
     }
     found.extend(memory::aio::refusals(&tasks, looks));
     found.extend(keys::check(source).err());
@@ -80,9 +91,17 @@ fn look(
     if !freezer.is_frozen().unwrap_or(true) {
         found.extend(keys::check_threads(&running));
     }
-    found.extend(files::check(options, source, &tasks));
     let live: Vec<i32> = tasks.iter().map(|(pid, _)| *pid).collect();
-    found.extend(namespaces::check(options, source, &live));
+    std::thread::scope(|scope| {
+        let look = || namespaces::check(options, source, &live);
+        let spaces = std::thread::Builder::new().spawn_scoped(scope, look);
+        found.extend(files::check(options, source, &tasks));
+        let lost = || vec![Error::new("a thread that looked at the namespaces has failed")];
+        found.extend(match spaces {
+            Ok(spaces) => spaces.join().unwrap_or_else(|_| lost()),
+            Err(_) => look(),
+        });
+    });
     // What was found at a process that has ended meanwhile keeps nobody from anything.
     let ended = |vpid: i32| {
         let task = tasks.iter().find(|(_, inside)| *inside == vpid);
@@ -128,9 +147,7 @@ fn process(
         }
     }
     compat::check(pid)?;
-    let features = status::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let features = features.lines().find_map(|l| l.strip_prefix("x86_Thread_features:"));
-    if features.is_some_and(|f| f.split_whitespace().any(|f| f == "shstk")) {
+    if status.shadow_stack {
         return Err(Error::new("the process has a shadow stack, which cannot be dumped yet")
             .remedy("start it with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
     }

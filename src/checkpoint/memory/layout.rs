@@ -1,6 +1,9 @@
 //! The mappings of a live task, each with its file.
 
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -76,12 +79,13 @@ pub fn private(pid: i32) -> Result<Vec<VmaEntry>> {
     Ok(mappings.map(entry).collect())
 }
 
-/// Every mapping of a running task that is refused, unless it is gone already. What was seen of it is added to `looks`.
-pub fn refusals(pid: i32, watched: bool, looks: &mut Looks) -> Result<Vec<Error>> {
+/// Every mapping of a running task that is refused, unless it is gone already; and all that was seen of it.
+pub fn refusals(pid: i32, watched: bool) -> Result<(Vec<Error>, Flagged)> {
     let internal = internal_device()?;
     let found = unmarked(maps::read_with_flags(pid)?, watched);
-    let check = |(mapping, flags): &(Mapping, VmFlags)| {
-        file_facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
+    let mut files = Files::default();
+    let mut check = |(mapping, flags): &(Mapping, VmFlags)| {
+        files.facts(pid, mapping).and_then(|file| vmas::describe(mapping, *flags, file, internal))
     };
     let mut refused: Vec<(&Mapping, Error)> =
         found.iter().filter_map(|found| check(found).err().map(|error| (&found.0, error))).collect();
@@ -91,15 +95,15 @@ pub fn refusals(pid: i32, watched: bool, looks: &mut Looks) -> Result<Vec<Error>
         refused.retain(|(mapping, _)| now.contains(mapping));
     }
     let refused = refused.into_iter().map(|(_, error)| error).collect();
-    looks.add(pid, found);
-    Ok(refused)
+    Ok((refused, found))
 }
 
 fn describe(pid: i32, found: Flagged) -> Result<Vec<Vma>> {
     let internal = internal_device()?;
     let mut described: Vec<Vma> = Vec::with_capacity(found.len());
+    let mut files = Files::default();
     for (mapping, flags) in found {
-        let file = file_facts(pid, &mapping)?;
+        let file = files.facts(pid, &mapping)?;
         described.push(vmas::describe(&mapping, flags, file, internal)?);
     }
     vmas::join_vvar(&mut described);
@@ -121,35 +125,45 @@ fn map_file(pid: i32, mapping: &Mapping) -> String {
     format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.start, mapping.end)
 }
 
-fn file_facts(pid: i32, mapping: &Mapping) -> Result<Option<FileFacts>> {
-    if mapping.inode == 0 && !mapping.name().starts_with(b"/") {
-        return Ok(None);
+/// The files of a process's mappings: most are mapped in several parts.
+#[derive(Default)]
+struct Files(HashMap<((u32, u32), u64, OsString), Metadata>);
+
+impl Files {
+    fn facts(&mut self, pid: i32, mapping: &Mapping) -> Result<Option<FileFacts>> {
+        if mapping.inode == 0 && !mapping.name().starts_with(b"/") {
+            return Ok(None);
+        }
+        let path = map_file(pid, mapping);
+        let link = match fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            link => link.during("cannot look at a mapped file", || format!("lstat({path:?})"))?,
+        };
+        let known = (mapping.device, mapping.inode, mapping.name.clone());
+        let file = match self.0.entry(known) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(match fs::metadata(&path) {
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_name(pid, mapping, libc::O_PATH)
+                    .and_then(|(file, _)| {
+                        file.metadata().during("cannot look at a mapped file", || "fstat(_)".into())
+                    })?,
+                file => file.during("cannot look at a mapped file", || format!("stat({path:?})"))?,
+            }),
+        };
+        // The link's permissions tell how the file was opened.
+        let access = match link.st_mode() & 0o600 {
+            0o600 => libc::O_RDWR,
+            0o200 => libc::O_WRONLY,
+            _ => libc::O_RDONLY,
+        };
+        Ok(Some(FileFacts {
+            mode: file.st_mode(),
+            device: file.st_dev(),
+            special: file.st_rdev(),
+            block: file.st_blksize(),
+            access: access.cast_unsigned(),
+        }))
     }
-    let path = map_file(pid, mapping);
-    let link = match fs::symlink_metadata(&path) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        link => link.during("cannot look at a mapped file", || format!("lstat({path:?})"))?,
-    };
-    let file = match fs::metadata(&path) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => by_name(pid, mapping, libc::O_PATH)
-            .and_then(|(file, _)| {
-                file.metadata().during("cannot look at a mapped file", || "fstat(_)".into())
-            })?,
-        file => file.during("cannot look at a mapped file", || format!("stat({path:?})"))?,
-    };
-    // The link's permissions tell how the file was opened.
-    let access = match link.st_mode() & 0o600 {
-        0o600 => libc::O_RDWR,
-        0o200 => libc::O_WRONLY,
-        _ => libc::O_RDONLY,
-    };
-    Ok(Some(FileFacts {
-        mode: file.st_mode(),
-        device: file.st_dev(),
-        special: file.st_rdev(),
-        block: file.st_blksize(),
-        access: access.cast_unsigned(),
-    }))
 }
 
 /// The file of a mapping, named but not opened (`O_PATH`), and its path as `map_files` prints it.
@@ -236,7 +250,7 @@ mod tests {
             let (file, link) = named(pid, code).unwrap();
             assert_eq!(fstat(file.as_fd()).unwrap().st_ino, code.mapping.inode);
             assert!(link.is_absolute());
-            assert_eq!(refusals(pid, false, &mut Looks::default()).unwrap().len(), 0);
+            assert_eq!(refusals(pid, false).unwrap().0.len(), 0);
         });
     }
 
@@ -284,8 +298,7 @@ mod tests {
                     }
                 });
                 let pid = std::process::id().cast_signed();
-                let found: Vec<Error> =
-                    (0..500).flat_map(|_| refusals(pid, false, &mut Looks::default()).unwrap()).collect();
+                let found: Vec<Error> = (0..500).flat_map(|_| refusals(pid, false).unwrap().0).collect();
                 done.store(true, order);
                 assert!(found.is_empty(), "{}: {}", found.len(), found[0]);
             });

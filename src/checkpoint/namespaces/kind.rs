@@ -9,7 +9,10 @@
 
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, readlinkat};
 use nix::sched::CloneFlags;
+use nix::sys::stat::Mode;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -150,6 +153,25 @@ impl Kind {
     pub fn owned(self, pid: i32, spec: &Spec) -> Result<bool> {
         Ok(self.private(pid)? && self.joined(spec).is_none())
     }
+}
+
+/// Several links in /proc/PID/ns, which is looked up once.
+pub fn links<const N: usize>(pid: &str, names: [&str; N]) -> Result<[Option<PathBuf>; N]> {
+    let path = format!("/proc/{pid}/ns");
+    let dir = open(path.as_str(), OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+        .during("cannot look at the namespaces", || format!("open({path:?}, O_PATH|O_DIRECTORY)"))?;
+    let mut found = [const { None }; N];
+    for (found, name) in found.iter_mut().zip(names) {
+        *found = match readlinkat(&dir, name) {
+            // Of a process that has ended, or a kind that the kernel does not have.
+            Err(Errno::ENOENT) => link(pid, name)?,
+            link => Some(
+                link.during("cannot look at the namespaces", || format!("readlinkat({path:?}, {name:?})"))?
+                    .into(),
+            ),
+        };
+    }
+    Ok(found)
 }
 
 /// A link in /proc/PID/ns; none where the kernel has no such kind.

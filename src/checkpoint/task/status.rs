@@ -54,6 +54,8 @@ pub struct Status {
     pub no_new_privs: bool,
     /// Seccomp mode: 0, 1 strict, 2 filters.
     pub seccomp: u32,
+    /// Has a shadow stack (x86).
+    pub shadow_stack: bool,
 }
 
 /// Reads one small file of `/proc`, with the call in the error.
@@ -105,6 +107,7 @@ impl Status {
                 "CapAmb" => status.caps[4] = hex()?,
                 "NoNewPrivs" => status.no_new_privs = value != "0",
                 "Seccomp" => status.seccomp = value.parse().map_err(|_| bad())?,
+                "x86_Thread_features" => status.shadow_stack = value.split(' ').any(|name| name == "shstk"),
                 _ => {}
             }
         }

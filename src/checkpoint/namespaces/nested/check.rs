@@ -8,16 +8,19 @@ use super::spaces::{copy, kind_of, outside};
 use crate::checkpoint::context::{Options, Source};
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::namespaces::enter::door;
-use crate::checkpoint::namespaces::kind::link;
+use crate::checkpoint::namespaces::kind::links;
 use crate::checkpoint::namespaces::mount::nested::Tree;
 use crate::checkpoint::namespaces::{Kind, ipc, mount, net, vpid};
+use crate::checkpoint::pieces;
 use crate::sys::kcmp::{What, kcmp};
 
 /// Everything about the namespaces of these processes (pids of this host) that keeps them from being dumped.
 pub fn check(options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
     let (mut found, mut inside) = (Vec::new(), BTreeMap::new());
+    let of = |name: &str| names(name).unwrap_or_default();
+    let (inits, ours) = (of(&source.init.to_string()), of("self"));
     for pid in pids {
-        if let Err(e) = process(source, *pid, &mut inside) {
+        if let Err(e) = process(*pid, &inits, &ours, &mut inside) {
             // What has ended meanwhile is no finding.
             if std::fs::metadata(format!("/proc/{pid}/ns/mnt")).is_ok() {
                 found.push(e.pid(vpid(source.init, *pid)));
@@ -37,48 +40,59 @@ pub fn check(options: &Options, source: &Source, pids: &[i32]) -> Vec<Error> {
 /// By kind and name, who is in the namespaces that the container has made.
 type Inside = BTreeMap<(Kind, PathBuf), Vec<i32>>;
 
-fn process(source: &Source, pid: i32, inside: &mut Inside) -> Result<()> {
-    let (init, name) = (source.init.to_string(), pid.to_string());
-    for kind in Kind::ALL {
+/// By kind, what a process is in; and where its children are to be, as for clocks.
+type Names = [Option<PathBuf>; 9];
+
+fn names(pid: &str) -> Result<Names> {
+    let [a, b, c, d, e, f, g, h] = Kind::ALL.map(Kind::name);
+    links(pid, [a, b, c, d, e, f, g, h, "time_for_children"])
+}
+
+fn process(pid: i32, inits: &Names, ours: &Names, inside: &mut Inside) -> Result<()> {
+    let names = names(&pid.to_string())?;
+    for (((kind, theirs), inits), ours) in Kind::ALL.into_iter().zip(&names).zip(inits).zip(ours) {
         // Of a zombie nothing is left to look at.
-        let Some(theirs) = kind.of(&name)? else { continue };
-        if Some(&theirs) == kind.of(&init)?.as_ref() {
+        let Some(theirs) = theirs else { continue };
+        if Some(theirs) == inits.as_ref() {
             continue;
         }
-        if Some(&theirs) == kind.of("self")?.as_ref() {
+        if Some(theirs) == ours.as_ref() {
             return Err(outside(kind));
         }
-        inside.entry((kind, theirs)).or_default().push(pid);
+        inside.entry((kind, theirs.clone())).or_default().push(pid);
     }
-    if link(&name, "time_for_children")? != Kind::Time.of(&name)? {
+    let [.., clocks, clocks_of_children] = &names;
+    if clocks != clocks_of_children {
         return Err(Error::new(
             "the process has its children in a time namespace of its own, which cannot be checkpointed yet",
         ));
     }
-    threads(pid)
+    threads(pid, &names)
 }
 
 /// Every thread must be in the namespaces of its process.
-fn threads(pid: i32) -> Result<()> {
+fn threads(pid: i32, names: &Names) -> Result<()> {
+    const KINDS: [Kind; 5] = [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Mnt];
+    let own = |kind: Kind| Kind::ALL.iter().position(|k| *k == kind).and_then(|at| names[at].as_ref());
+    let leader = pid.to_string();
     let path = format!("/proc/{pid}/task");
     let list = std::fs::read_dir(&path).during("cannot list the threads", || format!("open({path:?})"))?;
-    for tid in list.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        if tid == pid.to_string() {
-            continue;
-        }
-        for kind in [Kind::Net, Kind::Ipc, Kind::Uts, Kind::Cgroup, Kind::Mnt] {
-            // It may have ended.
-            let Ok(Some(theirs)) = link(&format!("{pid}/task/{tid}"), kind.name()) else { continue };
-            if Some(theirs) != kind.of(&pid.to_string())? {
-                return Err(Error::new(format!(
-                    "a thread of the process is in another {} namespace than its first one",
-                    kind.title()
-                ))
-                .remedy("let the thread go back, or end it"));
-            }
-        }
+    let tids: Vec<String> = list.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    let elsewhere = |tid: &String| {
+        // It may have ended.
+        let all = links(&format!("{pid}/task/{tid}"), KINDS.map(Kind::name)).ok()?;
+        let differs = |(kind, theirs): &(Kind, &Option<_>)| theirs.is_some() && theirs.as_ref() != own(*kind);
+        KINDS.into_iter().zip(&all).find(differs).map(|(kind, _)| kind)
+    };
+    let tids: Vec<String> = tids.into_iter().filter(|tid| *tid != leader).collect();
+    match pieces::all(&tids, elsewhere)?.into_iter().flatten().next() {
+        None => Ok(()),
+        Some(kind) => Err(Error::new(format!(
+            "a thread of the process is in another {} namespace than its first one",
+            kind.title()
+        ))
+        .remedy("let the thread go back, or end it")),
     }
-    Ok(())
 }
 
 /// The mount namespaces that the container has made.
