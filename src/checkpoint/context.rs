@@ -124,6 +124,8 @@ pub struct LiveTask {
     pub threads: Vec<Thread>,
     /// Ready to run batches in the leader, from freeze to thaw.
     pub injection: Option<Injection>,
+    /// What it has told of its address space.
+    pub space: crate::checkpoint::memory::mm::Answers,
 }
 
 /// A dump under way.
@@ -150,6 +152,8 @@ pub struct Dump<'a> {
     pub frozen_groups: Vec<PathBuf>,
     /// What the container's own control groups are limited to, as far as it was read before the container stood still.
     pub limits: crate::checkpoint::namespaces::cgroup::Limits,
+    /// Its control groups, if somebody has looked at them.
+    pub groups: Option<Result<Option<crate::checkpoint::namespaces::cgroup::Groups>>>,
     /// The sysctls of its network, opened, where they are kept.
     pub sysctls: Option<crate::checkpoint::namespaces::net::Sysctls>,
     /// Its own pid namespace.
@@ -182,6 +186,7 @@ impl<'a> Dump<'a> {
             files: crate::checkpoint::files::Registry::default(),
             frozen_groups: Vec::new(),
             limits: BTreeMap::new(),
+            groups: None,
             sysctls: None,
             pids: None,
             network: crate::checkpoint::namespaces::net::Hold::default(),

@@ -161,6 +161,8 @@ fn attempt(
     if parent.as_ref().is_some_and(|parent| !parent.is_known()) {
         log.line(format_args!("what was written since the earlier set is not known: all pages are saved"));
     }
+    // What does not depend on what it does is found while it runs.
+    processor::dump(&mut Model::default())?;
     let limits = namespaces::cgroup::limits(options, source)?;
     let sysctls = namespaces::net::open_sysctls(options, source)?;
     let Stopped { record, ice, tasks, strangers, threads, started, freezing } =
@@ -368,8 +370,16 @@ pub(super) fn refuse(mut found: Vec<Error>, log: &mut Log) -> Result<()> {
 
 /// Everything that must agree, while all stand still, but for the contents of private memory.
 fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
-    let snapshot = process::capture(&dump.tasks)?;
-    process::dump(dump, snapshot)?;
+    std::thread::scope(|scope| {
+        let (options, source) = (dump.options, dump.source);
+        let (frozen, limits) = (dump.frozen_groups.clone(), dump.limits.clone());
+        let look = move || namespaces::cgroup::look(options, source, &frozen, &limits);
+        let groups = std::thread::Builder::new().spawn_scoped(scope, look);
+        let snapshot = process::capture(&dump.tasks)?;
+        process::dump(dump, snapshot)?;
+        dump.groups = groups.ok().and_then(|groups| groups.join().ok());
+        Ok::<(), Error>(())
+    })?;
     sessions::record(dump)?;
     for (pid, zombie) in dump.tasks.iter().map(|t| (t.pid, t.zombie)).collect::<Vec<_>>() {
         if !zombie {

@@ -8,6 +8,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::sync::OnceLock;
 
 use crate::checkpoint::arch;
 use crate::checkpoint::context::Options;
@@ -87,6 +88,10 @@ pub fn accept(had: &[String], options: &Options) -> Result<()> {
 
 /// What this processor has.
 pub fn here() -> Result<Vec<String>> {
+    static HERE: OnceLock<Vec<String>> = OnceLock::new();
+    if let Some(known) = HERE.get() {
+        return Ok(known.clone());
+    }
     let path = "/proc/cpuinfo";
     let what = "cannot tell what the processor can do";
     let file = File::open(path).during(what, || format!("open({path:?})"))?;
@@ -100,7 +105,7 @@ pub fn here() -> Result<Vec<String>> {
         first.push_str(&line);
         first.push('\n');
     }
-    Ok(arch::instructions(&first))
+    Ok(HERE.get_or_init(|| arch::instructions(&first)).clone())
 }
 
 #[cfg(test)]

@@ -79,10 +79,9 @@ fn task_memory(
     register: Register<'_>,
     shared: &mut BTreeMap<u64, u64>,
 ) -> Result<TaskPages> {
-    let task = dump.tasks.get_mut(index).ok_or_else(|| Error::new("there is no such task"))?;
+    let task = dump.tasks.get(index).ok_or_else(|| Error::new("there is no such task"))?;
     let (pid, vpid, locked) = (task.pid, task.vpid.cast_unsigned(), task.status.locked != Some(0));
-    let injection = task.injection.as_mut().ok_or_else(|| Error::new("the task cannot be asked"))?;
-    let mut mm = mm::capture(pid, injection)?;
+    let mut mm = mm::capture(pid, &task.space)?;
     // Asked now: the first batch has mapped it.
     let hidden = hidden(dump, index);
     let noted = dump.parent.as_ref().is_some_and(Parent::is_known);

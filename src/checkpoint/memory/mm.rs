@@ -2,7 +2,7 @@
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::MmEntry;
-use crate::checkpoint::remote::{Arg, Batch, Injection};
+use crate::checkpoint::remote::{Arg, Batch, Call, Results};
 use crate::sys::procfs::read_bytes;
 
 const PR_GET_DUMPABLE: i32 = 3;
@@ -11,8 +11,45 @@ const PR_SET_MM_MAP: i32 = 14;
 const PR_SET_THP_DISABLE: i32 = 41;
 const PR_GET_THP_DISABLE: i32 = 42;
 
+/// What only the process can tell of its address space.
+#[derive(Debug)]
+pub struct Ask {
+    brk: Call,
+    dumpable: Call,
+    thp: Call,
+}
+
+impl Ask {
+    /// Adds the questions to `batch`.
+    pub fn new(batch: &mut Batch) -> Self {
+        batch.about("cannot read the state of the address space");
+        let brk = batch.call(libc::SYS_brk, &[Arg::from(0u64)]);
+        let dumpable = batch.call(libc::SYS_prctl, &[PR_GET_DUMPABLE.into()]);
+        let zero = || Arg::from(0u64);
+        let thp = batch.call(libc::SYS_prctl, &[PR_GET_THP_DISABLE.into(), zero(), zero(), zero(), zero()]);
+        Self { brk, dumpable, thp: batch.tolerate(thp) }
+    }
+
+    /// Takes the answers.
+    pub fn answer(&self, results: &Results) -> Answers {
+        Answers {
+            brk: results.ret(self.brk).cast_unsigned(),
+            dumpable: results.int(self.dumpable),
+            thp_disabled: results.ret(self.thp) > 0,
+        }
+    }
+}
+
+/// The answers.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Answers {
+    brk: u64,
+    dumpable: i32,
+    thp_disabled: bool,
+}
+
 /// Reads everything but the mappings and the executable.
-pub fn capture(pid: i32, injection: &mut Injection) -> Result<MmEntry> {
+pub fn capture(pid: i32, answers: &Answers) -> Result<MmEntry> {
     let path = format!("/proc/{pid}/stat");
     let stat = read_bytes(&path).during("cannot read the task's state", || format!("read({path:?})"))?;
     let mut mm = bounds(&stat).ok_or_else(|| Error::new("cannot understand /proc/PID/stat"))?;
@@ -23,20 +60,12 @@ pub fn capture(pid: i32, injection: &mut Injection) -> Result<MmEntry> {
     while mm.mm_saved_auxv.ends_with(&[0, 0]) {
         mm.mm_saved_auxv.truncate(mm.mm_saved_auxv.len() - 2);
     }
-
-    let mut batch = Batch::new();
-    batch.about("cannot read the state of the address space");
-    let brk = batch.call(libc::SYS_brk, &[Arg::from(0u64)]);
-    let dumpable = batch.call(libc::SYS_prctl, &[PR_GET_DUMPABLE.into()]);
-    let zero = || Arg::from(0u64);
-    let thp = batch.call(libc::SYS_prctl, &[PR_GET_THP_DISABLE.into(), zero(), zero(), zero(), zero()]);
-    let thp = batch.tolerate(thp);
-    let results = injection.run(&batch)?;
-    mm.mm_brk = results.ret(brk).cast_unsigned();
-    mm.dumpable = Some(results.int(dumpable));
-    mm.thp_disabled = Some(results.ret(thp) > 0);
+    mm.mm_brk = answers.brk;
+    mm.dumpable = Some(answers.dumpable);
+    mm.thp_disabled = Some(answers.thp_disabled);
     Ok(mm)
 }
+
 
 /// The fields of proc_pid_stat(5), numbered as there.
 fn bounds(stat: &[u8]) -> Option<MmEntry> {

@@ -48,13 +48,36 @@ pub fn limits(options: &Options, source: &Source) -> Result<Limits> {
     tree::limits(&source.cgroups, source.init)
 }
 
+/// The groups of a container that stands still, and who is in them.
+#[derive(Debug)]
+pub struct Groups {
+    hierarchies: Vec<Hierarchy>,
+    controllers: Vec<CgControllerEntry>,
+}
+
+/// Looks at them; `frozen`: those that the container had frozen, `limits`: what is known already. None where they are not
+/// kept.
+pub fn look(
+    options: &Options,
+    source: &Source,
+    frozen: &[PathBuf],
+    limits: &Limits,
+) -> Result<Option<Groups>> {
+    if ignored(options.manage_cgroups.as_deref()) {
+        return Ok(None);
+    }
+    let hierarchies = hierarchies(&source.cgroups, source.init)?;
+    let controllers = hierarchies.iter().map(|h| h.entry(frozen, limits)).collect::<Result<_>>()?;
+    Ok(Some(Groups { hierarchies, controllers }))
+}
+
 /// Saves the groups of the container and everybody's place in them.
 pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
-    if ignored(dump.options.manage_cgroups.as_deref()) {
-        return Ok(());
-    }
+    let known = dump.groups.take();
+    let groups =
+        known.unwrap_or_else(|| look(dump.options, dump.source, &dump.frozen_groups, &dump.limits))?;
+    let Some(Groups { hierarchies, controllers }) = groups else { return Ok(()) };
     let init = dump.source.init;
-    let hierarchies = hierarchies(&dump.source.cgroups, init)?;
     let private = Kind::Cgroup.private(init)?;
     dump.model.inventory.root_cg_set = Some(DUMPERS);
     let mut sets: Vec<Vec<&str>> = Vec::new();
@@ -92,8 +115,6 @@ pub fn dump(dump: &mut Dump<'_>) -> Result<()> {
         ctls: hierarchies.iter().zip(places).map(|(h, place)| member(h, place)).collect(),
     });
     let sets = sets.collect();
-    let entry = |h: &Hierarchy| h.entry(&dump.frozen_groups, &dump.limits);
-    let controllers = hierarchies.iter().map(entry).collect::<Result<_>>()?;
     dump.model.cgroup = Some(CgroupEntry { sets, controllers });
     Ok(())
 }

@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use super::status::{self, Status};
 use crate::checkpoint::context::LiveTask;
 use crate::checkpoint::error::Context;
+use crate::checkpoint::memory::mm::Answers;
 use crate::checkpoint::remote::{Stop, Thread};
 use crate::checkpoint::{Error, Result};
 use crate::sys;
@@ -360,7 +361,16 @@ impl Found {
             sys::pidfd::open(pid, 0).during("cannot hold the process", || format!("pidfd_open({pid}, 0)"))?;
         let status = Status::of(pid)?;
         let vpid = status.pid_at(self.depth).unwrap_or(pid);
-        Ok(LiveTask { pid, vpid, pidfd, status, zombie: threads.is_empty(), threads, injection: None })
+        Ok(LiveTask {
+            pid,
+            vpid,
+            pidfd,
+            status,
+            zombie: threads.is_empty(),
+            threads,
+            injection: None,
+            space: Answers::default(),
+        })
     }
 
     /// The process's id in the container; its id here when it is gone.

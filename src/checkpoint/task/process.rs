@@ -7,11 +7,12 @@ use prost::Message;
 use super::status::{self, IdMap, Stat, Status};
 use super::threads::{self, Captured};
 use super::{cookies, freeze, limits, modes, seccomp, sharing, signals, timers, tree};
-use crate::checkpoint::arch::features;
+use crate::checkpoint::arch::{compat, features};
 use crate::checkpoint::context::{Dump, LiveTask};
 use crate::checkpoint::image::{
     ChildEnd, CoreEntry, Machine, PstreeEntry, TaskCoreEntry, TaskExtra, TaskRlimitsEntry, ThreadExtra,
 };
+use crate::checkpoint::memory::mm;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::pids::Pids;
 use crate::checkpoint::remote::{Batch, Call, Injection, Out, Results};
@@ -43,9 +44,9 @@ pub fn capture(tasks: &[LiveTask]) -> Result<Snapshot> {
     let depth = tasks.first().map_or(Ok(0), |init| status::depth(init.pid))?;
     let mut snapshot = Snapshot::default();
     for task in tasks {
-        let mut all = Vec::new();
+        let (mut all, compat) = (Vec::new(), compat::runs_in(task.pid));
         for thread in &task.threads {
-            all.push(threads::capture(task, thread, depth, &mut snapshot.filters)?);
+            all.push(threads::capture(task, thread, (depth, compat), &mut snapshot.filters)?);
         }
         snapshot.threads.insert(task.pid, all);
     }
@@ -237,9 +238,11 @@ fn alive(
         injection.move_out()?;
     }
     let mut batch = Batch::new();
-    let asked = (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch));
+    let asked =
+        (Ask::new(&mut batch, task.pid, &pairs)?, threads::Ask::new(&mut batch), mm::Ask::new(&mut batch));
     let results = injection.run(&batch)?;
     asked.0.answer(&results, &mut tc);
+    task.space = asked.2.answer(&results);
     if captured[0].is_compat() {
         signals::make_compat(&mut tc.sigactions);
     }

@@ -43,11 +43,11 @@ impl Captured {
 }
 
 /// Reads what must be read before a batch runs in the thread.
-/// `depth`: how deep the container's pid namespace lies below ours.
+/// `depth`: how deep the container's pid namespace lies below ours; `compat`: whether its program is one of 32 bits.
 pub fn capture(
     task: &LiveTask,
     thread: &Thread,
-    depth: usize,
+    (depth, compat): (usize, bool),
     filters: &mut seccomp::Filters,
 ) -> Result<Captured> {
     let tid = thread.tid();
@@ -58,7 +58,7 @@ pub fn capture(
     let named = |e: Error| e.pid(task.vpid);
     thread.leave_vdso(status.ignored).map_err(named)?;
     let raw = thread.regs().map_err(named)?;
-    if raw.is_compat() != compat::runs_in(task.pid) {
+    if raw.is_compat() != compat {
         return Err(named(
             Error::new("a thread runs code of another width than its program's")
                 .remedy("try again later")

@@ -17,7 +17,7 @@ use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::nested::Made;
 use crate::checkpoint::namespaces::user::Owners;
-use crate::checkpoint::remote::{Conduit, Final, Injection, Thread};
+use crate::checkpoint::remote::{Batch, Conduit, Final, Injection, Thread};
 use crate::sys::pidfd;
 
 /// A program with a pipe at either end, killed and reaped when it is dropped.
@@ -108,7 +108,10 @@ struct Saved {
 }
 
 fn save(program: &Program, images: &ImageDir, paths: &Paths) -> Saved {
-    let (thread, injection) = stop(program.pid());
+    let (thread, mut injection) = stop(program.pid());
+    let mut batch = Batch::new();
+    let asked = mm::Ask::new(&mut batch);
+    let space = asked.answer(&injection.run(&batch).unwrap());
     let last = Final {
         regs: injection.image_regs().unwrap(),
         sigmask: injection.sigmask().unwrap(),
@@ -123,6 +126,7 @@ fn save(program: &Program, images: &ImageDir, paths: &Paths) -> Saved {
         zombie: false,
         threads: vec![thread],
         injection: Some(injection),
+        space,
     };
     let mut dump = Dump::new(&options, &source, images, vec![task]);
     let mut register = |dump: &mut Dump<'_>, file: OwnedFd, link: &Path, access: u32| {

@@ -10,6 +10,7 @@ use super::limits;
 use super::tree::perms;
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::{CgControllerEntry, CgroupDirEntry, CgroupPropEntry};
+use crate::sys::procfs::read_text;
 
 /// Settings of version 1, by controller.
 const V1: [&str; 37] = [
@@ -97,7 +98,7 @@ pub(super) fn unified(controller: &CgControllerEntry) -> bool {
 
 pub(super) fn value(dir: &Path, name: &str) -> Option<String> {
     // Not there in this kernel, or not readable in this kind of group.
-    fs::read_to_string(dir.join(name)).ok().map(|text| text.trim_end().to_owned())
+    read_text(dir.join(name)).ok().map(|text| text.trim_end().to_owned())
 }
 
 /// The settings of a group. Of the container's own only what those inside change by being there.

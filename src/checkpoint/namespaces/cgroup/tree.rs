@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use super::properties;
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::{CgControllerEntry, CgroupDirEntry, CgroupPerms, CgroupPropEntry};
+use crate::sys::procfs::read_text;
 
 /// Deeper than anybody nests groups.
 const DEPTH_MAX: usize = 64;
@@ -39,7 +40,7 @@ pub(super) fn limits(cgroups: &BTreeMap<String, PathBuf>, init: i32) -> Result<L
 /// The hierarchies in which the container has a group of its own.
 pub(super) fn hierarchies(cgroups: &BTreeMap<String, PathBuf>, init: i32) -> Result<Vec<Hierarchy>> {
     let path = format!("/proc/{init}/cgroup");
-    let text = fs::read_to_string(&path)
+    let text = read_text(&path)
         .during("cannot read the control groups of the container", || format!("read({path:?})"))?;
     let mut seen = BTreeSet::new();
     let mut all = Vec::new();
@@ -83,8 +84,8 @@ fn walk(dir: &Path, place: &str, file: &str, members: &mut BTreeMap<i32, String>
         return Err(Error::new("control groups are nested too deeply").path(dir));
     }
     let path = dir.join(file);
-    let text = fs::read_to_string(&path)
-        .during("cannot read a control group", || format!("read({})", path.display()))?;
+    let text =
+        read_text(&path).during("cannot read a control group", || format!("read({})", path.display()))?;
     members.extend(text.lines().filter_map(|tid| Some((tid.parse().ok()?, place.to_owned()))));
     for name in children(dir)? {
         let inner = if place.is_empty() { name.clone() } else { format!("{place}/{name}") };
@@ -95,6 +96,10 @@ fn walk(dir: &Path, place: &str, file: &str, members: &mut BTreeMap<i32, String>
 
 /// The names of the groups right inside, in order.
 fn children(dir: &Path) -> Result<Vec<String>> {
+    // Its own link, that of the one around it, and one of each inside.
+    if fs::metadata(dir).is_ok_and(|meta| meta.nlink() == 2) {
+        return Ok(Vec::new());
+    }
     let list = || -> std::io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(dir)? {
