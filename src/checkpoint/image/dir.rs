@@ -157,6 +157,21 @@ impl ImageDir {
         Ok(File::from(file))
     }
 
+    /// How long a file is. Only a regular file will do.
+    pub fn length(&self, name: &str) -> Result<u64> {
+        let at = |e: Error| e.path(self.path.join(name));
+        let stat = |place: BorrowedFd<'_>| fstatat(place, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let on_desk = self.desk().and_then(|desk| stat(desk.as_fd()).ok());
+        let stat = on_desk
+            .map_or_else(|| stat(self.place()), Ok)
+            .during("cannot measure the image", || format!("fstatat(_, {name:?}, AT_SYMLINK_NOFOLLOW)"))
+            .map_err(at)?;
+        if SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT != SFlag::S_IFREG {
+            return Err(at(Error::new("the image is not a regular file")));
+        }
+        Ok(stat.st_size.cast_unsigned())
+    }
+
     /// Whether there is such a file.
     pub fn exists(&self, name: &str) -> bool {
         let exists = |place: BorrowedFd<'_>| fstatat(place, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok();

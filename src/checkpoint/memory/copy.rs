@@ -81,15 +81,16 @@ pub fn pieces(ranges: impl IntoIterator<Item = Placed>) -> Vec<Piece> {
 }
 
 /// Runs `work` on every piece, on two threads when there are two processors and much to do. Each thread has a buffer
-/// of [`PIECE`] bytes. The first error ends both.
+/// of at most [`PIECE`] bytes. The first error ends both.
 pub fn each(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> Result<()> + Sync) -> Result<()> {
     let total: u64 = pieces.iter().map(|p| p.len as u64).sum();
     let next = AtomicUsize::new(0);
     let bar = Bar::new(total);
     let run = || -> Result<()> {
-        let size = NonZeroUsize::new(PIECE).ok_or_else(|| Error::new("a buffer of no size"))?;
+        let longest = pieces.iter().map(|piece| piece.len).max().and_then(NonZeroUsize::new);
+        let Some(size) = longest else { return Ok(()) };
         let mut buffer = Anonymous::buffer(size)
-            .during("cannot allocate a buffer", || format!("mmap(NULL, {PIECE}, ...)"))?;
+            .during("cannot allocate a buffer", || format!("mmap(NULL, {size}, ...)"))?;
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             work(piece, &mut buffer.as_mut_slice()[..piece.len]).inspect_err(|_| {
                 next.store(pieces.len(), Ordering::Relaxed);

@@ -3,9 +3,7 @@
 //!
 //! It guards against accidents of copying, not against people: whoever may write to the directory can write a seal.
 
-use std::os::unix::fs::MetadataExt;
-
-use crate::checkpoint::error::{Context, Error, Result};
+use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{INVENTORY, ImageDigest, ImageDir, Kind, StasisExtension};
 
 /// Where the seal is kept.
@@ -49,10 +47,5 @@ pub fn reseal(dir: &ImageDir) -> Result<()> {
 }
 
 fn length(dir: &ImageDir, name: &str) -> Result<u64> {
-    let file = dir.raw_open(name)?;
-    let meta = file
-        .metadata()
-        .during("cannot measure the image", || "fstat(_)".into())
-        .map_err(|e| e.path(dir.path().join(name)))?;
-    Ok(meta.size())
+    dir.length(name)
 }

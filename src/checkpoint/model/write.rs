@@ -1,10 +1,18 @@
 //! The model becomes images.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use crate::checkpoint::error::{Context, Result};
 use crate::checkpoint::image::*;
 use crate::checkpoint::model::{Model, TcpStream, seal};
+use crate::checkpoint::pieces;
+
+/// Does `write` with all of them, on two threads where there are many.
+fn each<T: Sync>(all: &BTreeMap<u32, T>, write: impl Fn(u32, &T) -> Result<()> + Sync) -> Result<()> {
+    let all: Vec<(u32, &T)> = all.iter().map(|(id, one)| (*id, one)).collect();
+    pieces::all(&all, |(id, one)| write(*id, one))?.into_iter().collect()
+}
 
 impl Model {
     /// Writes every image of the model, inventory.img last. CRIU expects some of them even when they are empty.
@@ -35,22 +43,17 @@ impl Model {
     }
 
     fn write_tasks(&self, dir: &ImageDir) -> Result<()> {
-        for (id, core) in &self.cores {
-            dir.write(Kind::Core, &format!("core-{id}.img"), std::slice::from_ref(core))?;
-        }
-        for (pid, ids) in &self.ids {
-            dir.write(Kind::Ids, &format!("ids-{pid}.img"), std::slice::from_ref(ids))?;
-        }
-        for (pid, mm) in &self.mm {
-            dir.write(Kind::Mm, &format!("mm-{pid}.img"), std::slice::from_ref(mm))?;
-        }
-        for (pid, fs) in &self.fs {
-            dir.write(Kind::Fs, &format!("fs-{pid}.img"), std::slice::from_ref(fs))?;
-        }
-        for (id, descriptors) in &self.fdinfo {
-            dir.write(Kind::Fdinfo, &format!("fdinfo-{id}.img"), descriptors)?;
-        }
-        Ok(())
+        each(&self.cores, |id, core| {
+            dir.write(Kind::Core, &format!("core-{id}.img"), std::slice::from_ref(core))
+        })?;
+        each(&self.ids, |pid, ids| {
+            dir.write(Kind::Ids, &format!("ids-{pid}.img"), std::slice::from_ref(ids))
+        })?;
+        each(&self.mm, |pid, mm| dir.write(Kind::Mm, &format!("mm-{pid}.img"), std::slice::from_ref(mm)))?;
+        each(&self.fs, |pid, fs| dir.write(Kind::Fs, &format!("fs-{pid}.img"), std::slice::from_ref(fs)))?;
+        each(&self.fdinfo, |id, descriptors| {
+            dir.write(Kind::Fdinfo, &format!("fdinfo-{id}.img"), descriptors)
+        })
     }
 
     fn write_files(&self, dir: &ImageDir) -> Result<()> {
