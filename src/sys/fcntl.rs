@@ -74,6 +74,18 @@ pub fn begin_writing(file: impl AsFd, offset: u64, len: usize) {
     unsafe { libc::sync_file_range(file.as_fd().as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
+/// Has the file system set room aside for a file that is about to be written: fallocate(2). Only a hint: where it cannot,
+/// writing finds the room piece by piece, which takes longer; where there is none, writing says so. A file system in
+/// memory would fill that room with zeros.
+pub fn set_aside(file: impl AsFd, len: u64) {
+    let file = file.as_fd();
+    let in_memory =
+        nix::sys::statfs::fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+    if let (false, Ok(len)) = (in_memory, i64::try_from(len)) {
+        let _ = nix::fcntl::fallocate(file, nix::fcntl::FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, len);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,9 +24,12 @@ use crate::checkpoint::memory::vmas;
 use crate::checkpoint::model::Model;
 use crate::checkpoint::remote::Injection;
 use crate::checkpoint::task::placement;
+use crate::sys::fcntl::set_aside;
 
 /// Of the advice that an image keeps.
 const DONTFORK: u64 = 1 << libc::MADV_DONTFORK;
+/// From so many processes on two threads write their pages.
+const MANY: usize = 8;
 /// More bytes than this are not kept in memory while everything stands still.
 const LARGE: u64 = 64 << 20;
 
@@ -211,7 +214,12 @@ impl TaskPages {
 
     fn create(&self, images: &ImageDir) -> Result<File> {
         let name = pagemap::of_task(self.vpid);
-        pagemap::create(images, &name, self.pages_id, &self.entries, self.bytes() > LARGE)
+        let bytes = self.bytes();
+        let file = pagemap::create(images, &name, self.pages_id, &self.entries, bytes > LARGE)?;
+        if bytes > LARGE {
+            set_aside(&file, bytes);
+        }
+        Ok(file)
     }
 
     fn write(&mut self, images: &ImageDir, vdso: &Vdso, disk: Disk) -> Result<()> {
@@ -354,10 +362,25 @@ impl Capture {
     /// Writes the pages: while the tasks are stopped, or when [`Self::snapshot`] has made copies of them.
     pub fn write(&mut self, images: &ImageDir, disk: Disk) -> Result<()> {
         let vdso = Vdso::own()?;
-        for task in &mut self.tasks {
-            task.write(images, &vdso, disk).map_err(|e| e.pid(task.vpid.cast_signed()))?;
+        let write = |tasks: &mut [TaskPages]| {
+            let mut all = tasks.iter_mut();
+            all.try_for_each(|task| {
+                task.write(images, &vdso, disk).map_err(|e| e.pid(task.vpid.cast_signed()))
+            })
+        };
+        let halves = self.tasks.len() / 2;
+        if self.tasks.len() < MANY {
+            return write(&mut self.tasks);
         }
-        Ok(())
+        // Each makes two files, which takes longer than what is written to most of them.
+        let (some, others) = self.tasks.split_at_mut(halves);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(|| write(others));
+            let mine = write(some);
+            let theirs =
+                other.join().unwrap_or_else(|_| Err(Error::new("a thread that wrote pages has failed")));
+            mine.and(theirs)
+        })
     }
 }
 
