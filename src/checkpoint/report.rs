@@ -210,7 +210,9 @@ impl Log {
     pub fn line(&mut self, text: fmt::Arguments<'_>) {
         let elapsed = self.start.elapsed();
         if let Some(file) = &mut self.file {
-            let _ = writeln!(file, "({:02}.{:06}) {text}", elapsed.as_secs(), elapsed.subsec_micros());
+            // In one piece: it may be that a container stands still.
+            let line = format!("({:02}.{:06}) {text}\n", elapsed.as_secs(), elapsed.subsec_micros());
+            let _ = file.write_all(line.as_bytes());
         }
     }
     /// Writes an error, marked as clients look for it.

@@ -23,7 +23,8 @@ pub fn has_apparmor() -> bool {
 
 /// True if this kernel has SELinux switched on. To be asked on the host.
 pub fn has_selinux() -> bool {
-    Path::new("/sys/fs/selinux/enforce").exists()
+    static FOUND: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *FOUND.get_or_init(|| Path::new("/sys/fs/selinux/enforce").exists())
 }
 
 /// Refuses labels that this kernel cannot apply.

@@ -66,7 +66,6 @@ pub fn capture(pid: i32, answers: &Answers) -> Result<MmEntry> {
     Ok(mm)
 }
 
-
 /// The fields of proc_pid_stat(5), numbered as there.
 fn bounds(stat: &[u8]) -> Option<MmEntry> {
     // The second field is in parentheses, and may have any bytes in it.

@@ -174,8 +174,10 @@ impl Injection {
             let after = self.drive(&regs, || batch.strace(results.len(), &results))?;
 
             let done = usize::try_from((stub::next_entry(&after) - base) / ENTRY as u64).unwrap_or(0);
-            let mut entries = vec![0u8; usize::try_from(end - base).unwrap_or(0)];
-            self.memory.read(base, &mut entries)?;
+            // With the last entries comes what lies behind them.
+            let all = results.len() + window.entries.len() == batch.len() && total <= WINDOW;
+            let mut entries = vec![0u8; if all { total } else { usize::try_from(end - base).unwrap_or(0) }];
+            self.read_scratch(base, &mut entries)?;
             for &entry in &window.entries {
                 let from = entry * ENTRY + RESULT * 8;
                 let result = entries.get(from..from + 8).and_then(|word| word.try_into().ok());
@@ -185,10 +187,18 @@ impl Injection {
                 }
                 results.push(result);
             }
+            if all {
+                return Ok(Results { results, out: entries.split_off(total - batch.out_len()) });
+            }
         }
         let mut out = vec![0u8; batch.out_len()];
-        self.memory.read(at.out, &mut out)?;
+        self.read_scratch(at.out, &mut out)?;
         Ok(Results { results, out })
+    }
+
+    fn read_scratch(&self, addr: u64, into: &mut [u8]) -> Result<()> {
+        // A live task's is not readable by name.
+        if self.window == 0 { self.memory.read_forced(addr, into) } else { self.memory.read(addr, into) }
     }
 
     /// Lets the thread run from `regs` until the stub stops it.

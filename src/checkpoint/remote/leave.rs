@@ -82,25 +82,25 @@ impl Injection {
     fn instruction(&self, wanted: [u8; 2]) -> Result<u64> {
         let tid = self.thread.tid();
         let window = self.window..self.window + Self::FOOTPRINT;
-        let mut ranges: Vec<(u64, u64)> = memory::vdso_of_maps(tid)?.into_iter().collect();
-        ranges.extend(memory::executable(tid)?);
-        for (start, end) in ranges {
-            if window.contains(&start) {
-                continue;
-            }
+        let search = |(start, end): (u64, u64)| {
             let mut at = start;
-            while at < end {
+            while at < end && !window.contains(&start) {
                 let len = (end - at).min(1 << 20);
                 let mut bytes = vec![0u8; usize::try_from(len).unwrap_or(0)];
-                if self.memory.read(at, &mut bytes).is_err() {
-                    break;
-                }
+                self.memory.read(at, &mut bytes).ok()?;
                 if let Some(found) = bytes.windows(wanted.len()).position(|pair| pair == wanted) {
-                    return Ok(at + found as u64);
+                    return Some(at + found as u64);
                 }
                 at += len;
             }
+            None
+        };
+        if let Some(found) = memory::vdso_of_maps(tid)?.and_then(search) {
+            return Ok(found);
         }
-        Err(Error::new("the restored task has no code with a system call in it, and no vdso"))
+        memory::executable(tid)?
+            .into_iter()
+            .find_map(search)
+            .ok_or_else(|| Error::new("the restored task has no code with a system call in it, and no vdso"))
     }
 }

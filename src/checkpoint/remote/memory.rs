@@ -33,6 +33,11 @@ impl Memory {
         if usize::try_from(got) == Ok(into.len()) {
             return Ok(());
         }
+        self.read_forced(addr, into)
+    }
+
+    /// Reads a mapping that is not readable, as the scratch of a live task: process_vm_readv(2) would be in vain.
+    pub(super) fn read_forced(&self, addr: u64, into: &mut [u8]) -> Result<()> {
         self.file()?.read_exact_at(into, addr).during("cannot read the task's memory", || {
             format!("pread(/proc/{}/mem, {} bytes, {addr:#x})", self.tid, into.len())
         })
