@@ -265,6 +265,42 @@ def test_lazy_from_a_chain_of_pre_dumps(host):
     c.right()
 
 
+def test_compressed_pages(host):
+    c = Churn(host, "c", 64, 8, 20000).start()
+    c.checkpoint("plain", "--pre-dump")
+    c.checkpoint("a", "--compress", "--leave-running")
+    c.right()
+    names = [f.name for f in (host.dir / "a").glob("pages-*")]
+    check(names and all(name.endswith(".lz4.img") for name in names), f"all pages are compressed: {names}")
+    check(image_size(host.dir / "a") < image_size(host.dir / "plain") * 0.8, "the images are smaller")
+    c.delete()
+    for flags in ((), ("--lazy",)):
+        c.restore("a", *flags)
+        c.right()
+        c.checkpoint("a", "--compress")
+    equal(json.loads(c.call("image", "verify", "--format", "json", host.dir / "a").stdout)["whole"], True, "the images are whole")
+    c.call("image", "show", host.dir / "a")
+    # A later set may build on it, and another one on that.
+    c.restore("a")
+    c.checkpoint("b", "--pre-dump")
+    c.checkpoint("d", "--compress", "--parent-path", "../b")
+    c.restore("d", "--lazy")
+    c.right()
+    filled(c)
+    c.checkpoint("d", "--compress")
+    image = next((host.dir / "d").glob("pages-*"))
+    good = image.read_bytes()
+    for bad in (b"x" + good[1:], good[:16] + b"x" + good[17:], good[:-1]):
+        image.write_bytes(bad)
+        fails = c.call("restore", "--detach", "--bundle", c.bundle, "--image-path", host.dir / "d", c.id, ok=(1,))
+        check(image.name in fails.stderr, f"the damaged image is named: {fails.stderr}")
+    image.write_bytes(good)
+    for other in (["--pre-dump"], ["--precopy"], ["--auto-dedup"]):
+        c.call("checkpoint", "--compress", *other, c.id, ok=(1, 2))
+    c.restore("d")
+    c.right()
+
+
 def test_what_is_touched_first_comes_first_the_next_time(host):
     real_checkpoints()
     root = host.overlay("busybox", "c")

@@ -59,6 +59,8 @@ pub struct Options {
     pub parent_path: Option<PathBuf>,
     /// What this set has anew is taken out of the earlier ones.
     pub auto_dedup: bool,
+    /// Compress the pages.
+    pub compress: bool,
     /// What config.json of the destination does not allow is left out of the images, instead of refusing them.
     pub clamp: bool,
     /// A processor with fewer instructions than that of the checkpoint is taken.

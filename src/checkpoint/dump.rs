@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use crate::checkpoint::context::{Dump, LiveTask, Options, Source};
 use crate::checkpoint::image::{IMG_VERSION, ImageDir, InventoryEntry, StasisExtension};
 use crate::checkpoint::memory::Capture;
+use crate::checkpoint::memory::compressed;
 use crate::checkpoint::memory::copy::Disk;
 use crate::checkpoint::memory::dedup::dedup;
 use crate::checkpoint::memory::look::Looks;
@@ -237,7 +238,8 @@ impl Standing<'_, '_, '_> {
     /// Memory is what takes long: where a copy can be made that stands still instead, the container goes on before.
     fn write_memory(&mut self, mut capture: Capture) -> Result<bool> {
         let (options, images) = (self.dump.options, self.dump.images);
-        let disk = Disk::of(!options.no_sync && self.before.heir.is_none());
+        // Compressed, they are another file.
+        let disk = Disk::of(!options.no_sync && self.before.heir.is_none() && !options.compress);
         // Frozen again at once, what was frozen could not be asked to wait for its copies.
         if options.leave_running && !self.ice.any() && capture.snapshot(&mut self.dump.tasks, images)? {
             self.phases.end("snapshot");
@@ -280,6 +282,11 @@ impl Standing<'_, '_, '_> {
         let (options, images, inherited) = (self.dump.options, self.dump.images, self.before.heir.is_some());
         if !inherited {
             images.settle()?;
+        }
+        if options.compress {
+            compressed::compress(images)?;
+            self.dump.model.set_critical_extension(compressed::EXTENSION, &compressed::LZ4)?;
+            self.phases.end("compression");
         }
         namespaces::pid::note_last(&mut self.dump)?;
         self.dump.model.write(images)?;

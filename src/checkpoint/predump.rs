@@ -41,7 +41,7 @@ pub fn pre_dump(
         let Found { round, tracking, mut report } = found;
         round.write(&ImageDir::create(&options.image_path)?, options, Disk::of(!options.no_sync))?;
         if options.auto_dedup && !dedup(&ImageDir::open(&options.image_path)?)? {
-            log.line(format_args!("the file system makes no holes: the earlier sets stay as they are"));
+            log.line(format_args!("the file system makes no holes, or the pages are compressed: the earlier sets stay as they are"));
         }
         report.phases.end("pages");
         report.image_bytes = report::bytes(&options.image_path, "");

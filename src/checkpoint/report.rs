@@ -11,6 +11,7 @@ use prost::Message;
 use crate::checkpoint::Error;
 use crate::checkpoint::context::Options;
 use crate::checkpoint::image::{DumpStatsEntry, Kind, RestoreStatsEntry, StatsEntry};
+use crate::checkpoint::memory::compressed;
 use crate::checkpoint::model::Model;
 
 /// The phases of an operation in the order they ended, each with its length.
@@ -183,7 +184,18 @@ pub fn bytes(dir: &Path, prefix: &str) -> u64 {
 
 /// Pages of memory in a directory of images.
 pub fn pages(dir: &Path) -> u64 {
-    bytes(dir, "pages-") / PAGE
+    let plain = |name: &str| name.starts_with("pages-") && name.ends_with(".img");
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let ours = files.filter(|f| f.file_name().to_str().is_some_and(plain));
+    let length = |entry: std::fs::DirEntry| {
+        let told = if entry.file_name().as_encoded_bytes().ends_with(b".lz4.img") {
+            compressed::length(&File::open(entry.path()).ok()?)
+        } else {
+            None
+        };
+        told.or_else(|| Some(entry.metadata().ok()?.len()))
+    };
+    ours.filter_map(length).fold(0, u64::saturating_add) / PAGE
 }
 
 /// Pages that the tasks of the images have mapped.

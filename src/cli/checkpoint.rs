@@ -91,6 +91,9 @@ pub struct Args {
     /// Remove from earlier images what a later one replaces
     #[arg(long)]
     auto_dedup: bool,
+    /// Compress the memory, on all processors
+    #[arg(long, conflicts_with_all = ["pre_dump", "precopy", "auto_dedup"])]
+    compress: bool,
     /// Print what the checkpoint took
     #[arg(long)]
     print_stats: bool,
@@ -200,6 +203,7 @@ pub fn run(context: &Context, args: &Args) -> Result<u8> {
         trace: args.trace.as_deref().map(absolute).transpose()?,
         no_sync: args.no_sync,
         auto_dedup: args.auto_dedup,
+        compress: args.compress,
         parent_path: args.parent_path.clone(),
         ..options(&args.what)?
     };

@@ -15,10 +15,12 @@
 //! Everything is relative to descriptors: the directory may belong to somebody who changes it under our hands. What is
 //! made while the container stands still may stand in memory first (`desk`).
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::dir::Dir;
@@ -51,6 +53,8 @@ pub struct ImageDir {
     pub(super) desk: Option<Desk>,
     /// Nothing is made on the desk any more.
     pub(super) settled: AtomicBool,
+    /// What compressed images hold, in memory, by name.
+    pub(in crate::checkpoint) expanded: Mutex<BTreeMap<String, File>>,
 }
 
 #[derive(Debug)]
@@ -70,7 +74,8 @@ impl ImageDir {
     }
 
     pub(super) fn of(path: PathBuf, dir: OwnedFd, staging: Option<Staging>) -> Self {
-        Self { path, dir, staging, desk: None, settled: AtomicBool::new(false) }
+        let (settled, expanded) = (AtomicBool::new(false), Mutex::default());
+        Self { path, dir, staging, desk: None, settled, expanded }
     }
 
     /// Makes a directory to write images to, with its parents, and a staging directory in it.
@@ -170,6 +175,11 @@ impl ImageDir {
             return Err(at(Error::new("the image is not a regular file")));
         }
         Ok(stat.st_size.cast_unsigned())
+    }
+
+    /// Removes a file that is not published yet.
+    pub fn remove(&self, name: &str) -> Result<()> {
+        remove(self.place(), name).map_err(|e| e.path(self.path.join(name)))
     }
 
     /// Whether there is such a file.

@@ -16,9 +16,10 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use crate::checkpoint::error::{Context, Error, Result};
 use crate::checkpoint::image::ImageDir;
-use crate::checkpoint::memory::pagemap;
+use crate::checkpoint::memory::{compressed, pagemap};
 
-/// Makes holes in the sets before `images`, as far as the links `parent` lead. False where the file system makes none.
+/// Makes holes in the sets before `images`, as far as the links `parent` lead. False where the file system makes none, or
+/// the pages are compressed.
 pub fn dedup(images: &ImageDir) -> Result<bool> {
     for name in images.names()?.iter().filter(|name| name.starts_with("pagemap-")) {
         // A set that replaces nothing has no older pages either.
@@ -35,6 +36,9 @@ pub fn dedup(images: &ImageDir) -> Result<bool> {
 }
 
 fn replace(images: &ImageDir, parent: &ImageDir, name: &str) -> Result<bool> {
+    if compressed::any(parent)? {
+        return Ok(false);
+    }
     let old = pagemap::open(parent, name)?;
     let files = old.files.iter().map(writable).collect::<Result<Vec<File>>>()?;
     for run in pagemap::present_in(images, name)?.iter().flat_map(|range| old.within(range)) {

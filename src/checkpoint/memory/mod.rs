@@ -43,6 +43,7 @@ pub mod aio;
 pub mod bridge;
 pub mod capture;
 pub mod choose;
+pub mod compressed;
 pub mod copy;
 pub mod dedup;
 pub mod dump;

@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::image::{ImageDir, Kind, PagemapEntry, PagemapHead, pagemap as flag};
+use crate::checkpoint::memory::compressed;
 use crate::checkpoint::memory::copy::Placed;
 use crate::checkpoint::memory::pages::PAGE;
 
@@ -169,7 +170,10 @@ fn open_chain(images: &ImageDir, name: &str, left: usize) -> Result<Pages> {
     let at = |e: Error| e.path(images.path().join(name));
     let (entries, pages_id) = entries(images, name)?;
     let (found, total) = runs(&entries).map_err(at)?;
-    let file = images.raw_open(&pages_name(pages_id))?;
+    let file = match compressed::open(images, &pages_name(pages_id), total)? {
+        Some(file) => file,
+        None => images.raw_open(&pages_name(pages_id))?,
+    };
     let size = file.metadata().map_or(0, |m| m.len());
     if size < total {
         return Err(Error::new(format!("the image has {size} bytes of pages, {total} are needed"))

@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::checkpoint::error::{Error, Result};
 use crate::checkpoint::files::{EXEC_TERMINALS, FILESYSTEM_MARKS, pipe};
 use crate::checkpoint::image::{Extension, IMG_VERSION, IMG_VERSION_CRITICAL};
-use crate::checkpoint::memory::{aio, marks};
+use crate::checkpoint::memory::{aio, compressed, marks};
 use crate::checkpoint::model::Model;
 use crate::checkpoint::namespaces::mount::late;
 use crate::checkpoint::namespaces::nested::pids;
@@ -25,6 +25,7 @@ const CRITICAL: &[&str] = &[
     aio::EXTENSION,
     net::EXTENSION,
     FILESYSTEM_MARKS,
+    compressed::EXTENSION,
 ];
 
 impl Model {
