@@ -69,7 +69,11 @@ impl<'a> Container<'a> {
                 .map_err(|e| format!("{}: {e}", bundle.display()))?;
             fs::write(bundle.join(name).join("which"), name).map_err(|e| e.to_string())?;
         }
-        fs::copy(program, rootfs.join("fixture")).map_err(|e| format!("{}: {e}", program.display()))?;
+        // By another process: a child that another test starts here might hold it open for writing while it is executed.
+        let copied = std::process::Command::new("cp").arg(program).arg(rootfs.join("fixture")).status();
+        if !copied.is_ok_and(|status| status.success()) {
+            return Err(format!("{}: it cannot be copied", program.display()));
+        }
         let mut config: Value =
             serde_json::from_str(include_str!("config.json")).map_err(|e| e.to_string())?;
         for patch in &fixture.config {
