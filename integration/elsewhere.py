@@ -231,6 +231,31 @@ def test_mount_with_ids_of_its_own(host):
         equal(look(), ["1007:1008"] * 2, f"the owner inside after the {image} restore")
 
 
+def test_a_file_that_was_written_since(host):
+    """It is named, with both sizes and times, unless whoever restores the container wants it as it is."""
+    real_checkpoints()
+    root = host.overlay("busybox", "root")
+    file = root / "file"
+    file.write_text("four")
+    os.utime(file, (1_000_000_000, 1_000_000_000))
+    c = Container(host, "written", config(["sh", "-c", "exec 3</file; exec sleep 100000"], root=root))
+    c.run()
+    until(lambda: os.path.exists(f"/proc/{c.pid()}/fd/3"), "the open file")
+    c.checkpoint("image")
+    with file.open("a") as more:
+        more.write(" and more")
+    os.utime(file, (1_100_000_000, 1_100_000_000))
+    told = "it has 13 bytes and was written 2004-11-09T11:33:20Z, had 4 and was written 2001-09-09T01:46:40Z"
+    try:
+        c.restore("image")
+    except Failed as e:
+        check(told in str(e) and "/file" in str(e) and "--file-validation none" in str(e), str(e))
+    else:
+        raise Failed("a file of another size was taken for that of the checkpoint")
+    c.restore("image", "--file-validation", "none")
+    equal(c.exec("cat", "/proc/1/fd/3").stdout, "four and more", "the file")
+
+
 def test_terminals_of_exec(host):
     """exec --tty: its other end is the client's. Left out, its client sees the end; kept, it is somebody else's after a restore
     with --exec-console-socket, with all that belongs to it; without, it is hung up, as when its client had died."""

@@ -65,6 +65,8 @@ pub struct Options {
     pub clamp: bool,
     /// A processor with fewer instructions than that of the checkpoint is taken.
     pub any_processor: bool,
+    /// Files may have another size than at the checkpoint.
+    pub any_file_size: bool,
     /// A container that was paused at the checkpoint runs after the restore.
     pub resume: bool,
     /// The memory of a restored container is filled while it already runs.

@@ -412,6 +412,7 @@ fn save(dump: &mut Dump<'_>, phases: &mut Phases) -> Result<Capture> {
     nested::birth::Births::of(&dump.model, &steps, &pids)?.check(&dump.model)?;
     phases.end("files");
     let capture = pages(dump)?;
+    files::record_times(dump)?;
     phases.end("memory");
     Ok(capture)
 }

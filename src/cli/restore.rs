@@ -73,6 +73,10 @@ pub struct Args {
     /// which leaves out the registers that it lacks
     #[arg(long, value_name = "CAP", default_value = "ins")]
     cpu_cap: String,
+    /// What files that were open must have as they had it at the checkpoint: filesize, or none, for those that others
+    /// have gone on writing
+    #[arg(long, value_name = "WHAT", default_value = "filesize")]
+    file_validation: String,
     /// Print what the restore took
     #[arg(long)]
     print_stats: bool,
@@ -107,6 +111,11 @@ pub fn run(context: &Context, args: Args) -> Result<u8> {
             _ => return Err(Error::new("invalid policy: refuse or clamp")),
         },
         any_processor: any_processor(&args.cpu_cap)?,
+        any_file_size: match args.file_validation.as_str() {
+            "filesize" => false,
+            "none" => true,
+            _ => return Err(Error::new("invalid file-validation: filesize or none")),
+        },
         lazy: args.lazy || args.lazy_pages,
         record_touched: true,
         resume: args.resume || for_a_client(&args),

@@ -16,6 +16,11 @@ pub fn now() -> String {
     seconds(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()) + "Z"
 }
 
+/// A time in seconds since 1970, UTC. Before that there is none.
+pub fn utc(at: i64) -> String {
+    seconds(Duration::from_secs(u64::try_from(at).unwrap_or(0))) + "Z"
+}
+
 fn seconds(since_epoch: Duration) -> String {
     let total = since_epoch.as_secs();
     let (days, second) = (total / 86_400, total % 86_400);

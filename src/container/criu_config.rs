@@ -55,6 +55,7 @@ pub fn apply(annotations: &BTreeMap<String, String>, options: &mut Options) -> R
             "keep-exec" => options.keep_exec = true,
             "no-sync" => options.no_sync = true,
             "cpu-cap" if value == "none" => options.any_processor = true,
+            "file-validation" if value == "none" => options.any_file_size = true,
             // All else that may be asked of the processor is looked at anyway.
             "cpu-cap" => {}
             "leave-running" => options.leave_running = true,

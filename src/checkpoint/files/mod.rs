@@ -17,6 +17,7 @@
 
 pub mod address;
 mod bpfmap;
+mod changed;
 mod check;
 mod device;
 mod diag;
@@ -61,6 +62,7 @@ pub mod unix;
 pub mod uring;
 mod watched;
 
+pub use changed::record as record_times;
 pub use check::check;
 pub use dump::{before, dump};
 pub use fanotify::EXTENSION as FILESYSTEM_MARKS;

@@ -30,6 +30,8 @@ pub struct Registry {
     pub(super) held: Vec<OwnedFd>,
     /// Files that mappings, roots and executables use.
     pub(super) paths: HashMap<PathKey, u32>,
+    /// When files were written last.
+    pub(super) times: BTreeMap<u32, i64>,
     /// Unlinked files whose contents were saved: device and inode -> id of the ghost.
     pub(super) ghosts: BTreeMap<(u64, u64), u32>,
     /// Pipes and fifos whose contents were looked at, by inode.

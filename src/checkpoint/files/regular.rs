@@ -20,7 +20,7 @@ use crate::checkpoint::context::{Dump, Restore};
 use crate::checkpoint::error::Context;
 use crate::checkpoint::files::live::{Live, reopen};
 use crate::checkpoint::files::registry::PathKey;
-use crate::checkpoint::files::{Surroundings, device, ghost, memfd, watched};
+use crate::checkpoint::files::{Surroundings, changed, device, ghost, memfd, watched};
 use crate::checkpoint::image::{FdTypes, FileEntry, RegFileEntry};
 use crate::checkpoint::{Error, Result};
 use crate::sys::resolve;
@@ -154,6 +154,9 @@ pub fn entry(dump: &mut Dump<'_>, live: &Live, id: u32) -> Result<FileEntry> {
         Place::Unlinked | Place::Name => &live.link,
     };
     let reg = RegFileEntry { name: bytes(name), mnt_id: Some(live.info.mnt_id), ..bare(dump, live, id)? };
+    if reg.size.is_some() {
+        dump.files.times.insert(id, live.stat.st_mtime);
+    }
     Ok(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() })
 }
 
@@ -239,7 +242,7 @@ pub fn open(restore: &Restore<'_>, reg: &RegFileEntry) -> Result<OwnedFd> {
         .map_err(|e| name(missing(e)))?;
     let stat =
         nix::sys::stat::fstat(&seen).during("cannot stat a file", || "fstat(_)".into()).map_err(name)?;
-    verify(reg, stat.st_mode, stat.st_size)?;
+    changed::verify(restore, reg, &stat)?;
     let flags = open_flags(reg.flags);
     if flags.contains(OFlag::O_PATH) {
         return resolve::open_in_root(&root, reg.path(), flags)
@@ -265,24 +268,6 @@ pub fn seek(file: &OwnedFd, reg: &RegFileEntry) -> Result<()> {
         Err(errno) => {
             Err(Error::new("cannot set the offset").call(format!("lseek(_, {wanted}, SEEK_SET)"), errno))
         }
-    }
-}
-
-/// The file must be of the kind and the size that it was.
-fn verify(reg: &RegFileEntry, mode: u32, size: i64) -> Result<()> {
-    if let Some(was) = reg.mode.filter(|was| (was ^ mode) & libc::S_IFMT != 0) {
-        return Err(Error::new(format!(
-            "a file is of another kind than at the checkpoint: mode {mode:o}, was {was:o}"
-        ))
-        .path(reg.path()));
-    }
-    match reg.size {
-        Some(was) if mode & libc::S_IFMT == libc::S_IFREG && was != size.cast_unsigned() => {
-            Err(Error::new(format!("a file has changed since the checkpoint: {size} bytes, had {was}"))
-                .path(reg.path())
-                .remedy("restore with the root file system and volumes as they were at the checkpoint"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -333,14 +318,6 @@ mod tests {
         let mut c = live(c);
         c.link = dir.path().join("d");
         assert!(place(&c, &around).unwrap_err().to_string().contains("another file"));
-    }
-
-    #[test]
-    fn sizes_and_kinds_are_verified() {
-        let reg = RegFileEntry { size: Some(5), mode: Some(libc::S_IFREG | 0o644), ..Default::default() };
-        verify(&reg, libc::S_IFREG | 0o600, 5).unwrap();
-        assert!(verify(&reg, libc::S_IFREG, 6).unwrap_err().to_string().contains("6 bytes, had 5"));
-        assert!(verify(&reg, libc::S_IFDIR, 5).is_err());
     }
 
     #[test]
